@@ -1,1 +1,10 @@
-//! Placeholder.
+//! The Speech-LLM on tch: frozen Whisper encoder, trained projector, frozen causal LLM, Zipper-LoRA adapters.
+//!
+//! Owns the mathematics of the forward pass and the reading of Hugging Face directories. Never holds async code,
+//! networking, optimizers or the training loop.
+//!
+//! Reading order: [`param`], [`linear`], [`hub`] (directories), [`encoder`], [`projector`], [`llm`], [`adapter`],
+//! [`speech_llm`] (the whole), [`generate`].
+
+pub mod linear;
+pub mod param;

@@ -1,0 +1,55 @@
+//! A frozen linear layer to which an adapter may add.
+
+use tch::Tensor;
+
+/// Index of an adapted linear layer in the list that [`crate::llm::CausalLm::lora_sites`] returns.
+pub type SiteId = usize;
+
+/// An adapted linear layer, as the adapters see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoraSite {
+    /// The layer's name in the model's own files, without `.weight`: `model.layers.3.self_attn.q_proj`.
+    pub name: String,
+    /// Index of the transformer layer it is in.
+    pub layer: usize,
+    /// Width of its input.
+    pub d_in: i64,
+    /// Width of its output.
+    pub d_out: i64,
+}
+
+/// What is added to the output of an adapted layer.
+pub trait LinearDelta {
+    /// `s * B(l) A x` for every row of the micro batch, where `l` is the row's language.
+    ///
+    /// # Shapes
+    /// - `input`: `[batch, time, d_in]` of the site
+    /// - returns: `[batch, time, d_out]`, in the element type of `input`
+    fn delta(&self, site: SiteId, input: &Tensor) -> Tensor;
+}
+
+/// A frozen linear layer: `y = W x + b`, plus the delta of its site where one is attached.
+#[derive(Debug)]
+pub struct Linear {
+    /// `[d_out, d_in]`.
+    pub weight: Tensor,
+    /// `[d_out]`.
+    pub bias: Option<Tensor>,
+    /// The site this layer is adapted as.
+    pub site: Option<SiteId>,
+}
+
+impl Linear {
+    /// Applies the layer.
+    ///
+    /// # Shapes
+    /// - `input`: `[batch, time, d_in]`
+    /// - returns: `[batch, time, d_out]`
+    pub fn forward(&self, input: &Tensor, adapters: Option<&dyn LinearDelta>) -> Tensor {
+        let frozen = input.linear(&self.weight, self.bias.as_ref());
+        match (self.site, adapters) {
+            (Some(site), Some(adapters)) => frozen + adapters.delta(site, input),
+            _ => frozen,
+        }
+    }
+}
