@@ -1,1 +1,69 @@
-//! Cross-crate tests: see `tests/e2e`.
+//! What the cross-crate tests share: a tiny Speech-LLM with random weights, a tiny corpus of real audio files, a
+//! configuration for both, and the programs under test.
+//!
+//! Everything is written into a temporary folder from a seed; nothing is downloaded and nothing is checked in.
+
+mod corpus;
+mod models;
+mod programs;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+pub use corpus::{LANGUAGES, write_corpus};
+pub use models::{write_llm, write_whisper};
+pub use programs::{Finished, Launched, program};
+
+/// A folder with models, audio, manifests and a configuration.
+#[derive(Debug)]
+pub struct Fixture {
+    folder: tempfile::TempDir,
+}
+
+impl Fixture {
+    /// Writes a whole tiny job: 3 languages, 2 + 2 layers, both stages, variant `soft`.
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        write_whisper(&folder.path().join("whisper"), 7);
+        write_llm(&folder.path().join("llm"), 8);
+        write_corpus(&folder.path().join("corpus"), 9);
+        let fixture = Self { folder };
+        fixture.write_config("run.yaml", |text| text);
+        fixture
+    }
+
+    /// The fixture's folder.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Writes the base configuration, changed by `edit`, under `name`, and returns its path.
+    pub fn write_config(&self, name: &str, edit: impl Fn(String) -> String) -> PathBuf {
+        let base = include_str!("run.yaml").replace("FIXTURE", &self.path().display().to_string());
+        let path = self.path().join(name);
+        fs::write(&path, edit(base)).expect("the fixture's folder is writable");
+        path
+    }
+
+    /// A run URL inside the fixture.
+    pub fn run_url(&self, name: &str) -> String {
+        format!("file://{}", self.path().join(name).display())
+    }
+
+    /// The loss of every step in a run's metrics, by step.
+    pub fn losses(&self, run: &str) -> Vec<(u64, f64)> {
+        let path = self.path().join(run).join("metrics/train.jsonl");
+        let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let lines = text.lines().map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).expect("metrics are JSON lines");
+            (line["step"].as_u64().expect("a step"), line["loss"].as_f64().expect("a loss"))
+        });
+        lines.collect()
+    }
+}
+
+impl Default for Fixture {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,1 +1,19 @@
-//! Placeholder.
+//! The training step and everything one rank needs for it: encoder frames, optimizer, trainable state as bytes,
+//! decoding of manifests.
+//!
+//! Owns what happens to tensors between two checkpoints. Never holds async code, gRPC or object storage, and does
+//! not decide which utterances are in a batch ([`zipper_plan`]) or when to stop, validate and save (the coordinator).
+//!
+//! Reading order: [`replica`] (one copy of the model), [`session`] (what a rank holds), [`step`] (one optimizer step), [`frames`], [`optimizer`],
+//! [`state`], [`evaluate`].
+
+mod error;
+pub mod evaluate;
+pub mod frames;
+pub mod optimizer;
+pub mod replica;
+pub mod session;
+pub mod state;
+pub mod step;
+
+pub use error::TrainError;

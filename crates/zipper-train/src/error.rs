@@ -1,0 +1,67 @@
+//! What can go wrong while training.
+
+use zipper_collectives::CollectiveError;
+use zipper_data::AudioError;
+use zipper_model::ModelError;
+use zipper_model::adapter::AdapterError;
+use zipper_plan::PlanError;
+
+/// A failure of the training thread.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// A model directory cannot be used.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The adapters cannot have the configured shape.
+    #[error("adapter: {0}")]
+    Adapter(#[from] AdapterError),
+    /// A global batch cannot be drawn from this data.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A collective operation failed.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+    /// An utterance's audio became unreadable after it was checked.
+    #[error("utterance `{id}`: {source}")]
+    Audio {
+        /// The utterance.
+        id: String,
+        /// What was wrong with its audio.
+        source: AudioError,
+    },
+    /// The encoder cache cannot be written or read.
+    #[error("encoder cache `{path}`: {source}")]
+    Cache {
+        /// The file or folder.
+        path: std::path::PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A checkpoint's contents do not fit this configuration.
+    #[error("{0}")]
+    State(String),
+    /// The loss or a gradient is not finite, and the configuration says to stop.
+    #[error(
+        "step {step}: the {what} is not finite (languages in the batch: {languages}); set `training.on_non_finite: \
+         skip` to leave such updates out, or lower the learning rate"
+    )]
+    NonFinite {
+        /// The step that was not made.
+        step: u64,
+        /// `loss` or `gradient`.
+        what: &'static str,
+        /// The languages of its global batch.
+        languages: String,
+    },
+}
+
+impl TrainError {
+    /// Whether the user's configuration or files are at fault, so that trying again cannot help.
+    pub fn is_config(&self) -> bool {
+        match self {
+            Self::Model(error) => error.is_config(),
+            Self::Adapter(_) | Self::Plan(_) => true,
+            _ => false,
+        }
+    }
+}

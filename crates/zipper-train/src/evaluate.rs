@@ -1,0 +1,74 @@
+//! Decoding of a set of utterances, for WER and CER.
+
+use zipper_data::Utterance;
+
+use crate::TrainError;
+use crate::replica::Replica;
+
+/// Utterances decoded together: enough to keep the cores busy, few enough that short ones do not wait for long ones.
+const BATCH: usize = 16;
+
+/// What to do with each utterance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DecodeOptions {
+    /// Silence the speech: the no-audio control.
+    pub silenced: bool,
+    /// Also measure the loss of the reference.
+    pub with_nll: bool,
+}
+
+/// One decoded utterance.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decoded {
+    /// The utterance's id.
+    pub id: String,
+    /// Its language code.
+    pub lang: String,
+    /// What was said.
+    pub reference: String,
+    /// What the model wrote.
+    pub hypothesis: String,
+    /// Negative log-likelihood of the reference, in nats, and its tokens; only with `with_nll`.
+    pub nll: Option<(f64, u64)>,
+}
+
+/// Decodes `utterances`, shortest first, calling `proceed` with the number done before each batch; stops early,
+/// returning nothing, when it says no.
+///
+/// # Errors
+/// [`TrainError::Audio`] if an utterance's audio became unreadable.
+pub fn decode(
+    replica: &Replica,
+    utterances: &[&Utterance],
+    options: DecodeOptions,
+    mut proceed: impl FnMut(usize) -> bool,
+) -> Result<Option<Vec<Decoded>>, TrainError> {
+    let mut order: Vec<&Utterance> = utterances.to_vec();
+    order.sort_by(|a, b| a.duration.total_cmp(&b.duration).then_with(|| a.id.cmp(&b.id)));
+    let mut decoded = Vec::with_capacity(order.len());
+    let every_language: Vec<usize> = (0..replica.config().data.languages.len()).collect();
+    let merged = tch::no_grad(|| replica.adapters().merge(&every_language));
+    for batch in order.chunks(BATCH) {
+        if !proceed(decoded.len()) {
+            return Ok(None);
+        }
+        let hypotheses = tch::no_grad(|| replica.transcribe(batch, &merged, options.silenced))?;
+        let losses = if options.with_nll {
+            let nll = tch::no_grad(|| replica.nll(batch, &merged, None))?;
+            let sums = Vec::<f64>::try_from(nll.sums.to_kind(tch::Kind::Double)).unwrap_or_default();
+            sums.into_iter().zip(nll.tokens).map(|(sum, tokens)| Some((sum, tokens as u64))).collect()
+        } else {
+            vec![None; batch.len()]
+        };
+        decoded.extend(batch.iter().zip(hypotheses).zip(losses).map(|((utterance, hypothesis), nll)| {
+            Decoded {
+                id: utterance.id.clone(),
+                lang: utterance.lang.clone(),
+                reference: utterance.text.clone(),
+                hypothesis,
+                nll,
+            }
+        }));
+    }
+    Ok(Some(decoded))
+}

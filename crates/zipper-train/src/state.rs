@@ -1,0 +1,104 @@
+//! Trainable state as bytes and back: the contents of a checkpoint's parts.
+//!
+//! Who writes which part and where it goes is decided elsewhere; here is only what a part holds.
+
+use std::collections::BTreeMap;
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+use zipper_plan::SamplerState;
+use zipper_types::{Stage, Step};
+
+use crate::TrainError;
+
+/// `state.json` of a checkpoint: everything that is not a tensor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainState {
+    /// Stage in which the step was made.
+    pub stage: Stage,
+    /// Completed optimizer steps.
+    pub step: Step,
+    /// Where the sampler stands after that step.
+    pub sampler: SamplerState,
+    /// Optimizer steps of the shared parameters in this stage.
+    pub shared_optimizer_steps: u64,
+    /// Optimizer steps of each bank, by language.
+    pub bank_optimizer_steps: BTreeMap<String, u64>,
+    /// Updates left out because a gradient was not finite.
+    pub skipped_updates: u64,
+}
+
+/// Writes tensors as a safetensors file in memory, all f32, in the order of their names.
+///
+/// # Errors
+/// [`TrainError::State`] if the file cannot be built.
+pub fn to_safetensors<'a>(
+    tensors: impl IntoIterator<Item = (String, &'a Tensor)>,
+) -> Result<Vec<u8>, TrainError> {
+    let blobs: BTreeMap<String, (Vec<usize>, Vec<u8>)> = tensors
+        .into_iter()
+        .map(|(name, tensor)| {
+            let shape = tensor.size().iter().map(|&n| n as usize).collect();
+            (name, (shape, bytes_of(tensor)))
+        })
+        .collect();
+    let views = blobs
+        .iter()
+        .map(|(name, (shape, bytes))| Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
+        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
+        .map_err(|error| TrainError::State(error.to_string()))?;
+    safetensors::serialize(views, None).map_err(|error| TrainError::State(error.to_string()))
+}
+
+/// The values of `tensor` as little-endian f32.
+fn bytes_of(tensor: &Tensor) -> Vec<u8> {
+    let flat = tensor.detach().to_kind(Kind::Float).to_device(tch::Device::Cpu).contiguous().view([-1]);
+    let mut values = vec![0f32; flat.numel()];
+    flat.copy_data(&mut values, flat.numel());
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+/// Reads a safetensors file that [`to_safetensors`] wrote.
+///
+/// # Errors
+/// [`TrainError::State`] naming `part` if it is not such a file.
+pub fn from_safetensors(part: &str, bytes: &[u8]) -> Result<BTreeMap<String, Tensor>, TrainError> {
+    let file = SafeTensors::deserialize(bytes)
+        .map_err(|error| TrainError::State(format!("`{part}` is not a safetensors file: {error}")))?;
+    file.tensors()
+        .into_iter()
+        .map(|(name, view)| {
+            if view.dtype() != Dtype::F32 {
+                return Err(TrainError::State(format!(
+                    "`{part}`: tensor `{name}` is {:?}, expected F32",
+                    view.dtype()
+                )));
+            }
+            let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
+            Ok((name, Tensor::from_data_size(view.data(), &shape, Kind::Float)))
+        })
+        .collect()
+}
+
+/// Copies the tensor called `name` into `target`.
+///
+/// # Errors
+/// [`TrainError::State`] if it is missing or has another shape.
+pub fn copy_into(
+    target: &mut Tensor,
+    name: &str,
+    tensors: &BTreeMap<String, Tensor>,
+) -> Result<(), TrainError> {
+    let source =
+        tensors.get(name).ok_or_else(|| TrainError::State(format!("the checkpoint has no tensor `{name}`")))?;
+    if source.size() != target.size() {
+        return Err(TrainError::State(format!(
+            "tensor `{name}` of the checkpoint has shape {:?}, this configuration needs {:?}",
+            source.size(),
+            target.size()
+        )));
+    }
+    tch::no_grad(|| target.copy_(source));
+    Ok(())
+}

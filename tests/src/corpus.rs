@@ -1,0 +1,55 @@
+//! A tiny corpus: sums of sines as WAV files of several sampling rates, with short texts.
+
+use std::fs;
+use std::path::Path;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// The corpus's languages with their training utterances: unequal, as in life.
+pub const LANGUAGES: [(&str, usize); 3] = [("en", 14), ("de", 7), ("vi", 3)];
+
+const WORDS: [&str; 6] = ["one", "two", "eins", "zwei", "hai", "ba"];
+
+/// Writes `train.jsonl`, `validation.jsonl`, `test.jsonl` and their audio into `folder`.
+pub fn write_corpus(folder: &Path, seed: u64) {
+    fs::create_dir_all(folder).expect("the folder can be made");
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    for (split, divisor) in [("train", 1), ("validation", 4), ("test", 3)] {
+        let mut manifest = String::new();
+        for (language, count) in LANGUAGES {
+            for index in 0..count.div_ceil(divisor) {
+                let id = format!("{split}-{language}-{index:02}");
+                let seconds = random.random_range(0.35..0.95);
+                write_wav(&folder.join(format!("{id}.wav")), seconds, &mut random);
+                let text =
+                    [0, 1].map(|_| WORDS[random.random_range(0..WORDS.len())]).join(" ");
+                let line = serde_json::json!({
+                    "id": id, "audio_filepath": format!("{id}.wav"), "duration": seconds, "text": text,
+                    "lang": language,
+                });
+                manifest.push_str(&line.to_string());
+                manifest.push('\n');
+            }
+        }
+        fs::write(folder.join(format!("{split}.jsonl")), manifest).expect("the folder is writable");
+    }
+}
+
+fn write_wav(path: &Path, seconds: f64, random: &mut ChaCha8Rng) {
+    let sample_rate = [8_000, 16_000, 22_050][random.random_range(0..3)];
+    let spec = hound::WavSpec {
+        channels: 1,
+        sample_rate,
+        bits_per_sample: 16,
+        sample_format: hound::SampleFormat::Int,
+    };
+    let mut writer = hound::WavWriter::create(path, spec).expect("the folder is writable");
+    let tones: [f64; 3] = [0, 1, 2].map(|_| random.random_range(120.0..3_000.0));
+    for sample in 0..(seconds * f64::from(sample_rate)).ceil() as u32 {
+        let time = f64::from(sample) / f64::from(sample_rate);
+        let value: f64 = tones.iter().map(|tone| (tone * time * std::f64::consts::TAU).sin()).sum();
+        writer.write_sample((value / 4.0 * f64::from(i16::MAX)) as i16).expect("the disk has room");
+    }
+    writer.finalize().expect("the disk has room");
+}

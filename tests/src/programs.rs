@@ -1,0 +1,90 @@
+//! The programs under test, as processes.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Longest that any run of a test may take; a hang becomes a failure with its output.
+const DEADLINE: Duration = Duration::from_secs(180);
+
+/// The path of a program of this workspace, built beside this test.
+///
+/// # Panics
+/// If it has not been built: `cargo nextest run --workspace` and `cargo build` build all of them.
+pub fn program(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test has a path");
+    let folder = test.ancestors().nth(2).expect("tests are built into target/<profile>/deps");
+    let path = folder.join(name);
+    assert!(path.exists(), "`{}` is not built: run `cargo build` first", path.display());
+    path
+}
+
+/// A finished program.
+#[derive(Debug)]
+pub struct Finished {
+    /// Its exit code; nothing if a signal ended it.
+    pub code: Option<i32>,
+    /// What it printed on stdout.
+    pub stdout: String,
+    /// What it printed on stderr.
+    pub stderr: String,
+}
+
+/// A running `zipper-launch`.
+#[derive(Debug)]
+pub struct Launched {
+    child: Child,
+}
+
+impl Launched {
+    /// Starts `zipper-launch` with `arguments`.
+    pub fn start(arguments: &[&str]) -> Self {
+        let child = Command::new(program("zipper-launch"))
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("zipper-launch can be started");
+        Self { child }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// If it does not end within three minutes.
+    pub fn wait(self) -> Finished {
+        let pid = self.pid();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let waiter = std::thread::spawn(move || {
+            let output = self.child.wait_with_output();
+            let _ = sender.send(());
+            output
+        });
+        let started = Instant::now();
+        if receiver.recv_timeout(DEADLINE).is_err() {
+            let _ = Command::new("kill").args(["-KILL", &pid.to_string()]).status();
+            let output = waiter.join().expect("the waiter does not panic").expect("the output can be read");
+            panic!("zipper-launch did not end within {:?}:\n{}", started.elapsed(), finished(output).stderr);
+        }
+        finished(waiter.join().expect("the waiter does not panic").expect("the output can be read"))
+    }
+
+    /// Runs `zipper-launch` to its end.
+    pub fn run(arguments: &[&str]) -> Finished {
+        Self::start(arguments).wait()
+    }
+}
+
+fn finished(output: Output) -> Finished {
+    Finished {
+        code: output.status.code(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
