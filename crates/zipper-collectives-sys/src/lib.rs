@@ -1,1 +1,97 @@
-//! Placeholder.
+//! The C interface of the c10d shim, declared for Rust.
+//!
+//! Owns `shim/` (C++ over libtorch's c10d) and its declarations, nothing else: `zipper-collectives` makes it safe.
+//! `shim/c10d.h` says what each function does, who owns what, and which calls are safe from which threads.
+
+#![allow(unsafe_code)] // declarations of foreign functions
+
+use std::ffi::{c_char, c_int, c_void};
+
+/// The version of the interface declared here.
+pub const ABI_VERSION: u32 = 1;
+
+/// Status of a call that did what it was asked.
+pub const OK: i32 = 0;
+/// A failure without a type; everything that Gloo reports.
+pub const OTHER: i32 = 1;
+/// `c10d::TimeoutError`.
+pub const TIMEOUT: i32 = 2;
+/// `c10::DistNetworkError`.
+pub const NETWORK: i32 = 3;
+/// `c10::DistStoreError`.
+pub const STORE: i32 = 4;
+/// `c10::DistBackendError`.
+pub const BACKEND: i32 = 5;
+
+/// A key-value store, owned by the caller.
+#[repr(C)]
+pub struct RawStore {
+    _opaque: [u8; 0],
+}
+
+/// A process group, owned by the caller.
+#[repr(C)]
+pub struct RawGroup {
+    _opaque: [u8; 0],
+}
+
+#[allow(missing_docs)] // documented in shim/c10d.h
+unsafe extern "C" {
+    pub safe fn zipper_c10d_abi_version() -> u32;
+    pub fn zipper_c10d_string_free(string: *mut c_char);
+
+    pub fn zipper_c10d_store_serve(
+        listen_fd: c_int,
+        host: *const c_char,
+        port: u16,
+        timeout_ms: i64,
+        out: *mut *mut RawStore,
+        error: *mut *mut c_char,
+    ) -> i32;
+    pub fn zipper_c10d_store_connect(
+        host: *const c_char,
+        port: u16,
+        timeout_ms: i64,
+        out: *mut *mut RawStore,
+        error: *mut *mut c_char,
+    ) -> i32;
+    pub fn zipper_c10d_store_prefix(
+        store: *const RawStore,
+        prefix: *const c_char,
+        out: *mut *mut RawStore,
+        error: *mut *mut c_char,
+    ) -> i32;
+    pub fn zipper_c10d_store_free(store: *mut RawStore);
+
+    pub fn zipper_c10d_group_gloo(
+        store: *const RawStore,
+        rank: c_int,
+        world_size: c_int,
+        host: *const c_char,
+        timeout_ms: i64,
+        out: *mut *mut RawGroup,
+        error: *mut *mut c_char,
+    ) -> i32;
+    pub fn zipper_c10d_group_abort(group: *mut RawGroup, error: *mut *mut c_char) -> i32;
+    pub fn zipper_c10d_group_free(group: *mut RawGroup);
+
+    pub fn zipper_c10d_all_reduce_sum(
+        group: *mut RawGroup,
+        tensor: *mut c_void,
+        error: *mut *mut c_char,
+    ) -> i32;
+    pub fn zipper_c10d_broadcast(
+        group: *mut RawGroup,
+        tensor: *mut c_void,
+        root: c_int,
+        error: *mut *mut c_char,
+    ) -> i32;
+    pub fn zipper_c10d_all_gather(
+        group: *mut RawGroup,
+        outputs: *const *mut c_void,
+        num_outputs: u32,
+        tensor: *mut c_void,
+        error: *mut *mut c_char,
+    ) -> i32;
+    pub fn zipper_c10d_barrier(group: *mut RawGroup, error: *mut *mut c_char) -> i32;
+}

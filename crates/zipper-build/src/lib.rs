@@ -1,0 +1,44 @@
+//! Where libtorch is, for build scripts.
+//!
+//! Owns the two things that every crate linking libtorch needs at build time: finding the install that
+//! `cargo xtask setup` made (`LIBTORCH`, set in `.cargo/config.toml`), and making the programs of a package find its
+//! shared libraries when they run. A library's link arguments do not reach the programs that use it, so each package
+//! with a program, a test or an example that links libtorch has a `build.rs` whose main function calls
+//! [`find_libtorch_at_run_time`].
+//!
+//! Never used at run time.
+
+use std::env;
+use std::path::PathBuf;
+use std::process::exit;
+
+/// The directory of libtorch, checked to hold its headers and libraries.
+///
+/// Ends the build script with a message when there is none: a build script has nobody to return an error to.
+#[must_use]
+pub fn libtorch() -> PathBuf {
+    println!("cargo::rerun-if-env-changed=LIBTORCH");
+    let Some(dir) = env::var_os("LIBTORCH").map(PathBuf::from) else {
+        fail("LIBTORCH is not set: build inside the repository, whose .cargo/config.toml sets it");
+    };
+    for needed in ["lib/libtorch_cpu.so", "lib/libc10.so", "include/torch/csrc/distributed/c10d/TCPStore.hpp"] {
+        let path = dir.join(needed);
+        println!("cargo::rerun-if-changed={}", path.display());
+        if !path.exists() {
+            fail(&format!("libtorch is not there (no `{}`): run `cargo xtask setup`", path.display()));
+        }
+    }
+    dir
+}
+
+/// Makes every program, test and example of the calling package look for libtorch where it was at build time.
+///
+/// The path goes into the program as `RUNPATH`, so on another machine `LD_LIBRARY_PATH` takes precedence over it.
+pub fn find_libtorch_at_run_time() {
+    println!("cargo::rustc-link-arg=-Wl,-rpath,{}", libtorch().join("lib").display());
+}
+
+fn fail(problem: &str) -> ! {
+    println!("cargo::error={problem}");
+    exit(1)
+}
