@@ -1,1 +1,15 @@
-//! Placeholder.
+//! Pure decisions: which utterances are in a global batch, which rank takes which, what the learning rate is, which
+//! stage a step belongs to.
+//!
+//! Everything here is a function of its arguments; there is no I/O, no clock and no tensor. The sampler is the
+//! anchor of exactness (DESIGN 3): it knows nothing of ranks.
+
+mod dealing;
+mod learning_rate;
+mod sampler;
+mod stages;
+
+pub use dealing::{deal, micro_batches};
+pub use learning_rate::{LearningRate, Shape};
+pub use sampler::{GlobalBatch, PlanError, Sampler, SamplerProblem, SamplerState, UtteranceRef};
+pub use stages::StageSchedule;

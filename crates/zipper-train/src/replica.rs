@@ -98,21 +98,31 @@ impl Replica {
         state::to_safetensors(of_scope.map(|param| (param.name.clone(), &param.tensor)))
     }
 
-    /// Overwrites the parameters of `scope` with those of a file that [`Replica::scope_to_bytes`] wrote.
+    /// Overwrites the parameters with those of a checkpoint of this stage, whose parts `read` returns by name.
     ///
     /// # Errors
-    /// [`TrainError::State`] if a parameter is missing or has another shape.
-    pub fn restore_scope(
+    /// What `read` returns, or [`TrainError::State`] if a parameter is missing or has another shape.
+    pub fn restore<E: From<TrainError>>(
         &mut self,
-        scope: ParamScope,
-        tensors: &BTreeMap<String, Tensor>,
-    ) -> Result<(), TrainError> {
-        for param in self.params() {
-            if param.scope == scope {
-                state::copy_into(&mut param.tensor.shallow_clone(), &param.name, tensors)?;
+        mut read: impl FnMut(&str) -> Result<Vec<u8>, E>,
+    ) -> Result<(), E> {
+        for (scope, name) in self.scopes() {
+            let part = format!("{name}.safetensors");
+            let tensors = state::from_safetensors(&part, &read(&part)?)?;
+            for param in self.params().into_iter().filter(|param| param.scope == scope) {
+                state::copy_into(&mut param.tensor.shallow_clone(), &param.name, &tensors)?;
             }
         }
         Ok(())
+    }
+
+    /// The scopes that have parameters in this stage, with the name of their part of a checkpoint.
+    pub fn scopes(&self) -> BTreeMap<ParamScope, String> {
+        let name = |scope| match scope {
+            ParamScope::Shared => "shared".to_owned(),
+            ParamScope::Bank(language) => format!("banks/{}", self.config.data.languages[language]),
+        };
+        self.params().iter().map(|param| (param.scope, name(param.scope))).collect()
     }
 
     /// Summed negative log-likelihood of the transcripts of one micro batch, differentiable.

@@ -1,20 +1,15 @@
 //! What one rank holds between two steps, and how it becomes the parts of a checkpoint and back.
 
-use std::collections::BTreeMap;
-
 use zipper_config::schema::{RunConfig, StageConfig};
 use zipper_data::Utterance;
-use zipper_model::param::{Param, ParamScope};
+use zipper_model::param::ParamScope;
 use zipper_plan::{Sampler, SamplerProblem};
 use zipper_types::{Rank, Stage, Step, WorldSize};
 
 use crate::TrainError;
 use crate::optimizer::AdamW;
 use crate::replica::Replica;
-use crate::state::{self, TrainState};
-
-/// Name of the part that holds [`TrainState`].
-pub const STATE_PART: &str = "state.json";
+use crate::state::{self, STATE_PART, TrainState};
 
 /// The training state of one rank.
 #[derive(Debug)]
@@ -91,7 +86,7 @@ impl Session {
     pub fn parts(&self, rank: Rank, world_size: WorldSize) -> Result<Vec<Part>, TrainError> {
         let params = self.replica.params();
         let mut parts = Vec::new();
-        for (scope, name) in self.scopes() {
+        for (scope, name) in self.replica.scopes() {
             let writer = match scope {
                 ParamScope::Shared => 0,
                 ParamScope::Bank(language) => language as u32 % world_size.0,
@@ -125,14 +120,10 @@ impl Session {
         &mut self,
         mut read: impl FnMut(&str) -> Result<Vec<u8>, E>,
     ) -> Result<(), E> {
-        let bytes = read(STATE_PART)?;
-        let saved: TrainState = serde_json::from_slice(&bytes)
-            .map_err(|error| TrainError::State(format!("`{STATE_PART}` of the checkpoint: {error}")))?;
+        let saved = TrainState::read(&mut read)?;
         self.enter(saved.stage)?;
-        for (scope, name) in self.scopes() {
-            let part = format!("{name}.safetensors");
-            let tensors = state::from_safetensors(&part, &read(&part)?)?;
-            self.replica.restore_scope(scope, &tensors)?;
+        self.replica.restore(&mut read)?;
+        for (scope, name) in self.replica.scopes() {
             let part = format!("optimizer/{name}.safetensors");
             let tensors = state::from_safetensors(&part, &read(&part)?)?;
             let steps = match scope {
@@ -149,16 +140,6 @@ impl Session {
         self.step = saved.step;
         self.skipped_updates = saved.skipped_updates;
         Ok(())
-    }
-
-    /// The scopes that have parameters in this stage, with the name of their part.
-    fn scopes(&self) -> BTreeMap<ParamScope, String> {
-        let languages = &self.replica.config().data.languages;
-        let name = |param: &&Param| match param.scope {
-            ParamScope::Shared => (param.scope, "shared".to_owned()),
-            ParamScope::Bank(language) => (param.scope, format!("banks/{}", languages[language])),
-        };
-        self.replica.params().iter().map(name).collect()
     }
 
     fn reset_optimizer(&mut self) {

@@ -12,6 +12,9 @@ use zipper_types::{Stage, Step};
 
 use crate::TrainError;
 
+/// Name of the part that holds [`TrainState`].
+pub const STATE_PART: &str = "state.json";
+
 /// `state.json` of a checkpoint: everything that is not a tensor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrainState {
@@ -27,6 +30,19 @@ pub struct TrainState {
     pub bank_optimizer_steps: BTreeMap<String, u64>,
     /// Updates left out because a gradient was not finite.
     pub skipped_updates: u64,
+}
+
+impl TrainState {
+    /// Reads the state of a checkpoint, whose parts `read` returns by name.
+    ///
+    /// # Errors
+    /// What `read` returns, or [`TrainError::State`] if the part is not what this version writes.
+    pub fn read<E: From<TrainError>>(read: impl FnOnce(&str) -> Result<Vec<u8>, E>) -> Result<Self, E> {
+        let bytes = read(STATE_PART)?;
+        let state = serde_json::from_slice(&bytes)
+            .map_err(|error| TrainError::State(format!("`{STATE_PART}` of the checkpoint: {error}")))?;
+        Ok(state)
+    }
 }
 
 /// Writes tensors as a safetensors file in memory, all f32, in the order of their names.
