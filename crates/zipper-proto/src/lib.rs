@@ -1,1 +1,50 @@
-//! Placeholder.
+//! The gRPC contract of `proto/zipper/v1`, generated, and its conversions to the words of [`zipper_types`].
+//!
+//! Holds no logic: what a request means is decided by the coordinator and the worker.
+
+use zipper_types::Stage;
+
+/// The generated messages, clients and servers of package `zipper.v1`.
+#[allow(missing_docs, unreachable_pub, clippy::pedantic)]
+pub mod v1 {
+    tonic::include_proto!("zipper.v1");
+}
+
+/// A message lacks a field that its meaning depends on: the peer runs another version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MissingField(pub &'static str);
+
+impl std::fmt::Display for MissingField {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the message has no `{}`: does the peer run another version of zipper?", self.0)
+    }
+}
+
+impl std::error::Error for MissingField {}
+
+impl From<MissingField> for tonic::Status {
+    fn from(missing: MissingField) -> Self {
+        Self::invalid_argument(missing.to_string())
+    }
+}
+
+impl From<Stage> for v1::Stage {
+    fn from(stage: Stage) -> Self {
+        match stage {
+            Stage::Align => Self::Align,
+            Stage::Zipper => Self::Zipper,
+        }
+    }
+}
+
+/// The stage a message names.
+///
+/// # Errors
+/// [`MissingField`] for the unspecified and for unknown stages.
+pub fn stage(wire: i32) -> Result<Stage, MissingField> {
+    match v1::Stage::try_from(wire) {
+        Ok(v1::Stage::Align) => Ok(Stage::Align),
+        Ok(v1::Stage::Zipper) => Ok(Stage::Zipper),
+        Ok(v1::Stage::Unspecified) | Err(_) => Err(MissingField("stage")),
+    }
+}
