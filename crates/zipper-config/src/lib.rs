@@ -1,3 +1,4 @@
 //! The run configuration.
 
+mod duration;
 pub mod schema;

@@ -132,7 +132,11 @@ pub struct ProjectorConfig {
 
 impl Default for ProjectorConfig {
     fn default() -> Self {
-        Self { kind: ProjectorKind::default(), stack: default_stack(), hidden: None }
+        Self {
+            kind: ProjectorKind::default(),
+            stack: default_stack(),
+            hidden: None,
+        }
     }
 }
 
@@ -173,7 +177,10 @@ pub struct PromptConfig {
 
 impl Default for PromptConfig {
     fn default() -> Self {
-        Self { kind: PromptKind::default(), template: default_prompt_template() }
+        Self {
+            kind: PromptKind::default(),
+            template: default_prompt_template(),
+        }
     }
 }
 
@@ -255,7 +262,17 @@ fn default_alpha() -> f64 {
 }
 
 fn default_targets() -> Vec<String> {
-    ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"].map(str::to_owned).to_vec()
+    [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    ]
+    .map(str::to_owned)
+    .to_vec()
 }
 
 /// What B_l starts from in stage 2.
@@ -283,7 +300,10 @@ pub struct RouterConfig {
 
 impl Default for RouterConfig {
     fn default() -> Self {
-        Self { lid_dim: default_lid_dim(), granularity: RouterGranularity::default() }
+        Self {
+            lid_dim: default_lid_dim(),
+            granularity: RouterGranularity::default(),
+        }
     }
 }
 
@@ -448,7 +468,11 @@ pub struct OptimizerConfig {
 
 impl Default for OptimizerConfig {
     fn default() -> Self {
-        Self { betas: default_betas(), eps: default_eps(), weight_decay: 0.0 }
+        Self {
+            betas: default_betas(),
+            eps: default_eps(),
+            weight_decay: 0.0,
+        }
     }
 }
 
@@ -545,7 +569,9 @@ pub struct CheckpointConfig {
 
 impl Default for CheckpointConfig {
     fn default() -> Self {
-        Self { every_steps: default_checkpoint_every() }
+        Self {
+            every_steps: default_checkpoint_every(),
+        }
     }
 }
 

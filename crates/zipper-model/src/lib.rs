@@ -6,5 +6,12 @@
 //! Reading order: [`param`], [`linear`], [`hub`] (directories), [`encoder`], [`projector`], [`llm`], [`adapter`],
 //! [`speech_llm`] (the whole), [`generate`].
 
+mod error;
+
+pub mod encoder;
+pub mod hub;
+pub mod init;
 pub mod linear;
 pub mod param;
+
+pub use error::ModelError;

@@ -2,6 +2,8 @@
 
 use tch::Tensor;
 
+use crate::ModelError;
+
 /// Index of an adapted linear layer in the list that [`crate::llm::CausalLm::lora_sites`] returns.
 pub type SiteId = usize;
 
@@ -40,6 +42,22 @@ pub struct Linear {
 }
 
 impl Linear {
+    /// Makes this layer a site, and adds it to `sites`, if the last part of its `name` is one of `targets`.
+    pub(crate) fn attach(
+        &mut self,
+        name: &str,
+        layer: usize,
+        targets: &[String],
+        first_site: SiteId,
+        sites: &mut Vec<LoraSite>,
+    ) {
+        if targets.iter().any(|target| name.rsplit('.').next() == Some(target)) {
+            self.site = Some(first_site + sites.len());
+            let (d_out, d_in) = (self.weight.size()[0], self.weight.size()[1]);
+            sites.push(LoraSite { name: name.to_owned(), layer, d_in, d_out });
+        }
+    }
+
     /// Applies the layer.
     ///
     /// # Shapes
@@ -50,6 +68,20 @@ impl Linear {
         match (self.site, adapters) {
             (Some(site), Some(adapters)) => frozen + adapters.delta(site, input),
             _ => frozen,
+        }
+    }
+}
+
+/// Refuses a target that is not one of `choices`; `key` is its place in the configuration.
+pub(crate) fn check_targets(
+    key: &'static str,
+    targets: &[String],
+    choices: &[&str],
+) -> Result<(), ModelError> {
+    match targets.iter().find(|target| !choices.contains(&target.as_str())) {
+        None => Ok(()),
+        Some(target) => {
+            Err(ModelError::UnknownTarget { key, target: target.clone(), choices: choices.join(", ") })
         }
     }
 }

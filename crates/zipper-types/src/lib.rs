@@ -3,6 +3,8 @@
 //! Owns newtypes and small enums with one meaning each (see docs/ARCHITECTURE.md, "Words").
 //! Never holds I/O, async code or tensors.
 
+pub mod language;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};

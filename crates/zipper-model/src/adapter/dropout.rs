@@ -1,0 +1,186 @@
+//! Dropout masks that depend on nothing but (row seed, adapted layer, position, feature).
+//!
+//! A mask is a hash of a counter, not the output of a generator that has a state: whether a feature is dropped is
+//! decided by hashing its coordinates. So the mask of an utterance is the same on every rank and device, in every
+//! micro batch and beside every neighbour, and padding after the row's end changes nothing.
+//!
+//! The hash is the finalizer of `SplitMix64` (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014)
+//! on the coordinates of a position and of a feature, which are small, and one multiply and xor-shift round for each
+//! pair of them, which are many. All arithmetic is on 64-bit integers that wrap around.
+
+use tch::{Device, Kind, Tensor};
+
+/// `2^64` divided by the golden ratio, odd: the counter increment of `SplitMix64`.
+const INCREMENT: u64 = 0x9e37_79b9_7f4a_7c15;
+const MULTIPLIER_1: u64 = 0xbf58_476d_1ce4_e5b9;
+const MULTIPLIER_2: u64 = 0x94d0_49bb_1331_11eb;
+
+/// What tells the masks of one adapted layer from those of another, from the layer's name.
+pub(super) fn site_key(name: &str) -> u64 {
+    name.bytes().fold(INCREMENT, |key, byte| {
+        finalize(key ^ u64::from(byte)).wrapping_add(INCREMENT)
+    })
+}
+
+/// Row seeds as a tensor `[rows, 1]`.
+pub(super) fn seed_column(seeds: &[u64], device: Device) -> Tensor {
+    let bits: Vec<i64> = seeds.iter().map(|&seed| seed.cast_signed()).collect();
+    Tensor::from_slice(&bits).unsqueeze(1).to_device(device)
+}
+
+/// Which features are dropped, each with probability `rate`.
+///
+/// # Shapes
+/// - `seeds`: `[rows, 1]`, from [`seed_column`]
+/// - returns: `[rows, positions, features]`, bool, true where dropped
+pub(super) fn dropped(seeds: &Tensor, site_key: u64, positions: i64, features: i64, rate: f64) -> Tensor {
+    let counter = |length| {
+        let mut counter = Tensor::arange(length, (Kind::Int64, seeds.device()));
+        counter.g_mul_scalar_(INCREMENT.cast_signed())
+    };
+    let rows = finalize_all(seeds + site_key.cast_signed());
+    let positions = finalize_all(rows + counter(positions));
+    let features = finalize_all(counter(features) + MULTIPLIER_2.cast_signed());
+    let mut hash = xor_shift(positions.unsqueeze(2) + features, 32);
+    hash.g_mul_scalar_(MULTIPLIER_1.cast_signed()).lt(threshold(rate))
+}
+
+/// The signed number below which a part `rate` of all 64-bit integers lies.
+fn threshold(rate: f64) -> i64 {
+    let below = rate * 2f64.powi(64);
+    (below as u64 ^ (1 << 63)).cast_signed()
+}
+
+fn finalize(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(MULTIPLIER_1);
+    z = (z ^ (z >> 27)).wrapping_mul(MULTIPLIER_2);
+    z ^ (z >> 31)
+}
+
+/// [`finalize`] of every element.
+fn finalize_all(z: Tensor) -> Tensor {
+    let mut z = xor_shift(z, 30);
+    let mut z = xor_shift(z.g_mul_scalar_(MULTIPLIER_1.cast_signed()), 27);
+    xor_shift(z.g_mul_scalar_(MULTIPLIER_2.cast_signed()), 31)
+}
+
+/// `z ^ (z >> bits)` with zeros shifted in: torch's own shift repeats the sign.
+fn xor_shift(mut z: Tensor, bits: u32) -> Tensor {
+    let mut shifted = z.bitwise_right_shift_tensor_scalar(i64::from(bits));
+    let shifted = shifted.bitwise_and_((u64::MAX >> bits).cast_signed());
+    z.bitwise_xor_tensor_(&shifted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mask(seeds: &[u64], site: &str, positions: i64, features: i64, rate: f64) -> Tensor {
+        dropped(
+            &seed_column(seeds, Device::Cpu),
+            site_key(site),
+            positions,
+            features,
+            rate,
+        )
+    }
+
+    fn mean(mask: &Tensor) -> f64 {
+        mask.to_kind(Kind::Double).mean(Kind::Double).double_value(&[])
+    }
+
+    /// Five standard deviations of the mean of `count` coin flips of probability `p`.
+    fn tolerance(p: f64, count: i64) -> f64 {
+        5.0 * (p * (1.0 - p) / count as f64).sqrt()
+    }
+
+    #[test]
+    fn the_tensor_hash_is_the_scalar_hash() {
+        // Method: the same formula in Rust's u64 arithmetic, at coordinates that make the products overflow.
+        let seeds = [0, 1, u64::MAX, 0x8000_0000_0000_0000, 0x0123_4567_89ab_cdef];
+        let (positions, features, rate) = (3, 7, 0.37);
+        let mask = mask(&seeds, "layers.0.q_proj", positions, features, rate);
+        for (row, &seed) in seeds.iter().enumerate() {
+            for position in 0..positions {
+                for feature in 0..features {
+                    let row_hash = finalize(seed.wrapping_add(site_key("layers.0.q_proj")));
+                    let position_hash =
+                        finalize(row_hash.wrapping_add(INCREMENT.wrapping_mul(position as u64)));
+                    let feature_hash =
+                        finalize(INCREMENT.wrapping_mul(feature as u64).wrapping_add(MULTIPLIER_2));
+                    let sum = position_hash.wrapping_add(feature_hash);
+                    let hash = (sum ^ (sum >> 32)).wrapping_mul(MULTIPLIER_1).cast_signed();
+                    let expected = (hash as f64 + 2f64.powi(63)) / 2f64.powi(64) < rate;
+                    assert_eq!(mask.int64_value(&[row as i64, position, feature]) != 0, expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_configured_part_is_dropped() {
+        // Method: overall, at every position and for every feature, within five standard deviations.
+        let (positions, features) = (400, 300);
+        for rate in [0.05, 0.1, 0.5, 0.9] {
+            let mask = mask(&[11, 12, 13], "a", positions, features, rate);
+            let overall = mean(&mask);
+            assert!(
+                (overall - rate).abs() < tolerance(rate, 3 * positions * features),
+                "{rate}: {overall}"
+            );
+            for (dimension, count) in [(1, 3 * features), (2, 3 * positions)] {
+                let other = [0, 3 - dimension];
+                let by_index = mask
+                    .to_kind(Kind::Double)
+                    .mean_dim(&other[..], false, Kind::Double);
+                let worst = (by_index - rate).abs().max().double_value(&[]);
+                assert!(
+                    worst < tolerance(rate, count),
+                    "{rate}, dimension {dimension}: {worst}"
+                );
+            }
+        }
+        assert!(
+            mean(&mask(&[5], "a", 50, 50, 0.0)).abs() < f64::EPSILON,
+            "rate 0 drops nothing"
+        );
+    }
+
+    #[test]
+    fn neighbours_are_independent() {
+        // Method: at rate 1/2 the exclusive or of any set of different coordinates must be a fair coin. Checked for
+        // pairs at several distances, for the corners of rectangles (which a sum of two hashes alone would fail),
+        // for consecutive row seeds, and for two layers.
+        let (positions, features) = (600, 500);
+        let a = mask(&[7, 8], "layers.0.q_proj", positions, features, 0.5).to_kind(Kind::Int64);
+        let b = mask(&[7, 8], "layers.0.k_proj", positions, features, 0.5).to_kind(Kind::Int64);
+        let fair = |bits: &Tensor, what: &str| {
+            let part = mean(bits);
+            assert!(
+                (part - 0.5).abs() < tolerance(0.5, bits.numel() as i64),
+                "{what}: {part}"
+            );
+        };
+        let window = |dp: i64, df: i64| a.narrow(1, dp, positions - 8).narrow(2, df, features - 8);
+        for (dp, df) in [(0, 1), (1, 0), (1, 1), (2, 0), (0, 2), (0, 8), (8, 0)] {
+            fair(&window(0, 0).bitwise_xor_tensor(&window(dp, df)), "pair");
+        }
+        for (dp, df) in [(1, 1), (1, 2), (2, 1), (4, 4), (8, 8)] {
+            let corners = window(0, 0).bitwise_xor_tensor(&window(dp, 0));
+            let corners = corners
+                .bitwise_xor_tensor(&window(0, df))
+                .bitwise_xor_tensor(&window(dp, df));
+            fair(&corners, "rectangle");
+        }
+        fair(&a.get(0).bitwise_xor_tensor(&a.get(1)), "consecutive seeds");
+        fair(&a.bitwise_xor_tensor(&b), "two layers");
+    }
+
+    #[test]
+    fn a_row_s_mask_does_not_depend_on_what_is_around_it() {
+        let alone = mask(&[42], "a", 9, 13, 0.3);
+        let among = mask(&[1, 42, 3], "a", 20, 13, 0.3);
+        assert_eq!(alone.get(0), among.get(1).narrow(0, 0, 9));
+        assert_ne!(alone.get(0), among.get(0).narrow(0, 0, 9));
+    }
+}

@@ -1,0 +1,191 @@
+//! Adapters merged for one step: what the forward pass multiplies by, and how its gradients get back.
+
+use tch::{Device, Tensor};
+
+use super::dropout;
+use crate::linear::{LinearDelta, SiteId};
+
+/// The pair (A, B(l)) that a language comes down to at one adapted layer: an ordinary LoRA adapter.
+#[derive(Debug)]
+pub struct LoraPair {
+    /// `[r, d_in]`, detached.
+    pub a: Tensor,
+    /// `[d_out, r]`, detached, without the scale `alpha / r`.
+    pub b: Tensor,
+}
+
+/// A and B(l) of every adapted layer for the languages of one step, made by [`super::Adapters::merge`].
+///
+/// B(l) is constant during the step, so it is computed once and not for each micro batch: the forward passes use
+/// detached copies, in which gradients add up, and [`MergedAdapters::backward`] takes them through the merging once.
+#[derive(Debug)]
+pub struct MergedAdapters {
+    /// Sorted, without duplicates; a language's place in it is its slot.
+    pub(super) languages: Vec<usize>,
+    pub(super) sites: Vec<MergedSite>,
+    pub(super) scale: f64,
+    pub(super) dropout: f64,
+    pub(super) device: Device,
+}
+
+#[derive(Debug)]
+pub(super) struct MergedSite {
+    /// What tells its dropout masks from those of other layers.
+    pub(super) key: u64,
+    pub(super) a: Matrices,
+    pub(super) b: Matrices,
+    /// `[P, d_out, r]`, still connected to the parameters; nothing where B is itself a parameter.
+    pub(super) graph: Option<Tensor>,
+}
+
+/// One matrix for all languages, or one for each slot.
+#[derive(Debug)]
+pub(super) enum Matrices {
+    Common(Tensor),
+    BySlot(Vec<Tensor>),
+}
+
+/// The languages of a micro batch's rows, as slots.
+#[derive(Debug)]
+enum Slots {
+    /// All rows have the same language.
+    Same(usize),
+    /// `[rows]`, i64.
+    Mixed(Tensor),
+}
+
+impl Matrices {
+    fn of_slot(&self, slot: usize) -> &Tensor {
+        match self {
+            Self::Common(matrix) => matrix,
+            Self::BySlot(matrices) => &matrices[slot],
+        }
+    }
+
+    /// `M x` with each row's own M.
+    ///
+    /// # Shapes
+    /// - `input`: `[rows, time, n]`
+    /// - returns: `[rows, time, m]` for matrices `[m, n]`
+    fn multiply(&self, input: &Tensor, slots: &Slots) -> Tensor {
+        match (self, slots) {
+            (Self::Common(matrix), _) => input.linear(matrix, None::<Tensor>),
+            (Self::BySlot(matrices), Slots::Same(slot)) => input.linear(&matrices[*slot], None::<Tensor>),
+            (Self::BySlot(matrices), Slots::Mixed(slots)) => {
+                let by_row = Tensor::stack(matrices, 0).index_select(0, slots);
+                input.bmm(&by_row.transpose(1, 2))
+            }
+        }
+    }
+}
+
+impl MergedAdapters {
+    /// The adapters as the rows of one micro batch see them.
+    ///
+    /// `languages` holds each row's language. `dropout_seeds` holds one seed for each row, a hash of run seed, step and
+    /// utterance; without it, or where the configured dropout is 0, nothing is dropped. Masks are counted from the
+    /// row's first position, so rows must be padded at their end.
+    ///
+    /// # Panics
+    /// If a language was not merged, or if there is not one seed for each row.
+    pub fn rows(&self, languages: &[usize], dropout_seeds: Option<&[u64]>) -> AdaptedRows<'_> {
+        let slots: Vec<usize> = languages.iter().map(|&language| self.slot(language)).collect();
+        let same = slots.windows(2).all(|pair| pair[0] == pair[1]);
+        let slots = match slots.first() {
+            Some(&slot) if same => Slots::Same(slot),
+            _ => {
+                let slots: Vec<i64> = slots.iter().map(|&slot| slot as i64).collect();
+                Slots::Mixed(Tensor::from_slice(&slots).to_device(self.device))
+            }
+        };
+        let seeds = dropout_seeds.filter(|_| self.dropout > 0.0).map(|seeds| {
+            assert_eq!(seeds.len(), languages.len(), "one dropout seed for each row");
+            dropout::seed_column(seeds, self.device)
+        });
+        AdaptedRows {
+            merged: self,
+            num_rows: languages.len() as i64,
+            slots,
+            seeds,
+        }
+    }
+
+    /// The pair (A, B(l)) of one layer and language.
+    ///
+    /// # Panics
+    /// If the language was not merged or the site does not exist.
+    pub fn pair(&self, site: SiteId, language: usize) -> LoraPair {
+        let slot = self.slot(language);
+        let site = &self.sites[site];
+        LoraPair {
+            a: site.a.of_slot(slot).detach(),
+            b: site.b.of_slot(slot).detach(),
+        }
+    }
+
+    /// Takes the gradients of the merged matrices back to the parameters, adding to what is there.
+    ///
+    /// Call it once, after the backward passes of all micro batches. Banks of languages that were not merged get no
+    /// gradient at all.
+    ///
+    /// # Panics
+    /// If there are gradients to take back but the adapters were merged under `no_grad`.
+    pub fn backward(self) {
+        let mut products = Vec::new();
+        for site in &self.sites {
+            let (Some(graph), Matrices::BySlot(leaves)) = (&site.graph, &site.b) else {
+                continue;
+            };
+            for (b, leaf) in graph.unbind(0).iter().zip(leaves) {
+                let gradient = leaf.grad();
+                if gradient.defined() {
+                    products.push((b * gradient).sum(b.kind()));
+                }
+            }
+        }
+        if !products.is_empty() {
+            // The gradient of sum(B * c) with respect to B is c: one pass hands every c to the graph of its B.
+            Tensor::stack(&products, 0).sum(products[0].kind()).backward();
+        }
+    }
+
+    fn slot(&self, language: usize) -> usize {
+        self.languages.binary_search(&language).unwrap_or_else(|_| {
+            panic!(
+                "language {language} was not merged for this step; merged are {:?}",
+                self.languages
+            )
+        })
+    }
+}
+
+/// The adapters of one micro batch.
+#[derive(Debug)]
+pub struct AdaptedRows<'a> {
+    merged: &'a MergedAdapters,
+    num_rows: i64,
+    slots: Slots,
+    /// `[rows, 1]`; nothing where nothing is dropped.
+    seeds: Option<Tensor>,
+}
+
+impl LinearDelta for AdaptedRows<'_> {
+    fn delta(&self, site: SiteId, input: &Tensor) -> Tensor {
+        let (num_rows, positions, d_in) = input.size3().expect("the input of a site is [rows, time, d_in]");
+        assert_eq!(
+            num_rows, self.num_rows,
+            "the micro batch has as many rows as languages were given"
+        );
+        let site = &self.merged.sites[site];
+        let mut scale = self.merged.scale;
+        let mut x = input.to_kind(site.a.of_slot(0).kind());
+        if let Some(seeds) = &self.seeds {
+            let rate = self.merged.dropout;
+            let dropped = dropout::dropped(seeds, site.key, positions, d_in, rate);
+            x = x.masked_fill(&dropped, 0.0);
+            scale /= 1.0 - rate;
+        }
+        let low_rank = site.a.multiply(&x, &self.slots) * scale;
+        site.b.multiply(&low_rank, &self.slots).to_kind(input.kind())
+    }
+}

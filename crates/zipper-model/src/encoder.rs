@@ -1,0 +1,250 @@
+//! The frozen Whisper encoder.
+//!
+//! Follows `WhisperEncoder` of transformers (`modeling_whisper.py`): two convolutions, sinusoidal positions as stored,
+//! pre-norm transformer layers, a final layer norm.
+//!
+//! Dimensions: `n_mels` mel bins, `frames` mel frames (100 a second), `time` = ceil(frames / 2) encoder frames, `d_model`.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use tch::{Device, Kind, Tensor};
+use zipper_config::schema::{EncoderConfig, EncoderContext};
+
+use crate::ModelError;
+use crate::hub::{self, Weights};
+use crate::linear::{Linear, LinearDelta, LoraSite};
+
+const LAYER_NORM_EPS: f64 = 1e-5;
+/// Encoder frames a second.
+const FRAME_RATE: f64 = 50.0;
+const TARGETS: [&str; 6] = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"];
+
+/// The keys of a Whisper config.json that the encoder needs.
+#[derive(Debug, Deserialize)]
+struct WhisperConfig {
+    model_type: String,
+    d_model: i64,
+    encoder_layers: usize,
+    encoder_attention_heads: i64,
+    encoder_ffn_dim: i64,
+    num_mel_bins: i64,
+    max_source_positions: i64,
+}
+
+/// A Whisper encoder with frozen weights.
+#[derive(Debug)]
+pub struct WhisperEncoder {
+    config: WhisperConfig,
+    conv1: (Tensor, Tensor),
+    conv2: (Tensor, Tensor),
+    /// `[max_source_positions, d_model]`.
+    positions: Tensor,
+    layers: Vec<Layer>,
+    final_norm: LayerNorm,
+    chunks: Option<Chunks>,
+}
+
+/// Lengths of a chunk and of what it sees to its left, in encoder frames.
+#[derive(Debug, Clone, Copy)]
+struct Chunks {
+    length: i64,
+    left_context: i64,
+}
+
+#[derive(Debug)]
+struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+#[derive(Debug)]
+struct Layer {
+    attention_norm: LayerNorm,
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    out_proj: Linear,
+    ffn_norm: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+}
+
+impl WhisperEncoder {
+    /// Loads the encoder of the Whisper directory `config.path`, in f32.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming the file, and the key or tensor, that is missing or wrong.
+    pub fn load(config: &EncoderConfig, device: Device) -> Result<Self, ModelError> {
+        let chunks = (config.context == EncoderContext::Chunked).then(|| Chunks {
+            length: ((config.chunk_seconds * FRAME_RATE).round() as i64).max(1),
+            left_context: (config.left_context_seconds * FRAME_RATE).round() as i64,
+        });
+        Self::read(&config.path, chunks, device)
+    }
+
+    fn read(folder: &Path, chunks: Option<Chunks>, device: Device) -> Result<Self, ModelError> {
+        let path = folder.join("config.json");
+        let config: WhisperConfig = hub::read_json(&path)?;
+        if config.model_type != "whisper" {
+            let problem = format!("model_type is `{}`; the encoder must be a `whisper`", config.model_type);
+            return Err(ModelError::Invalid { path, problem });
+        }
+        if config.d_model % config.encoder_attention_heads != 0 {
+            let problem = format!(
+                "d_model = {} is not a multiple of encoder_attention_heads = {}",
+                config.d_model, config.encoder_attention_heads
+            );
+            return Err(ModelError::Invalid { path, problem });
+        }
+        let weights = Weights::open(folder, device, Kind::Float)?;
+        let prefix =
+            if weights.contains("encoder.conv1.weight") { "encoder" } else { "model.encoder" };
+        let get = |name: &str, shape: &[i64]| weights.get(&format!("{prefix}.{name}"), shape);
+        let (d, ffn, mels) = (config.d_model, config.encoder_ffn_dim, config.num_mel_bins);
+        let norm = |name: &str| -> Result<LayerNorm, ModelError> {
+            Ok(LayerNorm {
+                weight: get(&format!("{name}.weight"), &[d])?,
+                bias: get(&format!("{name}.bias"), &[d])?,
+            })
+        };
+        let linear = |name: &str, d_out: i64, d_in: i64, bias: bool| -> Result<Linear, ModelError> {
+            let bias = bias.then(|| get(&format!("{name}.bias"), &[d_out])).transpose()?;
+            Ok(Linear { weight: get(&format!("{name}.weight"), &[d_out, d_in])?, bias, site: None })
+        };
+        let layer = |index: usize| -> Result<Layer, ModelError> {
+            let at = |name: &str| format!("layers.{index}.{name}");
+            Ok(Layer {
+                attention_norm: norm(&at("self_attn_layer_norm"))?,
+                q_proj: linear(&at("self_attn.q_proj"), d, d, true)?,
+                k_proj: linear(&at("self_attn.k_proj"), d, d, false)?,
+                v_proj: linear(&at("self_attn.v_proj"), d, d, true)?,
+                out_proj: linear(&at("self_attn.out_proj"), d, d, true)?,
+                ffn_norm: norm(&at("final_layer_norm"))?,
+                fc1: linear(&at("fc1"), ffn, d, true)?,
+                fc2: linear(&at("fc2"), d, ffn, true)?,
+            })
+        };
+        Ok(Self {
+            conv1: (get("conv1.weight", &[d, mels, 3])?, get("conv1.bias", &[d])?),
+            conv2: (get("conv2.weight", &[d, d, 3])?, get("conv2.bias", &[d])?),
+            positions: get("embed_positions.weight", &[config.max_source_positions, d])?,
+            layers: (0..config.encoder_layers).map(layer).collect::<Result<_, _>>()?,
+            final_norm: norm("layer_norm")?,
+            config,
+            chunks,
+        })
+    }
+
+    /// Width of an encoder frame.
+    pub fn d_model(&self) -> i64 {
+        self.config.d_model
+    }
+
+    /// Mel bins that the encoder reads: 80, or 128 for large-v3.
+    pub fn num_mel_bins(&self) -> usize {
+        self.config.num_mel_bins as usize
+    }
+
+    /// Attaches adapters to every linear layer whose name ends in one of `targets`; ids count from `first_site`.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownTarget`].
+    pub fn lora_sites(
+        &mut self,
+        targets: &[String],
+        first_site: usize,
+    ) -> Result<Vec<LoraSite>, ModelError> {
+        crate::linear::check_targets("encoder_targets", targets, &TARGETS)?;
+        let mut sites = Vec::new();
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            let linears = [
+                ("self_attn.q_proj", &mut layer.q_proj),
+                ("self_attn.k_proj", &mut layer.k_proj),
+                ("self_attn.v_proj", &mut layer.v_proj),
+                ("self_attn.out_proj", &mut layer.out_proj),
+                ("fc1", &mut layer.fc1),
+                ("fc2", &mut layer.fc2),
+            ];
+            for (name, linear) in linears {
+                linear.attach(&format!("model.encoder.layers.{index}.{name}"), index, targets, first_site, &mut sites);
+            }
+        }
+        Ok(sites)
+    }
+
+    /// Encodes one utterance.
+    ///
+    /// With `context: chunked` a frame attends to its own chunk and the configured left context only.
+    ///
+    /// # Shapes
+    /// - `mel`: `[n_mels, frames]`, f32
+    /// - `valid_frames`: mel frames that are speech; the output is cut to them, which matters for `padded_30s`
+    /// - returns: `[ceil(valid_frames / 2), d_model]`
+    ///
+    /// # Errors
+    /// [`ModelError::TooLong`] if there are more frames than positions.
+    pub fn encode(
+        &self,
+        mel: &Tensor,
+        valid_frames: i64,
+        adapters: Option<&dyn LinearDelta>,
+    ) -> Result<Tensor, ModelError> {
+        let x = mel.unsqueeze(0).conv1d(&self.conv1.0, Some(&self.conv1.1), 1, 1, 1, 1).gelu("none");
+        let x = x.conv1d(&self.conv2.0, Some(&self.conv2.1), 2, 1, 1, 1).gelu("none");
+        let x = x.transpose(1, 2);
+        let (_, time, _) = x.size3()?;
+        let positions = self.config.max_source_positions;
+        if time > positions {
+            return Err(ModelError::TooLong { frames: time, positions });
+        }
+        let mask = self.chunks.map(|chunks| chunks.mask(time, mel.device()));
+        let mut x = x + self.positions.narrow(0, 0, time);
+        for layer in &self.layers {
+            x = layer.forward(&x, self.config.encoder_attention_heads, mask.as_ref(), adapters);
+        }
+        let x = self.final_norm.forward(&x);
+        Ok(x.squeeze_dim(0).narrow(0, 0, time.min((valid_frames + 1) / 2)))
+    }
+}
+
+impl Chunks {
+    /// `[time, time]`, true where the row's frame may attend to the column's.
+    fn mask(self, time: i64, device: Device) -> Tensor {
+        let frame = Tensor::arange(time, (Kind::Int64, device));
+        let chunk_start = frame.divide_scalar_mode(self.length, "floor") * self.length;
+        let from = (&chunk_start - self.left_context).unsqueeze(1);
+        let to = (chunk_start + self.length).unsqueeze(1);
+        let frame = frame.unsqueeze(0);
+        frame.ge_tensor(&from).logical_and(&frame.lt_tensor(&to))
+    }
+}
+
+impl LayerNorm {
+    fn forward(&self, x: &Tensor) -> Tensor {
+        x.layer_norm([self.weight.size()[0]], Some(&self.weight), Some(&self.bias), LAYER_NORM_EPS, false)
+    }
+}
+
+impl Layer {
+    /// `x`: `[1, time, d_model]`; `mask`: `[time, time]`.
+    fn forward(
+        &self,
+        x: &Tensor,
+        heads: i64,
+        mask: Option<&Tensor>,
+        adapters: Option<&dyn LinearDelta>,
+    ) -> Tensor {
+        let (batch, time, d_model) = x.size3().expect("the encoder's activations are [batch, time, d_model]");
+        let split = |x: &Tensor| x.view([batch, time, heads, d_model / heads]).transpose(1, 2);
+        let normed = self.attention_norm.forward(x);
+        let q = split(&self.q_proj.forward(&normed, adapters));
+        let k = split(&self.k_proj.forward(&normed, adapters));
+        let v = split(&self.v_proj.forward(&normed, adapters));
+        let attended = Tensor::scaled_dot_product_attention(&q, &k, &v, mask, 0.0, false, None, false);
+        let attended = attended.transpose(1, 2).reshape([batch, time, d_model]);
+        let x = x + self.out_proj.forward(&attended, adapters);
+        let hidden = self.fc1.forward(&self.ffn_norm.forward(&x), adapters).gelu("none");
+        &x + self.fc2.forward(&hidden, adapters)
+    }
+}

@@ -1,0 +1,149 @@
+//! Hugging Face directories as published: config.json, model.safetensors in one or many files, bf16, f16 or f32.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+use safetensors::tensor::{Dtype, Metadata, SafeTensors};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tch::{Device, Kind, Tensor};
+
+use crate::ModelError;
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Reads a JSON file of a model directory.
+///
+/// # Errors
+/// [`ModelError`] naming the file and, where it does not fit `T`, the key.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ModelError> {
+    let bytes = fs::read(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| ModelError::Invalid { path: path.to_owned(), problem: error.to_string() })
+}
+
+/// Like [`read_json`], but nothing where the file is missing.
+///
+/// # Errors
+/// [`ModelError`] if the file is there but unreadable or does not fit `T`.
+pub fn read_optional_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, ModelError> {
+    if path.exists() { read_json(path).map(Some) } else { Ok(None) }
+}
+
+/// The weights of a model directory, mapped into memory and read by name.
+#[derive(Debug)]
+pub struct Weights {
+    files: Vec<WeightsFile>,
+    /// Tensor name to the file it is in.
+    index: BTreeMap<String, usize>,
+    device: Device,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+struct WeightsFile {
+    path: PathBuf,
+    map: Mmap,
+    metadata: Metadata,
+    data_start: usize,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Weights {
+    /// Opens the weights of `folder`; tensors will be given as `kind` on `device`.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming the file that is missing, cut off or not a safetensors file.
+    pub fn open(folder: &Path, device: Device, kind: Kind) -> Result<Self, ModelError> {
+        let names: Vec<String> = match read_optional_json::<Index>(&folder.join(INDEX))? {
+            Some(index) => {
+                let mut names: Vec<String> = index.weight_map.into_values().collect();
+                names.sort();
+                names.dedup();
+                names
+            }
+            None => vec![SINGLE.to_owned()],
+        };
+        let files =
+            names.iter().map(|name| WeightsFile::open(folder.join(name))).collect::<Result<Vec<_>, _>>()?;
+        let mut index = BTreeMap::new();
+        for (position, file) in files.iter().enumerate() {
+            index.extend(file.metadata.tensors().into_keys().map(|name| (name, position)));
+        }
+        Ok(Self { files, index, device, kind })
+    }
+
+    /// Whether there is a tensor called `name`.
+    pub fn contains(&self, name: &str) -> bool {
+        self.index.contains_key(name)
+    }
+
+    /// The tensor called `name`, frozen.
+    ///
+    /// # Errors
+    /// [`ModelError`] if it is missing, has another shape or an element type that is not a float.
+    pub fn get(&self, name: &str, shape: &[i64]) -> Result<Tensor, ModelError> {
+        let position = *self.index.get(name).ok_or_else(|| ModelError::Invalid {
+            path: self.files[0].path.clone(),
+            problem: format!("there is no tensor `{name}`: is config.json that of this model?"),
+        })?;
+        let file = &self.files[position];
+        let invalid = |problem| ModelError::Invalid { path: file.path.clone(), problem };
+        let info = file
+            .metadata
+            .info(name)
+            .ok_or_else(|| invalid(format!("tensor `{name}` is listed but not there")))?;
+        let found: Vec<i64> = info.shape.iter().map(|&size| size as i64).collect();
+        if found != shape {
+            return Err(ModelError::Shape {
+                path: file.path.clone(),
+                name: name.to_owned(),
+                found,
+                expected: shape.to_vec(),
+            });
+        }
+        let stored = match info.dtype {
+            Dtype::F32 => Kind::Float,
+            Dtype::F16 => Kind::Half,
+            Dtype::BF16 => Kind::BFloat16,
+            other => {
+                return Err(invalid(format!("tensor `{name}` is {other:?}; only F32, F16 and BF16 are read")));
+            }
+        };
+        let (from, to) = info.data_offsets;
+        let bytes = &file.map[file.data_start + from..file.data_start + to];
+        let tensor = Tensor::f_from_data_size(bytes, shape, stored)?;
+        Ok(tensor.to_device(self.device).to_kind(self.kind))
+    }
+}
+
+impl WeightsFile {
+    fn open(path: PathBuf) -> Result<Self, ModelError> {
+        let io = |source| ModelError::Io { path: path.clone(), source };
+        let file = File::open(&path).map_err(io)?;
+        #[expect(
+            unsafe_code,
+            reason = "mapping a file is unsafe because another process could cut it while it is mapped"
+        )]
+        // SAFETY: published weights are not written to while they are in use; the map is only read.
+        let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| ModelError::Invalid {
+            path: path.clone(),
+            problem: format!("not a whole safetensors file: {error}"),
+        })?;
+        let data_start = header + size_of::<u64>();
+        let needed = data_start + metadata.data_len();
+        if map.len() != needed {
+            let problem = format!("the file has {} bytes, its header asks for {needed}: was it cut off?", map.len());
+            return Err(ModelError::Invalid { path, problem });
+        }
+        Ok(Self { path, map, metadata, data_start })
+    }
+}
