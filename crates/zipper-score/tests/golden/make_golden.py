@@ -148,7 +148,7 @@ def write(path, value):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--normalizers", type=int, default=500, help="random texts beside the fixed ones")
+    parser.add_argument("--normalizers", type=int, default=460, help="random texts beside the fixed ones")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--output", type=Path, help="write only the normalizers' cases, here")
     arguments = parser.parse_args()
