@@ -1,0 +1,291 @@
+//! Goal: what DESIGN 2 and 3 promise about the variants, for any values of the parameters.
+//!
+//! Method: proptest draws variants, seeds, languages and splits; parameters are random tensors out of the drawn seed.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+use tch::{Kind, Tensor};
+use zipper_config::schema::{BankInit, RouterGranularity};
+use zipper_model::adapter::{AdapterSpec, Adapters};
+use zipper_model::linear::LinearDelta;
+use zipper_model::param::{ParamRole, ParamScope};
+use zipper_types::Variant;
+
+use crate::support::{
+    VARIANTS, assert_all_close, assert_close, deltas, gradients, inputs, is_bank_b, label, normal, param,
+    random, saturate_gates, set, sites, spec,
+};
+
+const TIME: i64 = 3;
+
+fn languages() -> impl Strategy<Value = Vec<usize>> {
+    vec(0..4usize, 1..6)
+}
+
+fn variants() -> impl Strategy<Value = Variant> {
+    select(&VARIANTS[..])
+}
+
+fn granularities() -> impl Strategy<Value = RouterGranularity> {
+    select(
+        &[
+            RouterGranularity::Linear,
+            RouterGranularity::Layer,
+            RouterGranularity::Model,
+        ][..],
+    )
+}
+
+/// Stage 2 of `variant` right after Initial-B from `align`, with gates that can be anything from 0 to 1.
+fn started_from(align: &Adapters, spec: AdapterSpec, seed: u64, gate_spread: f64) -> Adapters {
+    let mut adapters = random(spec, seed, Kind::Float);
+    for param in adapters
+        .params()
+        .iter()
+        .filter(|param| param.role == ParamRole::Router)
+    {
+        set(
+            param,
+            &(normal(seed, &label(param), &param.tensor.size(), Kind::Float) * gate_spread),
+        );
+    }
+    adapters.initial_b(align).expect("same shape");
+    adapters
+}
+
+/// `spec` with unit vectors as LID embeddings, for [`saturate_gates`].
+fn saturable(variant: Variant) -> AdapterSpec {
+    let mut spec = spec(variant);
+    spec.router.lid_dim = spec.num_languages;
+    spec
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Whatever the variant and the gates, Initial-B changes nothing: every B(l) is, bit for bit, the B of stage 1.
+    #[test]
+    fn stage_2_starts_where_stage_1_ended(
+        variant in variants(), granularity in granularities(), languages in languages(), seed: u64,
+        gate_spread in 0.0..5.0f64,
+    ) {
+        let align = random(spec(Variant::Shared), seed, Kind::Float);
+        let mut stage_2 = spec(variant);
+        stage_2.router.granularity = granularity;
+        let adapters = started_from(&align, stage_2, seed ^ 1, gate_spread);
+        let (before, after) = (align.merge(&languages), adapters.merge(&languages));
+        for site in 0..sites().len() {
+            for &language in &languages {
+                let (before, after) = (before.pair(site, language), after.pair(site, language));
+                prop_assert_eq!(before.a, after.a);
+                prop_assert_eq!(before.b, after.b);
+            }
+        }
+        let inputs = inputs(seed, languages.len(), TIME, Kind::Float);
+        let before = deltas(&align, &languages, &inputs);
+        for (after, before) in deltas(&adapters, &languages, &inputs).iter().zip(&before) {
+            assert_close(after, before, 1e-6, "delta");
+        }
+    }
+
+    /// Without the warm start only the shared part of B comes from stage 1.
+    #[test]
+    fn zero_init_leaves_the_banks_empty(variant in variants(), seed: u64) {
+        let align = random(spec(Variant::Shared), seed, Kind::Float);
+        let cold = AdapterSpec { init: BankInit::Zero, ..spec(variant) };
+        let adapters = started_from(&align, cold, seed ^ 1, 1.0);
+        for param in adapters.params().iter().filter(|param| param.role == ParamRole::Lora) {
+            if is_bank_b(&param.name) {
+                prop_assert_eq!(param.tensor.detach(), param.tensor.zeros_like());
+                continue;
+            }
+            let start = &self::param(&align, ParamScope::Shared, &param.name).tensor;
+            let start = start.narrow(1, 0, param.tensor.size()[1]);
+            prop_assert_eq!(param.tensor.detach(), start.detach());
+        }
+    }
+
+    /// When every gate is 0 or 1, hard and soft are the same function with the same gradients.
+    #[test]
+    fn hard_equals_soft_when_the_gates_are_0_or_1(
+        columns in vec(any::<bool>(), 16), languages in languages(), seed: u64,
+    ) {
+        let inputs = inputs(seed, languages.len(), TIME, Kind::Float);
+        let [hard, soft] = [Variant::Hard, Variant::Soft].map(|variant| {
+            let adapters = random(saturable(variant), seed, Kind::Float);
+            saturate_gates(&adapters, |l, j| columns[(4 * l + j) as usize]);
+            let outputs = deltas(&adapters, &languages, &inputs);
+            (outputs, gradients(&adapters, &languages, &inputs, &[languages.len()]))
+        });
+        prop_assert_eq!(hard.0, soft.0);
+        assert_all_close(&hard.1, &soft.1, 0.0);
+    }
+
+    /// Static is hard or soft with gates fixed to 1 for the first columns and to 0 for the others.
+    #[test]
+    fn static_is_a_fixed_gate(
+        variant in select(&[Variant::Hard, Variant::Soft][..]), languages in languages(), seed: u64,
+        shared_rank in 1..4usize,
+    ) {
+        let fixed = random(AdapterSpec { shared_rank, ..spec(Variant::Static) }, seed, Kind::Double);
+        let gated = random(saturable(variant), seed ^ 1, Kind::Double);
+        saturate_gates(&gated, |_, j| j < shared_rank as i64);
+        for param in gated.params().iter().filter(|param| param.role == ParamRole::Lora) {
+            let known = &self::param(&fixed, param.scope, &param.name).tensor.detach();
+            let value = param.tensor.detach().copy();
+            let columns = known.size()[1];
+            let first = if is_bank_b(&param.name) { value.size()[1] - columns } else { 0 };
+            value.narrow(1, first, columns).copy_(known);
+            set(param, &value);
+        }
+        let inputs = inputs(seed, languages.len(), TIME, Kind::Double);
+        let expected = deltas(&fixed, &languages, &inputs);
+        for (found, expected) in deltas(&gated, &languages, &inputs).iter().zip(&expected) {
+            assert_close(found, expected, 1e-14, "delta");
+        }
+        let expected = gradients(&fixed, &languages, &inputs, &[languages.len()]);
+        let found = gradients(&gated, &languages, &inputs, &[languages.len()]);
+        for (label, expected) in &expected {
+            let columns = expected.size()[1];
+            let first = if is_bank_b(label) { found[label].size()[1] - columns } else { 0 };
+            assert_close(&found[label].narrow(1, first, columns), expected, 1e-12, label);
+            // The columns that the gates shut out get a gradient of zero.
+            let rest = found[label].abs().sum(Kind::Double) - found[label].narrow(1, first, columns).abs().sum(Kind::Double);
+            prop_assert!(rest.double_value(&[]).abs() < 1e-9, "{}", label);
+        }
+    }
+
+    /// Gradients that add up over micro batches and go back once are those of one batch.
+    #[test]
+    fn micro_batches_add_up(
+        variant in variants(), granularity in granularities(), sizes in vec(1..4usize, 1..4), seed: u64,
+        drawn in vec(0..4usize, 9),
+    ) {
+        let mut spec = spec(variant);
+        spec.router.granularity = granularity;
+        let adapters = random(spec, seed, Kind::Double);
+        let rows: usize = sizes.iter().sum();
+        let inputs = inputs(seed, rows, TIME, Kind::Double);
+        let whole = gradients(&adapters, &drawn[..rows], &inputs, &[rows]);
+        let split = gradients(&adapters, &drawn[..rows], &inputs, &sizes);
+        assert_all_close(&split, &whole, 1e-11);
+    }
+
+    /// Exactly the banks of the languages that occur get a gradient, and so do all shared parameters, if there are any.
+    #[test]
+    fn absent_languages_get_no_gradient(variant in variants(), languages in languages(), seed: u64) {
+        let adapters = random(spec(variant), seed, Kind::Float);
+        let inputs = inputs(seed, languages.len(), TIME, Kind::Float);
+        let found = gradients(&adapters, &languages, &inputs, &[languages.len()]);
+        for param in adapters.params() {
+            let expected = match param.scope {
+                ParamScope::Shared => true,
+                ParamScope::Bank(language) => languages.contains(&language),
+            };
+            prop_assert_eq!(found.contains_key(&label(param)), expected, "{}", label(param));
+        }
+    }
+
+    /// Every language comes down to an ordinary LoRA pair, and rows do not see their neighbours.
+    #[test]
+    fn a_language_is_a_plain_lora_pair(variant in variants(), languages in languages(), seed: u64) {
+        let adapters = random(spec(variant), seed, Kind::Float);
+        let inputs = inputs(seed, languages.len(), TIME, Kind::Float);
+        let merged = adapters.merge(&languages);
+        for (site, delta) in deltas(&adapters, &languages, &inputs).iter().enumerate() {
+            for (row, &language) in languages.iter().enumerate() {
+                let row = row as i64;
+                let pair = merged.pair(site, language);
+                prop_assert!(!pair.a.requires_grad() && !pair.b.requires_grad());
+                let expected = inputs[site].get(row).matmul(&(pair.b.matmul(&pair.a) * 1.5).tr());
+                assert_close(&delta.get(row), &expected, 1e-5, "row");
+            }
+        }
+    }
+
+    /// Evaluation under `no_grad` computes the same and records nothing.
+    #[test]
+    fn no_grad_changes_nothing_but_the_graph(variant in variants(), languages in languages(), seed: u64) {
+        let adapters = random(spec(variant), seed, Kind::Float);
+        let inputs = inputs(seed, languages.len(), TIME, Kind::Float);
+        let recorded = deltas(&adapters, &languages, &inputs);
+        let silent = tch::no_grad(|| deltas(&adapters, &languages, &inputs));
+        prop_assert!(recorded.iter().all(Tensor::requires_grad));
+        prop_assert!(!silent.iter().any(Tensor::requires_grad));
+        prop_assert_eq!(recorded, silent);
+    }
+}
+
+#[test]
+fn a_rank_without_utterances_has_nothing_to_do() {
+    for variant in VARIANTS {
+        let adapters = random(spec(variant), 1, Kind::Float);
+        adapters.merge(&[]).backward();
+        assert!(
+            adapters
+                .params()
+                .iter()
+                .all(|param| !param.tensor.grad().defined()),
+            "{variant}"
+        );
+    }
+}
+
+#[test]
+fn bf16_activations_go_through_f32_matrices() {
+    // Method: the delta of a bf16 input is the delta of the same values in f32, rounded once at the end.
+    let languages = [0, 2, 0];
+    for variant in VARIANTS {
+        let adapters = random(spec(variant), 9, Kind::Float);
+        let inputs: Vec<Tensor> = inputs(9, 3, TIME, Kind::Float)
+            .iter()
+            .map(|input| input.to_kind(Kind::BFloat16))
+            .collect();
+        let exact: Vec<Tensor> = inputs.iter().map(|input| input.to_kind(Kind::Float)).collect();
+        let exact = deltas(&adapters, &languages, &exact);
+        for (found, exact) in deltas(&adapters, &languages, &inputs).iter().zip(exact) {
+            assert_eq!(*found, exact.to_kind(Kind::BFloat16), "{variant}");
+        }
+    }
+}
+
+#[test]
+fn gates_say_what_soft_mixes() {
+    // Method: with B_shared all ones and banks all zeros, B(l) is the gates.
+    let adapters = random(spec(Variant::Soft), 4, Kind::Float);
+    for param in adapters.params().iter().filter(|param| param.name.contains(".B")) {
+        let value = if param.scope == ParamScope::Shared {
+            param.tensor.ones_like()
+        } else {
+            param.tensor.zeros_like()
+        };
+        set(param, &value.detach());
+    }
+    let gates = adapters.gates().expect("soft has gates");
+    let merged = adapters.merge(&[0, 1, 2, 3]);
+    for site in 0..sites().len() {
+        for language in 0..4 {
+            let b = merged.pair(site, language).b;
+            let expected = gates.get(site as i64).get(language as i64);
+            assert_close(&b, &expected.unsqueeze(0).expand_as(&b), 1e-6, "gates");
+        }
+    }
+}
+
+#[test]
+fn rows_of_one_language_take_the_plain_path_to_the_same_result() {
+    // Method: the same row alone (plain) and beside another language (gathered).
+    for variant in VARIANTS {
+        let adapters = random(spec(variant), 6, Kind::Float);
+        let merged = adapters.merge(&[1, 2]);
+        for (site, input) in inputs(6, 2, TIME, Kind::Float).iter().enumerate() {
+            let plain = merged.rows(&[1, 1], None).delta(site, input);
+            let gathered = merged.rows(&[1, 2], None).delta(site, input);
+            assert_close(&gathered.get(0), &plain.get(0), 1e-6, variant.name());
+            if variant != Variant::Shared {
+                assert_ne!(gathered.get(1), plain.get(1), "{variant}");
+            }
+        }
+    }
+}
