@@ -21,7 +21,10 @@ fn main() {
         .file("shim/c10d.cpp")
         .compile("zipper_c10d");
 
-    println!("cargo::rustc-link-search=native={}", libtorch.join("lib").display());
+    println!(
+        "cargo::rustc-link-search=native={}",
+        libtorch.join("lib").display()
+    );
     println!("cargo::rustc-link-lib=dylib=torch_cpu");
     println!("cargo::rustc-link-lib=dylib=c10");
     zipper_build::find_libtorch_at_run_time();

@@ -21,11 +21,18 @@ pub fn libtorch() -> PathBuf {
     let Some(dir) = env::var_os("LIBTORCH").map(PathBuf::from) else {
         fail("LIBTORCH is not set: build inside the repository, whose .cargo/config.toml sets it");
     };
-    for needed in ["lib/libtorch_cpu.so", "lib/libc10.so", "include/torch/csrc/distributed/c10d/TCPStore.hpp"] {
+    for needed in [
+        "lib/libtorch_cpu.so",
+        "lib/libc10.so",
+        "include/torch/csrc/distributed/c10d/TCPStore.hpp",
+    ] {
         let path = dir.join(needed);
         println!("cargo::rerun-if-changed={}", path.display());
         if !path.exists() {
-            fail(&format!("libtorch is not there (no `{}`): run `cargo xtask setup`", path.display()));
+            fail(&format!(
+                "libtorch is not there (no `{}`): run `cargo xtask setup`",
+                path.display()
+            ));
         }
     }
     dir
@@ -35,7 +42,10 @@ pub fn libtorch() -> PathBuf {
 ///
 /// The path goes into the program as `RUNPATH`, so on another machine `LD_LIBRARY_PATH` takes precedence over it.
 pub fn find_libtorch_at_run_time() {
-    println!("cargo::rustc-link-arg=-Wl,-rpath,{}", libtorch().join("lib").display());
+    println!(
+        "cargo::rustc-link-arg=-Wl,-rpath,{}",
+        libtorch().join("lib").display()
+    );
 }
 
 fn fail(problem: &str) -> ! {

@@ -1,6 +1,8 @@
 #include "c10d.h"
 
+#include <climits>
 #include <cstring>
+#include <mutex>
 
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
@@ -11,18 +13,12 @@ namespace {
 
 using std::chrono::milliseconds;
 
-// ProcessGroupGloo has no abort of its own, but what it needs is inside it.
-class AbortableGloo final : public c10d::ProcessGroupGloo {
- public:
-  using c10d::ProcessGroupGloo::ProcessGroupGloo;
+// Held while an operation is handed to Gloo, never while waiting for it. c10d's flight recorder, one for the whole
+// process, inserts into a map without a lock there, so two groups in two threads would corrupt it.
+std::mutex handing_over;
 
-  // contexts_ does not change after construction, and closing a Gloo connection takes that connection's lock.
-  void abort() override {
-    for (const auto& context : contexts_) {
-      context->closeConnections();
-    }
-  }
-};
+// A tag that no collective uses: theirs count from zero.
+constexpr int ABORT_TAG = INT_MAX;
 
 zipper_c10d_status report(zipper_c10d_status status, const char* message, char** error) noexcept {
   // Null when memory has run out: the caller then has the status alone.
@@ -62,6 +58,17 @@ void destroy(T* object) noexcept {
   }
 }
 
+// Hands one operation over and waits for its end.
+template <class Launch>
+void run_to_end(Launch&& launch) {
+  c10::intrusive_ptr<c10d::Work> work;
+  {
+    std::lock_guard<std::mutex> lock(handing_over);
+    work = launch();
+  }
+  work->wait();
+}
+
 at::Tensor& tensor_at(void* tensor) {
   return *static_cast<at::Tensor*>(tensor);
 }
@@ -73,7 +80,7 @@ struct zipper_c10d_store {
 };
 
 struct zipper_c10d_group {
-  c10::intrusive_ptr<AbortableGloo> group;
+  c10::intrusive_ptr<c10d::ProcessGroupGloo> group;
 };
 
 uint32_t zipper_c10d_abi_version() {
@@ -125,12 +132,30 @@ zipper_c10d_status zipper_c10d_group_gloo(
   return guarded(error, [&] {
     auto options = c10d::ProcessGroupGloo::Options::create(milliseconds(timeout_ms));
     options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(host));
-    *out = new zipper_c10d_group{c10::make_intrusive<AbortableGloo>(store->store, rank, world_size, options)};
+    *out = new zipper_c10d_group{c10::make_intrusive<c10d::ProcessGroupGloo>(store->store, rank, world_size, options)};
   });
 }
 
 zipper_c10d_status zipper_c10d_group_abort(zipper_c10d_group* group, char** error) {
-  return guarded(error, [&] { group->group->abort(); });
+  return guarded(error, [&] {
+    auto& gloo = *group->group;
+    if (gloo.getSize() == 1) {
+      return;
+    }
+    // Gloo has no abort, but a receive that times out fails every other operation of the group and closes its
+    // connections. So: receive from a neighbour what nobody sends.
+    c10::intrusive_ptr<c10d::Work> work;
+    {
+      std::lock_guard<std::mutex> lock(handing_over);
+      std::vector<at::Tensor> nothing{at::empty({1}, at::kByte)};
+      work = gloo.recv(nothing, (gloo.getRank() + 1) % gloo.getSize(), ABORT_TAG);
+    }
+    try {
+      work->wait(milliseconds(1));
+    } catch (const std::exception&) {
+      // The timeout that was wanted.
+    }
+  });
 }
 
 void zipper_c10d_group_free(zipper_c10d_group* group) {
@@ -140,7 +165,7 @@ void zipper_c10d_group_free(zipper_c10d_group* group) {
 zipper_c10d_status zipper_c10d_all_reduce_sum(zipper_c10d_group* group, void* tensor, char** error) {
   return guarded(error, [&] {
     std::vector<at::Tensor> tensors{tensor_at(tensor)};
-    group->group->allreduce(tensors)->wait();
+    run_to_end([&] { return group->group->allreduce(tensors); });
   });
 }
 
@@ -149,7 +174,7 @@ zipper_c10d_status zipper_c10d_broadcast(zipper_c10d_group* group, void* tensor,
     c10d::BroadcastOptions options;
     options.rootRank = root;
     std::vector<at::Tensor> tensors{tensor_at(tensor)};
-    group->group->broadcast(tensors, options)->wait();
+    run_to_end([&] { return group->group->broadcast(tensors, options); });
   });
 }
 
@@ -161,10 +186,10 @@ zipper_c10d_status zipper_c10d_all_gather(
       gathered[0].push_back(tensor_at(outputs[i]));
     }
     std::vector<at::Tensor> tensors{tensor_at(tensor)};
-    group->group->allgather(gathered, tensors)->wait();
+    run_to_end([&] { return group->group->allgather(gathered, tensors); });
   });
 }
 
 zipper_c10d_status zipper_c10d_barrier(zipper_c10d_group* group, char** error) {
-  return guarded(error, [&] { group->group->barrier()->wait(); });
+  return guarded(error, [&] { run_to_end([&] { return group->group->barrier(); }); });
 }

@@ -29,7 +29,10 @@ impl ErrorKind {
     /// Whether a new group, perhaps of other ranks, is the answer.
     #[must_use]
     pub fn is_membership_change(self) -> bool {
-        matches!(self, Self::Timeout | Self::PeerLost | Self::Network | Self::Aborted)
+        matches!(
+            self,
+            Self::Timeout | Self::PeerLost | Self::Network | Self::Aborted
+        )
     }
 
     fn explanation(self) -> &'static str {
@@ -71,20 +74,42 @@ impl CollectiveError {
         timeout: Duration,
         aborted: bool,
     ) -> Self {
-        let kind = if aborted { ErrorKind::Aborted } else { classify(failure, elapsed, timeout) };
-        Self { kind, operation, elapsed, timeout, message: readable(&failure.message) }
+        let kind = if aborted {
+            ErrorKind::Aborted
+        } else {
+            classify(failure, elapsed, timeout)
+        };
+        Self {
+            kind,
+            operation,
+            elapsed,
+            timeout,
+            message: readable(&failure.message),
+        }
     }
 
     /// An error that we found before calling libtorch.
     pub(crate) fn invalid(operation: Operation, timeout: Duration, message: String) -> Self {
         let kind = ErrorKind::InvalidArgument;
-        Self { kind, operation, elapsed: Duration::ZERO, timeout, message }
+        Self {
+            kind,
+            operation,
+            elapsed: Duration::ZERO,
+            timeout,
+            message,
+        }
     }
 
     /// A failure of the operating system while preparing the operation.
     pub(crate) fn from_io(operation: Operation, timeout: Duration, source: &std::io::Error) -> Self {
         let kind = ErrorKind::Network;
-        Self { kind, operation, elapsed: Duration::ZERO, timeout, message: source.to_string() }
+        Self {
+            kind,
+            operation,
+            elapsed: Duration::ZERO,
+            timeout,
+            message: source.to_string(),
+        }
     }
 
     /// What a caller can do about it.
@@ -127,8 +152,23 @@ fn classify(failure: &Failure, elapsed: Duration, timeout: Duration) -> ErrorKin
         sys::NETWORK | sys::STORE if says(&["timed out", "timeout"]) => ErrorKind::Timeout,
         sys::NETWORK | sys::STORE => ErrorKind::Network,
         _ if says(&["timed out", "timeout"]) => ErrorKind::Timeout,
-        _ if says(&["closed by peer", "reset by peer", "broken pipe", "connection refused"]) => ErrorKind::PeerLost,
-        _ if says(&["resolve", "unable to find address", "cannot assign requested address"]) => ErrorKind::Network,
+        _ if says(&[
+            "closed by peer",
+            "reset by peer",
+            "broken pipe",
+            "connection refused",
+        ]) =>
+        {
+            ErrorKind::PeerLost
+        }
+        _ if says(&[
+            "resolve",
+            "unable to find address",
+            "cannot assign requested address",
+        ]) =>
+        {
+            ErrorKind::Network
+        }
         _ if elapsed >= timeout => ErrorKind::Timeout,
         _ => ErrorKind::Other,
     }
@@ -151,7 +191,14 @@ mod tests {
     const TIMEOUT: Duration = Duration::from_secs(5);
 
     fn kind_of(status: i32, message: &str, elapsed: Duration) -> ErrorKind {
-        classify(&Failure { status, message: message.to_owned() }, elapsed, TIMEOUT)
+        classify(
+            &Failure {
+                status,
+                message: message.to_owned(),
+            },
+            elapsed,
+            TIMEOUT,
+        )
     }
 
     /// Goal: the messages that libtorch 2.11 was seen to give get the right kind.
@@ -162,8 +209,14 @@ mod tests {
         let slow = "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 5000ms for recv";
         assert_eq!(kind_of(sys::OTHER, closed, soon), ErrorKind::PeerLost);
         assert_eq!(kind_of(sys::OTHER, slow, TIMEOUT), ErrorKind::Timeout);
-        assert_eq!(kind_of(sys::STORE, "wait timeout after 5000ms", TIMEOUT), ErrorKind::Timeout);
-        assert_eq!(kind_of(sys::NETWORK, "failed to recv, got 0 bytes", soon), ErrorKind::Network);
+        assert_eq!(
+            kind_of(sys::STORE, "wait timeout after 5000ms", TIMEOUT),
+            ErrorKind::Timeout
+        );
+        assert_eq!(
+            kind_of(sys::NETWORK, "failed to recv, got 0 bytes", soon),
+            ErrorKind::Network
+        );
         assert_eq!(kind_of(sys::OTHER, "Invalid scalar type", soon), ErrorKind::Other);
         assert_eq!(kind_of(sys::OTHER, "something new", TIMEOUT), ErrorKind::Timeout);
     }
@@ -171,7 +224,10 @@ mod tests {
     /// Goal: the message starts with what happened and not with a path on the machine that built libtorch.
     #[test]
     fn source_places_are_left_out() {
-        assert_eq!(readable("[/a/b.cc:5] Connection closed by peer [::1]:4\nmore"), "Connection closed by peer [::1]:4");
+        assert_eq!(
+            readable("[/a/b.cc:5] Connection closed by peer [::1]:4\nmore"),
+            "Connection closed by peer [::1]:4"
+        );
         assert_eq!(readable("plain."), "plain");
     }
 }

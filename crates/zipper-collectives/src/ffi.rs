@@ -19,8 +19,16 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
+    /// Of a collective that was not begun.
+    pub(crate) fn aborted() -> Self {
+        Self::other("it was aborted before this call")
+    }
+
     fn other(message: impl Into<String>) -> Self {
-        Self { status: sys::OTHER, message: message.into() }
+        Self {
+            status: sys::OTHER,
+            message: message.into(),
+        }
     }
 }
 
@@ -32,7 +40,10 @@ fn checked(call: impl FnOnce(*mut *mut c_char) -> i32) -> Result<(), Failure> {
         return Ok(());
     }
     if error.is_null() {
-        return Err(Failure { status, message: "no memory for a message".to_owned() });
+        return Err(Failure {
+            status,
+            message: "no memory for a message".to_owned(),
+        });
     }
     // SAFETY: a non-null `error` is a NUL-terminated string that the shim made for us; it is freed once, after copying.
     let message = unsafe {
@@ -55,7 +66,9 @@ fn checked_abi() -> Result<(), Failure> {
         return Ok(());
     }
     let expected = sys::ABI_VERSION;
-    Err(Failure::other(format!("the c10d shim has interface version {found}, expected {expected}: rebuild everything")))
+    Err(Failure::other(format!(
+        "the c10d shim has interface version {found}, expected {expected}: rebuild everything"
+    )))
 }
 
 fn c_string(text: &str) -> Result<CString, Failure> {
@@ -80,7 +93,12 @@ unsafe impl Send for RawStore {}
 unsafe impl Sync for RawStore {}
 
 impl RawStore {
-    pub(crate) fn serve(listener: TcpListener, host: &str, port: u16, timeout: Duration) -> Result<Self, Failure> {
+    pub(crate) fn serve(
+        listener: TcpListener,
+        host: &str,
+        port: u16,
+        timeout: Duration,
+    ) -> Result<Self, Failure> {
         checked_abi()?;
         let host = c_string(host)?;
         let socket = listener.into_raw_fd();
@@ -140,12 +158,22 @@ impl RawGroup {
     ) -> Result<Self, Failure> {
         let host = c_string(host)?;
         let (Ok(rank), Ok(world_size)) = (c_int::try_from(rank), c_int::try_from(world_size)) else {
-            return Err(Failure::other(format!("a world of {world_size} ranks is too large")));
+            return Err(Failure::other(format!(
+                "a world of {world_size} ranks is too large"
+            )));
         };
         // SAFETY: the store and `host` live during the call; the group keeps its own reference to the store.
         checked_new(|out, error| unsafe {
             let timeout = milliseconds(timeout);
-            sys::zipper_c10d_group_gloo(store.0.as_ptr(), rank, world_size, host.as_ptr(), timeout, out, error)
+            sys::zipper_c10d_group_gloo(
+                store.0.as_ptr(),
+                rank,
+                world_size,
+                host.as_ptr(),
+                timeout,
+                out,
+                error,
+            )
         })
         .map(Self)
     }
@@ -171,7 +199,13 @@ impl RawGroup {
         let num_outputs = u32::try_from(pointers.len()).expect("one output for each rank");
         // SAFETY: as in `all_reduce_sum`; `pointers` holds `num_outputs` tensors.
         checked(|error| unsafe {
-            sys::zipper_c10d_all_gather(self.0.as_ptr(), pointers.as_ptr(), num_outputs, pointer(tensor), error)
+            sys::zipper_c10d_all_gather(
+                self.0.as_ptr(),
+                pointers.as_ptr(),
+                num_outputs,
+                pointer(tensor),
+                error,
+            )
         })
     }
 

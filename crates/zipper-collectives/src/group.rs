@@ -33,6 +33,13 @@ struct Shared {
     aborted: AtomicBool,
 }
 
+impl Shared {
+    fn close(&self) {
+        // A connection that cannot be closed is closed already, or its users fail by themselves at the timeout.
+        let _ = self.raw.abort();
+    }
+}
+
 impl ProcessGroup {
     /// Connects this rank to the others of its generation, over TCP with Gloo.
     ///
@@ -54,7 +61,11 @@ impl ProcessGroup {
         timeout: Duration,
     ) -> Result<Self, CollectiveError> {
         let place = Some((rank, world_size));
-        let operation = || Operation { name: "construction", what: format!("process group at {host}"), place };
+        let operation = || Operation {
+            name: "construction",
+            what: format!("process group at {host}"),
+            place,
+        };
         if rank.0 >= world_size.0 {
             let problem = format!("rank {rank} is not in a world of {world_size} ranks");
             return Err(CollectiveError::invalid(operation(), timeout, problem));
@@ -64,8 +75,17 @@ impl ProcessGroup {
         let raw = RawGroup::gloo(&store.raw, rank.0, world_size.0, host, timeout).map_err(|failure| {
             CollectiveError::from_failure(operation(), &failure, start.elapsed(), timeout, false)
         })?;
-        let shared = Arc::new(Shared { raw, aborted: AtomicBool::new(false) });
-        Ok(Self { shared, rank, world_size, timeout, first_error: RefCell::new(None) })
+        let shared = Arc::new(Shared {
+            raw,
+            aborted: AtomicBool::new(false),
+        });
+        Ok(Self {
+            shared,
+            rank,
+            world_size,
+            timeout,
+            first_error: RefCell::new(None),
+        })
     }
 
     /// This process's place in the group.
@@ -89,7 +109,9 @@ impl ProcessGroup {
     /// A handle with which another thread can end a collective that waits for a peer.
     #[must_use]
     pub fn abort_handle(&self) -> AbortHandle {
-        AbortHandle { shared: Arc::downgrade(&self.shared) }
+        AbortHandle {
+            shared: Arc::downgrade(&self.shared),
+        }
     }
 
     /// Replaces `tensor` on every rank with the sum over all ranks. `what` names it in errors.
@@ -107,9 +129,15 @@ impl ProcessGroup {
     pub fn broadcast(&self, tensor: &Tensor, root: Rank, what: &str) -> Result<(), CollectiveError> {
         if root.0 >= self.world_size.0 {
             let problem = format!("the root, rank {root}, is not in the group");
-            return Err(CollectiveError::invalid(self.operation("broadcast", what), self.timeout, problem));
+            return Err(CollectiveError::invalid(
+                self.operation("broadcast", what),
+                self.timeout,
+                problem,
+            ));
         }
-        self.run("broadcast", what, Some(tensor), |raw| raw.broadcast(tensor, root.0))
+        self.run("broadcast", what, Some(tensor), |raw| {
+            raw.broadcast(tensor, root.0)
+        })
     }
 
     /// The `tensor` of every rank, in rank order. `what` names it in errors.
@@ -117,9 +145,12 @@ impl ProcessGroup {
     /// # Errors
     /// Any [`crate::ErrorKind`].
     pub fn all_gather(&self, tensor: &Tensor, what: &str) -> Result<Vec<Tensor>, CollectiveError> {
-        let outputs: Vec<Tensor> =
-            (0..self.world_size.0).map(|_| tensor.detach().empty_like()).collect();
-        self.run("all_gather", what, Some(tensor), |raw| raw.all_gather(&outputs, tensor))?;
+        let outputs: Vec<Tensor> = (0..self.world_size.0)
+            .map(|_| tensor.detach().empty_like())
+            .collect();
+        self.run("all_gather", what, Some(tensor), |raw| {
+            raw.all_gather(&outputs, tensor)
+        })?;
         Ok(outputs)
     }
 
@@ -132,7 +163,11 @@ impl ProcessGroup {
     }
 
     fn operation(&self, name: &'static str, what: &str) -> Operation {
-        Operation { name, what: what.to_owned(), place: Some((self.rank, self.world_size)) }
+        Operation {
+            name,
+            what: what.to_owned(),
+            place: Some((self.rank, self.world_size)),
+        }
     }
 
     fn run(
@@ -146,15 +181,26 @@ impl ProcessGroup {
             return Err(error.clone());
         }
         if let Some(problem) = tensor.and_then(unusable) {
-            return Err(CollectiveError::invalid(self.operation(name, what), self.timeout, problem));
+            return Err(CollectiveError::invalid(
+                self.operation(name, what),
+                self.timeout,
+                problem,
+            ));
         }
         let start = Instant::now();
-        call(&self.shared.raw).map_err(|failure| {
+        let result = if self.shared.aborted.load(Ordering::Acquire) {
+            Err(Failure::aborted())
+        } else {
+            call(&self.shared.raw)
+        };
+        result.map_err(|failure| {
             let aborted = self.shared.aborted.load(Ordering::Acquire);
             let operation = self.operation(name, what);
             let error =
                 CollectiveError::from_failure(operation, &failure, start.elapsed(), self.timeout, aborted);
             *self.first_error.borrow_mut() = Some(error.clone());
+            // The ranks that wait for this one learn of the failure now and not at their timeout.
+            self.shared.close();
             error
         })
     }
@@ -163,7 +209,10 @@ impl ProcessGroup {
 /// Why Gloo cannot work on this tensor's memory as it lies, if it cannot.
 fn unusable(tensor: &Tensor) -> Option<String> {
     if tensor.device() != Device::Cpu {
-        return Some(format!("the tensor is on {:?}, and Gloo works on the CPU", tensor.device()));
+        return Some(format!(
+            "the tensor is on {:?}, and Gloo works on the CPU",
+            tensor.device()
+        ));
     }
     // Gloo sums raw memory: ranks with different strides would add different elements to each other.
     (!tensor.is_contiguous()).then(|| "the tensor is not contiguous".to_owned())
@@ -181,9 +230,10 @@ impl AbortHandle {
     /// A collective under way on this rank fails with [`crate::ErrorKind::Aborted`], as does every later one; the other
     /// ranks see a lost peer. Does nothing when the group is gone already.
     pub fn abort(&self) {
-        let Some(shared) = self.shared.upgrade() else { return };
+        let Some(shared) = self.shared.upgrade() else {
+            return;
+        };
         shared.aborted.store(true, Ordering::Release);
-        // What cannot be closed is closed already, or fails by itself at the timeout.
-        let _ = shared.raw.abort();
+        shared.close();
     }
 }

@@ -28,7 +28,9 @@ impl Store {
         let from_io = |source: std::io::Error| CollectiveError::from_io(operation(), timeout, &source);
         let listener = TcpListener::bind((host, 0)).map_err(from_io)?;
         let port = listener.local_addr().map_err(from_io)?.port();
-        let raw = timed(operation, timeout, || RawStore::serve(listener, host, port, timeout))?;
+        let raw = timed(operation, timeout, || {
+            RawStore::serve(listener, host, port, timeout)
+        })?;
         Ok((Self { raw, timeout }, port))
     }
 
@@ -49,12 +51,19 @@ impl Store {
     pub fn prefix(&self, prefix: &str) -> Result<Self, CollectiveError> {
         let operation = || operation("prefix of the store", prefix.to_owned());
         let raw = timed(operation, self.timeout, || self.raw.prefix(prefix))?;
-        Ok(Self { raw, timeout: self.timeout })
+        Ok(Self {
+            raw,
+            timeout: self.timeout,
+        })
     }
 }
 
 fn operation(name: &'static str, what: String) -> Operation {
-    Operation { name, what, place: None }
+    Operation {
+        name,
+        what,
+        place: None,
+    }
 }
 
 fn timed<T>(

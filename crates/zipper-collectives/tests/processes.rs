@@ -1,0 +1,117 @@
+//! Goal: survivors of a dead or stopped rank learn it soon, with the right kind of error, and can go on in a new group.
+//! Method: each rank is a process: this test program started again, told by the environment which rank it is. The store
+//! is served by the parent, which outlives them all.
+
+use std::env;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, raise};
+use tch::Tensor;
+use zipper_collectives::{ErrorKind, ProcessGroup, Store};
+use zipper_types::{Rank, WorldSize};
+
+const HOST: &str = "127.0.0.1";
+const LONG: Duration = Duration::from_mins(1);
+const WORLD_SIZE: u32 = 3;
+/// The rank that dies or stops.
+const VICTIM: u32 = WORLD_SIZE - 1;
+const RANK_VARIABLE: &str = "ZIPPER_TEST_RANK";
+const PORT_VARIABLE: &str = "ZIPPER_TEST_PORT";
+
+/// Runs `rank_main` in a process for each rank; the parent checks that all but the victim succeed.
+fn in_processes(test_name: &str, rank_main: impl Fn(Rank, &Store)) {
+    if let Ok(rank) = env::var(RANK_VARIABLE) {
+        let port = env::var(PORT_VARIABLE).unwrap().parse().unwrap();
+        let store = Store::connect(HOST, port, LONG).unwrap();
+        rank_main(Rank(rank.parse().unwrap()), &store);
+        return;
+    }
+    let (_server, port) = Store::serve(HOST, LONG).unwrap();
+    let start_rank = |rank: u32| {
+        Command::new(env::current_exe().unwrap())
+            .args(["--exact", test_name, "--nocapture"])
+            .env(RANK_VARIABLE, rank.to_string())
+            .env(PORT_VARIABLE, port.to_string())
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    let mut ranks: Vec<Child> = (0..WORLD_SIZE).map(start_rank).collect();
+    let survivors: Vec<_> = ranks
+        .iter_mut()
+        .take(VICTIM as usize)
+        .map(|child| child.wait().unwrap())
+        .collect();
+    // A stopped victim has to be ended; a dead one has gone already.
+    ranks[VICTIM as usize].kill().unwrap();
+    let victim = ranks[VICTIM as usize].wait().unwrap();
+    assert!(
+        survivors.iter().all(std::process::ExitStatus::success),
+        "{survivors:?}"
+    );
+    assert!(!victim.success(), "the victim was meant to die");
+}
+
+/// Builds the group of all ranks, lets the victim raise `signal` in it, and returns what a survivor sees.
+fn lose_the_victim(rank: Rank, store: &Store, timeout: Duration, signal: Signal) -> (ErrorKind, Duration) {
+    let store = store.prefix("generation-1").unwrap();
+    let group = ProcessGroup::gloo(&store, rank, WorldSize(WORLD_SIZE), HOST, timeout).unwrap();
+    let tensor = Tensor::ones([1 << 16], tch::kind::FLOAT_CPU);
+    group.all_reduce_sum(&tensor, "while all live").unwrap();
+    assert_eq!(
+        tensor.sum(tch::Kind::Int64).int64_value(&[]),
+        tensor.numel() as i64 * i64::from(WORLD_SIZE)
+    );
+    if rank.0 == VICTIM {
+        raise(signal).unwrap();
+        unreachable!("the victim does not go on");
+    }
+    let start = Instant::now();
+    let error = group.all_reduce_sum(&tensor, "after the loss").unwrap_err();
+    println!("rank {rank}: {error}");
+    assert!(
+        error.to_string().contains("all_reduce of `after the loss`"),
+        "{error}"
+    );
+    let again = group.barrier("on a dead group").unwrap_err();
+    assert_eq!(again.kind(), error.kind());
+    (error.kind(), start.elapsed())
+}
+
+fn continue_without_the_victim(rank: Rank, store: &Store) {
+    let store = store.prefix("generation-2").unwrap();
+    let group = ProcessGroup::gloo(&store, rank, WorldSize(WORLD_SIZE - 1), HOST, LONG).unwrap();
+    let tensor = Tensor::from(i64::from(rank.0) + 1);
+    group.all_reduce_sum(&tensor, "after the recovery").unwrap();
+    assert_eq!(tensor.int64_value(&[]), 3);
+    group.barrier("end").unwrap();
+}
+
+/// Goal: a killed peer is noticed long before the timeout, as a lost peer, and the survivors form a new group.
+#[test]
+fn a_killed_peer_is_lost_quickly() {
+    in_processes("a_killed_peer_is_lost_quickly", |rank, store| {
+        let (kind, elapsed) = lose_the_victim(rank, store, LONG, Signal::SIGKILL);
+        assert_eq!(kind, ErrorKind::PeerLost);
+        assert!(elapsed < LONG / 6, "took {elapsed:?}");
+        continue_without_the_victim(rank, store);
+    });
+}
+
+/// Goal: a peer that hangs is noticed at the timeout, and the survivors form a new group. Only the first survivor to
+/// give up can see the timeout itself; it then closes its own connections, which the other may see first.
+#[test]
+fn a_stopped_peer_times_out() {
+    let timeout = Duration::from_secs(2);
+    in_processes("a_stopped_peer_times_out", |rank, store| {
+        let (kind, elapsed) = lose_the_victim(rank, store, timeout, Signal::SIGSTOP);
+        assert!(
+            matches!(kind, ErrorKind::Timeout | ErrorKind::PeerLost),
+            "{kind:?}"
+        );
+        assert!(elapsed >= timeout / 2, "gave up after {elapsed:?}");
+        assert!(elapsed < LONG / 6, "took {elapsed:?}");
+        continue_without_the_victim(rank, store);
+    });
+}
