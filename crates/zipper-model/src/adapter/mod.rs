@@ -249,19 +249,15 @@ impl Adapters {
                 for a in &target.a {
                     a.shallow_clone().copy_(&source.a[0]);
                 }
-                let num_shared = target.b_shared.as_ref().map_or(0, |shared| {
-                    let columns = shared.size()[1];
-                    shared.shallow_clone().copy_(&b.narrow(1, 0, columns));
-                    columns
-                });
+                if let Some(shared) = &target.b_shared {
+                    shared.shallow_clone().copy_(&b.narrow(1, 0, shared.size()[1]));
+                }
                 for bank in &target.banks {
-                    let first = if self.spec.variant == Variant::Static {
-                        num_shared
-                    } else {
-                        0
-                    };
+                    // A bank holds the last columns of B: all of them, except with `static`.
+                    let columns = bank.size()[1];
+                    let start = b.narrow(1, self.spec.rank as i64 - columns, columns);
                     match self.spec.init {
-                        BankInit::Stage1 => bank.shallow_clone().copy_(&b.narrow(1, first, bank.size()[1])),
+                        BankInit::Stage1 => bank.shallow_clone().copy_(&start),
                         BankInit::Zero => {
                             let _ = bank.shallow_clone().zero_();
                         }
