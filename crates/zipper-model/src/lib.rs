@@ -8,6 +8,7 @@
 
 mod error;
 
+pub mod adapter;
 pub mod encoder;
 pub mod hub;
 pub mod init;
