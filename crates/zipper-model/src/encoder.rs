@@ -84,7 +84,7 @@ impl WhisperEncoder {
     }
 
     fn read(folder: &Path, chunks: Option<Chunks>, device: Device) -> Result<Self, ModelError> {
-        let path = folder.join("config.json");
+        let path = folder.join(hub::CONFIG);
         let config: WhisperConfig = hub::read_json(&path)?;
         if config.model_type != "whisper" {
             let problem = format!("model_type is `{}`; the encoder must be a `whisper`", config.model_type);

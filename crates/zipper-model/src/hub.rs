@@ -12,6 +12,8 @@ use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
 
+/// Name of the file that says what a model looks like.
+pub const CONFIG: &str = "config.json";
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 

@@ -4,15 +4,20 @@
 //! networking, optimizers or the training loop.
 //!
 //! Reading order: [`param`], [`linear`], [`hub`] (directories), [`encoder`], [`projector`], [`llm`], [`adapter`],
-//! [`speech_llm`] (the whole), [`generate`].
+//! [`prompt`], [`speech_llm`] (the whole), [`generate`].
 
 mod error;
 
 pub mod adapter;
 pub mod encoder;
+pub mod generate;
 pub mod hub;
 pub mod init;
 pub mod linear;
+pub mod llm;
 pub mod param;
+pub mod projector;
+pub mod prompt;
+pub mod speech_llm;
 
 pub use error::ModelError;

@@ -1,0 +1,215 @@
+//! Decoding: greedy and beam search, as `generate` of transformers does them.
+
+use tch::{Kind, Tensor};
+
+use crate::ModelError;
+use crate::linear::LinearDelta;
+use crate::speech_llm::{Example, SpeechLlm};
+
+/// How to decode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GenerateOptions {
+    /// Hypotheses kept for each utterance; 1 is greedy.
+    pub beam: usize,
+    /// Longest transcript, in tokens.
+    pub max_new_tokens: usize,
+}
+
+impl SpeechLlm {
+    /// Writes the transcripts of `examples`.
+    ///
+    /// With a beam, every example takes `beam` consecutive rows of the micro batch: `adapters` must know as many.
+    ///
+    /// # Errors
+    /// [`ModelError`] if a language has no name or tokens cannot be decoded.
+    pub fn generate(
+        &self,
+        examples: &[Example<'_>],
+        adapters: Option<&dyn LinearDelta>,
+        options: &GenerateOptions,
+    ) -> Result<Vec<String>, ModelError> {
+        let tokens = self.generate_tokens(examples, adapters, options)?;
+        tokens.iter().map(|tokens| Ok(self.prompt().decode(tokens)?.trim().to_owned())).collect()
+    }
+
+    /// Like [`SpeechLlm::generate`], but the token ids, without the one that ended the text.
+    ///
+    /// # Errors
+    /// [`ModelError`] if a language has no name.
+    pub fn generate_tokens(
+        &self,
+        examples: &[Example<'_>],
+        adapters: Option<&dyn LinearDelta>,
+        options: &GenerateOptions,
+    ) -> Result<Vec<Vec<i64>>, ModelError> {
+        if options.beam <= 1 {
+            return self.greedy(examples, adapters, options.max_new_tokens);
+        }
+        self.beam_search(examples, adapters, options)
+    }
+
+    fn greedy(
+        &self,
+        examples: &[Example<'_>],
+        adapters: Option<&dyn LinearDelta>,
+        max_new_tokens: usize,
+    ) -> Result<Vec<Vec<i64>>, ModelError> {
+        let mut decoding = self.start(examples, adapters)?;
+        let mut texts = vec![Vec::new(); examples.len()];
+        let mut ended = vec![false; examples.len()];
+        for _ in 0..max_new_tokens {
+            let next = decoding.logits.argmax(-1, false);
+            for (row, &token) in i64s(&next).iter().enumerate() {
+                ended[row] |= self.prompt().is_stop(token);
+                if !ended[row] {
+                    texts[row].push(token);
+                }
+            }
+            if ended.iter().all(|&ended| ended) {
+                break;
+            }
+            self.feed(&mut decoding, &next, adapters);
+        }
+        Ok(texts)
+    }
+
+    fn beam_search(
+        &self,
+        examples: &[Example<'_>],
+        adapters: Option<&dyn LinearDelta>,
+        options: &GenerateOptions,
+    ) -> Result<Vec<Vec<i64>>, ModelError> {
+        let beam = options.beam;
+        let repeated: Vec<Example<'_>> =
+            examples.iter().flat_map(|&example| std::iter::repeat_n(example, beam)).collect();
+        let mut decoding = self.start(&repeated, adapters)?;
+        let mut searches: Vec<BeamSearch> = examples.iter().map(|_| BeamSearch::new(beam)).collect();
+        for length in 1..=options.max_new_tokens {
+            let log_probs = decoding.logits.log_softmax(-1, Kind::Float);
+            let (mut rows, mut tokens) = (Vec::new(), Vec::new());
+            for (example, search) in searches.iter_mut().enumerate() {
+                let first = (example * beam) as i64;
+                let chosen = search.advance(&log_probs.narrow(0, first, beam as i64), length, |token| {
+                    self.prompt().is_stop(token)
+                });
+                rows.extend(chosen.iter().map(|&(parent, _)| first + parent as i64));
+                tokens.extend(chosen.iter().map(|&(_, token)| token));
+            }
+            if searches.iter().all(BeamSearch::is_done) {
+                break;
+            }
+            let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(decoding.logits.device());
+            let (rows, tokens) = (tensor(&rows), tensor(&tokens));
+            decoding.cache.select(&rows);
+            self.feed(&mut decoding, &tokens, adapters);
+        }
+        Ok(searches.into_iter().map(|search| search.best(options.max_new_tokens)).collect())
+    }
+
+    /// Reads the prompts and the speech.
+    fn start(
+        &self,
+        examples: &[Example<'_>],
+        adapters: Option<&dyn LinearDelta>,
+    ) -> Result<Decoding, ModelError> {
+        let rows = self.rows(examples, None)?;
+        let (hidden, cache) = self.llm().prefill(&rows.embeddings, &rows.lengths, adapters);
+        let last: Vec<Tensor> = (0i64..)
+            .zip(&rows.lengths)
+            .map(|(row, length)| hidden.select(0, row).select(0, length - 1))
+            .collect();
+        Ok(Decoding { logits: self.llm().logits(&Tensor::stack(&last, 0)), cache })
+    }
+
+    /// Reads one more token in each row.
+    fn feed(&self, decoding: &mut Decoding, tokens: &Tensor, adapters: Option<&dyn LinearDelta>) {
+        let embedded = self.llm().embed(tokens).unsqueeze(1);
+        let hidden = self.llm().decode(&embedded, adapters, &mut decoding.cache);
+        decoding.logits = self.llm().logits(&hidden.squeeze_dim(1));
+    }
+}
+
+/// Where decoding stands.
+struct Decoding {
+    /// `[rows, vocab]`: scores of the next token.
+    logits: Tensor,
+    cache: crate::llm::KvCache,
+}
+
+/// Beam search over one utterance, with transformers' defaults: length penalty 1, early stopping by the best score that a running
+/// hypothesis could still reach at its present length.
+#[derive(Debug)]
+struct BeamSearch {
+    beam: usize,
+    /// Sum of log probabilities and tokens, best first.
+    running: Vec<(f64, Vec<i64>)>,
+    /// Mean log probability and tokens of hypotheses that ended, at most `beam`, best first.
+    finished: Vec<(f64, Vec<i64>)>,
+    done: bool,
+}
+
+impl BeamSearch {
+    fn new(beam: usize) -> Self {
+        // All rows hold the same prompt at first: only one of them may be continued.
+        let mut running = vec![(f64::NEG_INFINITY, Vec::new()); beam];
+        running[0].0 = 0.0;
+        Self { beam, running, finished: Vec::new(), done: false }
+    }
+
+    /// Takes the scores of the next token, `[beam, vocab]`, and returns for each new running hypothesis the row it goes
+    /// on from and its token. `length` counts the new token.
+    fn advance(
+        &mut self,
+        log_probs: &Tensor,
+        length: usize,
+        is_stop: impl Fn(i64) -> bool,
+    ) -> Vec<(usize, i64)> {
+        if self.done {
+            return (0..self.beam).map(|row| (row, 0)).collect();
+        }
+        let vocab = log_probs.size()[1];
+        let sums: Vec<f32> = self.running.iter().map(|(sum, _)| *sum as f32).collect();
+        let sums = Tensor::from_slice(&sums).to_device(log_probs.device()).unsqueeze(1);
+        let (scores, indices) = (log_probs + sums).view([-1]).topk(2 * self.beam as i64, 0, true, true);
+        let scores = Vec::<f64>::try_from(scores.to_kind(Kind::Double)).expect("scores are one row");
+        let mut chosen = Vec::with_capacity(self.beam);
+        let mut running = Vec::with_capacity(self.beam);
+        for (rank, (score, index)) in scores.into_iter().zip(i64s(&indices)).enumerate() {
+            let (parent, token) = ((index / vocab) as usize, index % vocab);
+            let text = &self.running[parent].1;
+            if is_stop(token) {
+                // transformers looks at the first `beam` candidates only for endings.
+                if rank < self.beam {
+                    self.finished.push((score / length as f64, text.clone()));
+                }
+            } else if running.len() < self.beam {
+                chosen.push((parent, token));
+                running.push((score, text.iter().copied().chain([token]).collect()));
+            }
+        }
+        self.finished.sort_by(|a, b| b.0.total_cmp(&a.0));
+        self.finished.truncate(self.beam);
+        self.running = running;
+        let reachable = self.running[0].0 / length as f64;
+        self.done = self.finished.len() == self.beam && self.finished[self.beam - 1].0 >= reachable;
+        chosen
+    }
+
+    fn is_done(&self) -> bool {
+        self.done
+    }
+
+    /// The best hypothesis; those that were still running when the length ran out count too.
+    fn best(mut self, max_new_tokens: usize) -> Vec<i64> {
+        if !self.done {
+            let cut = self.running.into_iter().map(|(sum, text)| (sum / max_new_tokens as f64, text));
+            self.finished.extend(cut);
+            self.finished.sort_by(|a, b| b.0.total_cmp(&a.0));
+        }
+        self.finished.into_iter().next().map(|(_, text)| text).unwrap_or_default()
+    }
+}
+
+fn i64s(tensor: &Tensor) -> Vec<i64> {
+    Vec::<i64>::try_from(tensor).expect("token ids are one row of i64")
+}

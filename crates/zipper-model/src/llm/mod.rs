@@ -1,0 +1,356 @@
+//! The frozen causal LLM: the Qwen2, Qwen3 and Llama families of transformers.
+//!
+//! Follows `modeling_llama.py`, `modeling_qwen2.py` and `modeling_qwen3.py`: RMS norm, rotary positions, grouped-query
+//! attention, SwiGLU. The families differ in biases, in the norms of queries and keys, and in what config.json says.
+//!
+//! Dimensions: `batch`, `time`, `hidden` = hidden_size, `heads`, `kv_heads`, `head_dim`, `vocab`.
+
+mod cache;
+mod config;
+mod rope;
+
+use std::path::Path;
+
+use tch::{Device, Kind, Tensor};
+
+pub use cache::KvCache;
+pub use config::LlmConfig;
+pub(crate) use config::token_ids;
+use rope::Rope;
+
+use crate::ModelError;
+use crate::hub::{self, Weights};
+use crate::linear::{Linear, LinearDelta, LoraSite};
+
+const TARGETS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+
+/// A causal language model.
+#[derive(Debug)]
+pub struct CausalLm {
+    config: LlmConfig,
+    /// `[vocab, hidden]`.
+    embedding: Tensor,
+    layers: Vec<Layer>,
+    final_norm: RmsNorm,
+    /// `[vocab, hidden]`; the embedding itself where they are tied.
+    lm_head: Tensor,
+    rope: Rope,
+}
+
+#[derive(Debug)]
+struct RmsNorm {
+    weight: Tensor,
+    eps: f64,
+}
+
+#[derive(Debug)]
+struct Layer {
+    attention_norm: RmsNorm,
+    attention: Attention,
+    mlp_norm: RmsNorm,
+    gate_proj: Linear,
+    up_proj: Linear,
+    down_proj: Linear,
+}
+
+#[derive(Debug)]
+struct Attention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
+    /// Norms of queries and keys over `head_dim`: Qwen3.
+    qk_norms: Option<(RmsNorm, RmsNorm)>,
+    heads: i64,
+    kv_heads: i64,
+    head_dim: i64,
+}
+
+/// Which columns a row may attend to.
+enum Mask<'a> {
+    /// Those up to its own: training, where rows are padded on the right.
+    Causal,
+    /// Those that are true: `[batch, 1, 1, columns]`.
+    Columns(&'a Tensor),
+}
+
+impl CausalLm {
+    /// Loads the Hugging Face directory `folder`, weights as `kind`.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming the file, and the key or tensor, that is missing, wrong or not supported.
+    pub fn load(folder: &Path, device: Device, kind: Kind) -> Result<Self, ModelError> {
+        let config = LlmConfig::read(&folder.join(hub::CONFIG))?;
+        let weights = Weights::open(folder, device, kind)?;
+        Self::build(config, device, |name, shape| weights.get(name, shape))
+    }
+
+    /// Builds the model out of tensors that `get` returns by their name in a Hugging Face file, with the given shape.
+    ///
+    /// # Errors
+    /// What `get` returns.
+    pub fn build(
+        config: LlmConfig,
+        device: Device,
+        mut get: impl FnMut(&str, &[i64]) -> Result<Tensor, ModelError>,
+    ) -> Result<Self, ModelError> {
+        let rope = Rope::new(&config, device);
+        let (hidden, vocab) = (config.hidden_size, config.vocab_size);
+        let embedding = get("model.embed_tokens.weight", &[vocab, hidden])?;
+        let layers = (0..config.num_hidden_layers)
+            .map(|index| Layer::build(&config, index, &mut get))
+            .collect::<Result<Vec<_>, _>>()?;
+        let final_norm =
+            RmsNorm { weight: get("model.norm.weight", &[hidden])?, eps: config.rms_norm_eps };
+        let lm_head = if config.tie_word_embeddings {
+            embedding.shallow_clone()
+        } else {
+            get("lm_head.weight", &[vocab, hidden])?
+        };
+        Ok(Self { config, embedding, layers, final_norm, lm_head, rope })
+    }
+
+    /// What config.json says.
+    pub fn config(&self) -> &LlmConfig {
+        &self.config
+    }
+
+    /// Element type of weights and activations.
+    pub fn kind(&self) -> Kind {
+        self.embedding.kind()
+    }
+
+    /// Attaches adapters to every linear layer whose name ends in one of `targets`; ids count from 0.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownTarget`].
+    pub fn lora_sites(&mut self, targets: &[String]) -> Result<Vec<LoraSite>, ModelError> {
+        crate::linear::check_targets("targets", targets, &TARGETS)?;
+        let mut sites = Vec::new();
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            for (name, linear) in layer.linears_mut() {
+                linear.attach(&format!("model.layers.{index}.{name}"), index, targets, 0, &mut sites);
+            }
+        }
+        Ok(sites)
+    }
+
+    /// Embeddings of tokens.
+    ///
+    /// # Shapes
+    /// - `ids`: any shape, i64
+    /// - returns: that shape with `hidden` behind it
+    pub fn embed(&self, ids: &Tensor) -> Tensor {
+        Tensor::embedding(&self.embedding, ids, -1, false, false)
+    }
+
+    /// Runs the layers over rows that are padded on the right; what stands in the padding is meaningless.
+    ///
+    /// # Shapes
+    /// - `x`: `[batch, time, hidden]`
+    /// - returns: `[batch, time, hidden]`, after the final norm
+    pub fn forward(&self, x: &Tensor, adapters: Option<&dyn LinearDelta>) -> Tensor {
+        self.forward_and_keep(x, adapters, |_, _| ())
+    }
+
+    /// Like [`CausalLm::forward`], keeping keys and values so that [`CausalLm::decode`] can go on.
+    ///
+    /// # Shapes
+    /// - `lengths`: `[batch]`, valid positions of each row
+    pub fn prefill(
+        &self,
+        x: &Tensor,
+        lengths: &[i64],
+        adapters: Option<&dyn LinearDelta>,
+    ) -> (Tensor, KvCache) {
+        let mut layers = Vec::with_capacity(self.layers.len());
+        let hidden = self.forward_and_keep(x, adapters, |k, v| layers.push((k, v)));
+        let cache = KvCache::new(layers, lengths, x.size()[1], x.device());
+        (hidden, cache)
+    }
+
+    fn forward_and_keep(
+        &self,
+        x: &Tensor,
+        adapters: Option<&dyn LinearDelta>,
+        mut keep: impl FnMut(Tensor, Tensor),
+    ) -> Tensor {
+        let positions = Tensor::arange(x.size()[1], (Kind::Int64, x.device())).unsqueeze(0);
+        let rotation = self.rope.rotation(&positions, self.kind());
+        let mut x = x.shallow_clone();
+        for layer in &self.layers {
+            x = layer.forward(&x, &rotation, &Mask::Causal, adapters, |k, v| {
+                keep(k.shallow_clone(), v.shallow_clone());
+                (k, v)
+            });
+        }
+        self.final_norm.forward(&x)
+    }
+
+    /// One more token for each row.
+    ///
+    /// # Shapes
+    /// - `x`: `[batch, 1, hidden]`
+    /// - returns: `[batch, 1, hidden]`, after the final norm
+    pub fn decode(
+        &self,
+        x: &Tensor,
+        adapters: Option<&dyn LinearDelta>,
+        cache: &mut KvCache,
+    ) -> Tensor {
+        let rotation = self.rope.rotation(&cache.next_positions(), self.kind());
+        let mask = cache.grow_mask();
+        let mut x = x.shallow_clone();
+        for (index, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(&x, &rotation, &Mask::Columns(&mask), adapters, |k, v| {
+                cache.append(index, &k, &v)
+            });
+        }
+        self.final_norm.forward(&x)
+    }
+
+    /// Scores of the next token.
+    ///
+    /// # Shapes
+    /// - `hidden`: `[.., hidden]`
+    /// - returns: `[.., vocab]`, f32
+    pub fn logits(&self, hidden: &Tensor) -> Tensor {
+        hidden.linear(&self.lm_head, None::<&Tensor>).to_kind(Kind::Float)
+    }
+}
+
+impl RmsNorm {
+    /// Computed in f32, as transformers does.
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let kind = x.kind();
+        let x = x.to_kind(Kind::Float);
+        let mean_square = x.square().mean_dim(-1, true, Kind::Float);
+        let normed = x * (mean_square + self.eps).rsqrt();
+        normed.to_kind(kind) * &self.weight
+    }
+}
+
+impl Layer {
+    fn build(
+        config: &LlmConfig,
+        index: usize,
+        get: &mut impl FnMut(&str, &[i64]) -> Result<Tensor, ModelError>,
+    ) -> Result<Self, ModelError> {
+        let (hidden, ffn, head_dim) = (config.hidden_size, config.intermediate_size, config.head_dim);
+        let q_width = config.num_attention_heads * head_dim;
+        let kv_width = config.num_key_value_heads * head_dim;
+        let eps = config.rms_norm_eps;
+        let mut norm = |name: &str, width: i64| -> Result<RmsNorm, ModelError> {
+            let weight = get(&format!("model.layers.{index}.{name}.weight"), &[width])?;
+            Ok(RmsNorm { weight, eps })
+        };
+        let attention_norm = norm("input_layernorm", hidden)?;
+        let mlp_norm = norm("post_attention_layernorm", hidden)?;
+        let qk_norms = if config.qk_norm {
+            Some((norm("self_attn.q_norm", head_dim)?, norm("self_attn.k_norm", head_dim)?))
+        } else {
+            None
+        };
+        let mut linear = |name: &str, d_out: i64, d_in: i64, bias: bool| -> Result<Linear, ModelError> {
+            let name = format!("model.layers.{index}.{name}");
+            let weight = get(&format!("{name}.weight"), &[d_out, d_in])?;
+            let bias = if bias { Some(get(&format!("{name}.bias"), &[d_out])?) } else { None };
+            Ok(Linear { weight, bias, site: None })
+        };
+        Ok(Self {
+            attention_norm,
+            attention: Attention {
+                q_proj: linear("self_attn.q_proj", q_width, hidden, config.qkv_bias)?,
+                k_proj: linear("self_attn.k_proj", kv_width, hidden, config.qkv_bias)?,
+                v_proj: linear("self_attn.v_proj", kv_width, hidden, config.qkv_bias)?,
+                o_proj: linear("self_attn.o_proj", hidden, q_width, config.o_bias)?,
+                qk_norms,
+                heads: config.num_attention_heads,
+                kv_heads: config.num_key_value_heads,
+                head_dim,
+            },
+            mlp_norm,
+            gate_proj: linear("mlp.gate_proj", ffn, hidden, config.mlp_bias)?,
+            up_proj: linear("mlp.up_proj", ffn, hidden, config.mlp_bias)?,
+            down_proj: linear("mlp.down_proj", hidden, ffn, config.mlp_bias)?,
+        })
+    }
+
+    /// The layer's linear layers, by the end of their names.
+    fn linears_mut(&mut self) -> [(&'static str, &mut Linear); 7] {
+        [
+            ("self_attn.q_proj", &mut self.attention.q_proj),
+            ("self_attn.k_proj", &mut self.attention.k_proj),
+            ("self_attn.v_proj", &mut self.attention.v_proj),
+            ("self_attn.o_proj", &mut self.attention.o_proj),
+            ("mlp.gate_proj", &mut self.gate_proj),
+            ("mlp.up_proj", &mut self.up_proj),
+            ("mlp.down_proj", &mut self.down_proj),
+        ]
+    }
+
+    /// `keys_and_values` turns the new keys and values into those to attend to.
+    fn forward(
+        &self,
+        x: &Tensor,
+        rotation: &rope::Rotation,
+        mask: &Mask<'_>,
+        adapters: Option<&dyn LinearDelta>,
+        keys_and_values: impl FnOnce(Tensor, Tensor) -> (Tensor, Tensor),
+    ) -> Tensor {
+        let normed = self.attention_norm.forward(x);
+        let x = x + self.attention.forward(&normed, rotation, mask, adapters, keys_and_values);
+        let normed = self.mlp_norm.forward(&x);
+        let gate = self.gate_proj.forward(&normed, adapters).silu();
+        let up = self.up_proj.forward(&normed, adapters);
+        &x + self.down_proj.forward(&(gate * up), adapters)
+    }
+}
+
+impl Attention {
+    fn forward(
+        &self,
+        x: &Tensor,
+        rotation: &rope::Rotation,
+        mask: &Mask<'_>,
+        adapters: Option<&dyn LinearDelta>,
+        keys_and_values: impl FnOnce(Tensor, Tensor) -> (Tensor, Tensor),
+    ) -> Tensor {
+        let (batch, time, _) = x.size3().expect("the LLM's activations are [batch, time, hidden]");
+        let split = |x: &Tensor, heads: i64| x.view([batch, time, heads, self.head_dim]);
+        let mut q = split(&self.q_proj.forward(x, adapters), self.heads);
+        let mut k = split(&self.k_proj.forward(x, adapters), self.kv_heads);
+        let v = split(&self.v_proj.forward(x, adapters), self.kv_heads).transpose(1, 2);
+        if let Some((q_norm, k_norm)) = &self.qk_norms {
+            q = q_norm.forward(&q);
+            k = k_norm.forward(&k);
+        }
+        let q = rotation.apply(&q.transpose(1, 2));
+        let k = rotation.apply(&k.transpose(1, 2));
+        let (k, v) = keys_and_values(k, v);
+        let (k, v) = (self.for_every_head(&k), self.for_every_head(&v));
+        let (mask, causal) = match mask {
+            Mask::Causal => (None, true),
+            Mask::Columns(mask) => (Some(*mask), false),
+        };
+        let attended = Tensor::scaled_dot_product_attention(&q, &k, &v, mask, 0.0, causal, None, false);
+        let attended = attended.transpose(1, 2).reshape([batch, time, self.heads * self.head_dim]);
+        self.o_proj.forward(&attended, adapters)
+    }
+
+    /// Repeats each key or value head for the query heads that share it.
+    ///
+    /// # Shapes
+    /// - `x`: `[batch, kv_heads, columns, head_dim]`
+    /// - returns: `[batch, heads, columns, head_dim]`
+    fn for_every_head(&self, x: &Tensor) -> Tensor {
+        let group = self.heads / self.kv_heads;
+        if group == 1 {
+            return x.shallow_clone();
+        }
+        let (batch, kv_heads, columns, head_dim) = x.size4().expect("keys and values have four dimensions");
+        x.unsqueeze(2)
+            .expand([batch, kv_heads, group, columns, head_dim], false)
+            .reshape([batch, self.heads, columns, head_dim])
+    }
+}

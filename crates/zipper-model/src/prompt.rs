@@ -1,0 +1,212 @@
+//! The token ids around the speech: `[before][speech][after][text][eos]`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use minijinja::{Environment, context};
+use serde::Deserialize;
+use serde_json::Value;
+use tokenizers::Tokenizer;
+use zipper_config::schema::{PromptConfig, PromptKind};
+use zipper_types::language::language_name;
+
+use crate::ModelError;
+use crate::hub;
+use crate::llm::{LlmConfig, token_ids};
+
+/// Stands for the speech in a chat message; a private-use character that no template contains.
+const SPEECH: char = '\u{f8ff}';
+
+/// Tokenizer and prompt of a model directory.
+#[derive(Debug)]
+pub struct Prompt {
+    folder: PathBuf,
+    tokenizer: Tokenizer,
+    config: PromptConfig,
+    bos: Option<i64>,
+    eos: i64,
+    /// Every token that ends a text; includes `eos`.
+    stops: Vec<i64>,
+    special: TokenizerConfig,
+    frames: Mutex<BTreeMap<String, Frame>>,
+}
+
+/// The token ids before and after the speech, for one language.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    /// Before the speech.
+    pub before: Vec<i64>,
+    /// Between speech and text.
+    pub after: Vec<i64>,
+}
+
+/// What tokenizer_config.json says of special tokens and chats.
+#[derive(Debug, Default, Deserialize)]
+struct TokenizerConfig {
+    #[serde(default)]
+    bos_token: Option<SpecialToken>,
+    #[serde(default)]
+    eos_token: Option<SpecialToken>,
+    #[serde(default)]
+    chat_template: Option<String>,
+}
+
+/// A special token is a string, or an object that holds one.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum SpecialToken {
+    Plain(String),
+    Object { content: String },
+}
+
+#[derive(Debug, Deserialize)]
+struct GenerationConfig {
+    eos_token_id: Option<Value>,
+}
+
+impl Prompt {
+    /// Reads tokenizer.json, tokenizer_config.json and generation_config.json of `folder`.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming the file that is missing or wrong, or what the model lacks.
+    pub fn load(folder: &Path, config: &PromptConfig, llm: &LlmConfig) -> Result<Self, ModelError> {
+        let path = folder.join("tokenizer.json");
+        let bytes = std::fs::read(&path).map_err(|source| ModelError::Io { path: path.clone(), source })?;
+        let tokenizer = Tokenizer::from_bytes(bytes)
+            .map_err(|error| ModelError::Invalid { path: path.clone(), problem: error.to_string() })?;
+        let special = hub::read_optional_json::<TokenizerConfig>(&folder.join("tokenizer_config.json"))?;
+        let id = |token: &Option<SpecialToken>| {
+            token.as_ref().and_then(|token| tokenizer.token_to_id(token.text())).map(i64::from)
+        };
+        // A tokenizer_config.json without a bos token says that there is none, whatever config.json says (Qwen).
+        let bos = special.as_ref().map_or(llm.bos_token_id, |special| id(&special.bos_token));
+        let special = special.unwrap_or_default();
+        let generation =
+            hub::read_optional_json::<GenerationConfig>(&folder.join("generation_config.json"))?;
+        let mut stops = llm.eos_token_ids.clone();
+        stops.extend(token_ids(generation.and_then(|config| config.eos_token_id).as_ref()));
+        let eos = id(&special.eos_token).or(stops.first().copied()).ok_or_else(|| ModelError::Invalid {
+            path: folder.join(hub::CONFIG),
+            problem: "no end-of-text token: neither eos_token_id here nor eos_token in tokenizer_config.json".to_owned(),
+        })?;
+        stops.push(eos);
+        stops.sort_unstable();
+        stops.dedup();
+        Ok(Self {
+            folder: folder.to_owned(),
+            tokenizer,
+            config: config.clone(),
+            bos,
+            eos,
+            stops,
+            special,
+            frames: Mutex::new(BTreeMap::new()),
+        })
+    }
+
+    /// The token that ends a transcript in training.
+    pub fn eos(&self) -> i64 {
+        self.eos
+    }
+
+    /// Whether `token` ends a text.
+    pub fn is_stop(&self, token: i64) -> bool {
+        self.stops.binary_search(&token).is_ok()
+    }
+
+    /// The ids around the speech of a language.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownLanguage`]; [`ModelError`] if the chat template is missing or cannot be rendered.
+    pub fn frame(&self, lang: &str) -> Result<Frame, ModelError> {
+        if let Some(frame) = self.frames.lock().ok().and_then(|frames| frames.get(lang).cloned()) {
+            return Ok(frame);
+        }
+        let language = language_name(lang).ok_or_else(|| ModelError::UnknownLanguage(lang.to_owned()))?;
+        let instruction = self.config.template.replace("{language}", language).replace("{lang}", lang);
+        let frame = match self.config.kind {
+            PromptKind::Plain => {
+                let mut before: Vec<i64> = self.bos.into_iter().collect();
+                before.extend(self.encode(&instruction)?);
+                Frame { before, after: Vec::new() }
+            }
+            PromptKind::Chat => self.chat_frame(&instruction)?,
+        };
+        if let Ok(mut frames) = self.frames.lock() {
+            frames.insert(lang.to_owned(), frame.clone());
+        }
+        Ok(frame)
+    }
+
+    fn chat_frame(&self, instruction: &str) -> Result<Frame, ModelError> {
+        let (path, template) = self.chat_template()?;
+        let invalid = |problem: String| ModelError::Invalid { path: path.clone(), problem };
+        let mut environment = Environment::new();
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
+            Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, message))
+        });
+        let message = context! { role => "user", content => format!("{instruction}{SPEECH}") };
+        let values = context! {
+            messages => vec![message],
+            add_generation_prompt => true,
+            bos_token => self.special.bos_token.as_ref().map(SpecialToken::text),
+            eos_token => self.special.eos_token.as_ref().map(SpecialToken::text),
+        };
+        let text = environment
+            .render_str(&template, values)
+            .map_err(|error| invalid(format!("the chat template cannot be rendered: {error}")))?;
+        let (before, after) = text
+            .split_once(SPEECH)
+            .ok_or_else(|| invalid("the chat template drops the user's message".to_owned()))?;
+        Ok(Frame { before: self.encode(before)?, after: self.encode(after)? })
+    }
+
+    fn chat_template(&self) -> Result<(PathBuf, String), ModelError> {
+        let path = self.folder.join("tokenizer_config.json");
+        if let Some(template) = &self.special.chat_template {
+            return Ok((path, template.clone()));
+        }
+        let own_file = self.folder.join("chat_template.jinja");
+        match std::fs::read_to_string(&own_file) {
+            Ok(template) => Ok((own_file, template)),
+            Err(_) => Err(ModelError::Invalid {
+                path,
+                problem: "no chat_template here and no chat_template.jinja beside it; use `model.prompt.kind: plain`"
+                    .to_owned(),
+            }),
+        }
+    }
+
+    /// Token ids of a text, without special tokens around it.
+    ///
+    /// # Errors
+    /// [`ModelError::Tokenizer`].
+    pub fn encode(&self, text: &str) -> Result<Vec<i64>, ModelError> {
+        let encoding = self
+            .tokenizer
+            .encode(text, false)
+            .map_err(|error| ModelError::Tokenizer(format!("cannot encode `{text}`: {error}")))?;
+        Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
+    }
+
+    /// The text of token ids; special tokens are left out.
+    ///
+    /// # Errors
+    /// [`ModelError::Tokenizer`].
+    pub fn decode(&self, ids: &[i64]) -> Result<String, ModelError> {
+        let ids: Vec<u32> = ids.iter().map(|&id| id as u32).collect();
+        self.tokenizer
+            .decode(&ids, true)
+            .map_err(|error| ModelError::Tokenizer(format!("cannot decode {ids:?}: {error}")))
+    }
+}
+
+impl SpecialToken {
+    fn text(&self) -> &str {
+        match self {
+            Self::Plain(text) | Self::Object { content: text } => text,
+        }
+    }
+}

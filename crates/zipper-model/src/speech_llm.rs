@@ -1,0 +1,155 @@
+//! The whole: encoder frames in, loss or transcript out.
+//!
+//! A row is `[bos][prompt][speech][text]`, and the loss is on the text and the eos that follows it.
+
+use tch::{Device, Kind, Reduction, Tensor};
+use zipper_config::schema::ModelConfig;
+
+use crate::ModelError;
+use crate::linear::{LinearDelta, LoraSite};
+use crate::llm::CausalLm;
+use crate::projector::Projector;
+use crate::prompt::Prompt;
+
+/// Projector, LLM and prompt.
+#[derive(Debug)]
+pub struct SpeechLlm {
+    projector: Projector,
+    llm: CausalLm,
+    prompt: Prompt,
+    device: Device,
+}
+
+/// One utterance as the Speech-LLM sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct Example<'a> {
+    /// Encoder frames, `[time, d_encoder]`.
+    pub frames: &'a Tensor,
+    /// Language code.
+    pub language: &'a str,
+}
+
+/// Loss of a micro batch.
+#[derive(Debug)]
+pub struct Nll {
+    /// `[batch]`, f32, differentiable: negative log-likelihood of each row's text and eos, in nats.
+    pub sums: Tensor,
+    /// Target tokens of each row.
+    pub tokens: Vec<i64>,
+}
+
+/// Rows padded on the right.
+pub(crate) struct Rows {
+    /// `[batch, time, hidden]`.
+    pub(crate) embeddings: Tensor,
+    /// Valid positions of each row.
+    pub(crate) lengths: Vec<i64>,
+}
+
+impl SpeechLlm {
+    /// Loads the LLM and its tokenizer as `kind`, and makes a new projector from `seed`.
+    ///
+    /// # Errors
+    /// [`ModelError`] naming what is missing, wrong or not supported.
+    pub fn load(
+        config: &ModelConfig,
+        d_encoder: i64,
+        seed: u64,
+        device: Device,
+        kind: Kind,
+    ) -> Result<Self, ModelError> {
+        let llm = CausalLm::load(&config.llm.path, device, kind)?;
+        let prompt = Prompt::load(&config.llm.path, &config.prompt, llm.config())?;
+        let projector =
+            Projector::new(&config.projector, d_encoder, llm.config().hidden_size, seed, device);
+        Ok(Self { projector, llm, prompt, device })
+    }
+
+    /// The trained part.
+    pub fn projector(&self) -> &Projector {
+        &self.projector
+    }
+
+    pub(crate) fn llm(&self) -> &CausalLm {
+        &self.llm
+    }
+
+    pub(crate) fn prompt(&self) -> &Prompt {
+        &self.prompt
+    }
+
+    /// Attaches adapters to the LLM; see [`CausalLm::lora_sites`].
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownTarget`].
+    pub fn lora_sites(&mut self, targets: &[String]) -> Result<Vec<LoraSite>, ModelError> {
+        self.llm.lora_sites(targets)
+    }
+
+    /// Negative log-likelihood of the transcripts `texts`, one for each example.
+    ///
+    /// Scores over the vocabulary are computed at transcript positions only.
+    ///
+    /// # Errors
+    /// [`ModelError`] if a text cannot be encoded or a language has no name.
+    ///
+    /// # Panics
+    /// If there are not as many texts as examples, or none.
+    pub fn nll(
+        &self,
+        examples: &[Example<'_>],
+        texts: &[&str],
+        adapters: Option<&dyn LinearDelta>,
+    ) -> Result<Nll, ModelError> {
+        assert_eq!(examples.len(), texts.len(), "every example has a text");
+        let texts = texts.iter().map(|text| self.prompt.encode(text)).collect::<Result<Vec<_>, _>>()?;
+        let rows = self.rows(examples, Some(&texts))?;
+        let hidden = self.llm.forward(&rows.embeddings, adapters);
+        let (_, time, width) = hidden.size3()?;
+        let (mut positions, mut targets, mut row_of_target) = (Vec::new(), Vec::new(), Vec::new());
+        for (row, (text, length)) in texts.iter().zip(&rows.lengths).enumerate() {
+            let first = row as i64 * time + length - text.len() as i64 - 1;
+            positions.extend((0..=text.len() as i64).map(|offset| first + offset));
+            targets.extend(text.iter().copied().chain([self.prompt.eos()]));
+            row_of_target.extend(std::iter::repeat_n(row as i64, text.len() + 1));
+        }
+        let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(self.device);
+        let hidden = hidden.reshape([-1, width]).index_select(0, &tensor(&positions));
+        let losses = self.llm.logits(&hidden).cross_entropy_loss(
+            &tensor(&targets),
+            None::<&Tensor>,
+            Reduction::None,
+            -100,
+            0.0,
+        );
+        let zeros = Tensor::zeros([examples.len() as i64], (Kind::Float, self.device));
+        Ok(Nll {
+            sums: zeros.index_add(0, &tensor(&row_of_target), &losses),
+            tokens: texts.iter().map(|text| text.len() as i64 + 1).collect(),
+        })
+    }
+
+    /// The embeddings of `[before][speech][after][text]` for each example.
+    pub(crate) fn rows(
+        &self,
+        examples: &[Example<'_>],
+        texts: Option<&[Vec<i64>]>,
+    ) -> Result<Rows, ModelError> {
+        let mut rows = Vec::with_capacity(examples.len());
+        for (index, example) in examples.iter().enumerate() {
+            let frame = self.prompt.frame(example.language)?;
+            let speech = self.projector.forward(example.frames).to_kind(self.llm.kind());
+            let mut behind = frame.after;
+            if let Some(texts) = texts {
+                behind.extend(&texts[index]);
+            }
+            let embed = |ids: &[i64]| self.llm.embed(&Tensor::from_slice(ids).to_device(self.device));
+            rows.push(Tensor::cat(&[embed(&frame.before), speech, embed(&behind)], 0));
+        }
+        let lengths: Vec<i64> = rows.iter().map(|row| row.size()[0]).collect();
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let padded: Vec<Tensor> =
+            rows.iter().map(|row| row.constant_pad_nd([0, 0, 0, longest - row.size()[0]])).collect();
+        Ok(Rows { embeddings: Tensor::stack(&padded, 0), lengths })
+    }
+}
