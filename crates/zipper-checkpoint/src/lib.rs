@@ -1,1 +1,30 @@
-//! Placeholder.
+//! A run's objects: where they are, how a checkpoint is written so that it is whole or not there, and how it is found
+//! and checked again.
+//!
+//! Owns run URLs, the layout under them, the manifest format, part checksums, discovery, and the coordinator's journal
+//! as numbered objects. Never holds tensors (parts are bytes) and does not decide when to write a checkpoint.
+//!
+//! Two facts that everything rests on:
+//! - `CKPT-1`: a checkpoint exists if and only if its manifest does; the manifest is written last, create-if-absent.
+//! - `CKPT-2`: every byte of a part that is handed out has been checked against the manifest's checksum.
+//!
+//! Only create-if-absent and plain replacement are asked of the store, because that is all a local directory has.
+//!
+//! Reading order: [`layout`], [`store`] (run URLs), [`manifest`], [`checkpoints`], [`journal`], [`error`].
+
+pub mod checkpoints;
+pub mod error;
+pub mod journal;
+pub mod layout;
+mod location;
+pub mod manifest;
+pub mod store;
+
+pub use checkpoints::{CheckpointList, CheckpointSummary, Checkpoints, LatestReadable, Leftover};
+pub use error::{CheckpointError, ErrorKind};
+pub use journal::Journal;
+pub use manifest::{FORMAT_VERSION, Manifest, PartRecord};
+pub use store::RunStore;
+
+/// What every function here returns.
+pub type Result<T> = std::result::Result<T, CheckpointError>;

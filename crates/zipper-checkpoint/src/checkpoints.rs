@@ -1,0 +1,315 @@
+//! Writing, finding and checking the checkpoints of a run.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
+use zipper_types::Step;
+
+use crate::error::ErrorKind;
+use crate::layout;
+use crate::manifest::{Manifest, PartRecord};
+use crate::store::{ObjectInfo, RunStore};
+use crate::{CheckpointError, Result};
+
+/// How many parts are read at the same time when a checkpoint is verified.
+const PARALLEL_READS: usize = 4;
+
+/// The checkpoints of one run.
+#[derive(Clone)]
+pub struct Checkpoints {
+    run: RunStore,
+}
+
+/// A checkpoint with a readable manifest. Its parts have not been read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckpointSummary {
+    /// `step-00000500`.
+    pub id: String,
+    /// Its manifest.
+    pub manifest: Manifest,
+}
+
+/// Objects of a checkpoint that was never published: the writer ended before the manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leftover {
+    /// The step it would have been of.
+    pub step: Step,
+    /// How many objects there are.
+    pub num_objects: usize,
+    /// Their size in bytes.
+    pub bytes: u64,
+}
+
+/// Everything in the checkpoints directory, each list sorted by step.
+#[derive(Debug)]
+pub struct CheckpointList {
+    /// Those with a readable manifest.
+    pub checkpoints: Vec<CheckpointSummary>,
+    /// Those whose manifest is there but cannot be read.
+    pub unreadable: Vec<(Step, CheckpointError)>,
+    /// Those without a manifest, which are no checkpoints.
+    pub leftovers: Vec<Leftover>,
+}
+
+/// The checkpoint to go on from.
+#[derive(Debug)]
+pub struct LatestReadable {
+    /// The newest one of which every byte is right, if there is one.
+    pub manifest: Option<Manifest>,
+    /// Newer ones that were passed over, newest first, with the first damage found in each.
+    pub damaged: Vec<(Step, CheckpointError)>,
+}
+
+impl Checkpoints {
+    pub(crate) fn new(run: RunStore) -> Self {
+        Self { run }
+    }
+
+    /// Writes one part of the checkpoint after `step` steps, replacing a leftover of an earlier attempt.
+    ///
+    /// `path` is relative to the checkpoint: `banks/de.safetensors`. The part does not count before
+    /// [`Checkpoints::publish`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::AlreadyExists`] when the checkpoint has been published: its parts stay as they are.
+    pub async fn put_part(&self, step: Step, path: &str, bytes: Bytes) -> Result<PartRecord> {
+        if path == layout::MANIFEST {
+            let problem = "the manifest is written by publishing".to_owned();
+            return Err(CheckpointError::Path {
+                path: path.to_owned(),
+                problem,
+            });
+        }
+        let manifest = manifest_path(step);
+        if self.run.exists(&manifest).await? {
+            let detail = ": its checkpoint has been published, and its parts do not change";
+            return Err(CheckpointError::AlreadyExists {
+                object: self.run.object_url(&manifest),
+                detail,
+            });
+        }
+        let record = PartRecord::of(path, &bytes);
+        self.run.put(&part_path(step, path), bytes).await?;
+        Ok(record)
+    }
+
+    /// Makes the checkpoint exist, by writing its manifest (`CKPT-1`).
+    ///
+    /// Publishing the same manifest again is not an error, so a caller that does not know whether it succeeded can
+    /// repeat it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`] when a part is missing or has another size, [`ErrorKind::AlreadyExists`] when another
+    /// manifest is there, [`ErrorKind::Config`] when the list of parts cannot be one.
+    pub async fn publish(&self, manifest: &Manifest) -> Result<()> {
+        if let Some((path, problem)) = manifest.bad_part() {
+            return Err(CheckpointError::Path {
+                path: path.to_owned(),
+                problem: problem.to_owned(),
+            });
+        }
+        self.check_sizes(manifest).await?;
+        let path = manifest_path(manifest.step);
+        match self.run.put_create(&path, manifest.to_bytes()).await {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                if self.load_manifest(manifest.step).await? == *manifest {
+                    return Ok(());
+                }
+                let detail = " and describes another checkpoint";
+                Err(CheckpointError::AlreadyExists {
+                    object: self.run.object_url(&path),
+                    detail,
+                })
+            }
+            result => result,
+        }
+    }
+
+    async fn check_sizes(&self, manifest: &Manifest) -> Result<()> {
+        let directory = layout::checkpoint_dir(manifest.step);
+        let objects = self.run.list_with_sizes(&directory).await?;
+        let sizes: BTreeMap<&str, u64> = objects
+            .iter()
+            .map(|object| (object.path.as_str(), object.bytes))
+            .collect();
+        for part in &manifest.parts {
+            let path = part_path(manifest.step, &part.path);
+            let found = match sizes.get(path.as_str()) {
+                Some(&bytes) if bytes == part.bytes => continue,
+                Some(bytes) => format!("{bytes} bytes"),
+                None => "no object".to_owned(),
+            };
+            let expected = format!("{} bytes", part.bytes);
+            return Err(CheckpointError::Damaged {
+                object: self.run.object_url(&path),
+                expected,
+                found,
+            });
+        }
+        Ok(())
+    }
+
+    /// What is in the checkpoints directory. Reads the manifests and no parts.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub async fn list(&self) -> Result<CheckpointList> {
+        let mut list = CheckpointList {
+            checkpoints: Vec::new(),
+            unreadable: Vec::new(),
+            leftovers: Vec::new(),
+        };
+        for (step, objects) in self.directories().await? {
+            if !has_manifest(step, &objects) {
+                let bytes = objects.iter().map(|object| object.bytes).sum();
+                list.leftovers.push(Leftover {
+                    step,
+                    num_objects: objects.len(),
+                    bytes,
+                });
+                continue;
+            }
+            match self.load_manifest(step).await {
+                Ok(manifest) => {
+                    list.checkpoints.push(CheckpointSummary {
+                        id: layout::checkpoint_id(step),
+                        manifest,
+                    });
+                }
+                Err(error) if error.kind() == ErrorKind::Io => return Err(error),
+                Err(error) => list.unreadable.push((step, error)),
+            }
+        }
+        Ok(list)
+    }
+
+    /// The step of the newest checkpoint, which has not been read.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub async fn latest(&self) -> Result<Option<Step>> {
+        Ok(self.published().await?.pop())
+    }
+
+    /// Reads the manifest of the checkpoint after `step` steps.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when there is no such checkpoint, [`ErrorKind::Config`] when a newer version of Zipper
+    /// wrote it, [`ErrorKind::Damaged`] when it is not a manifest.
+    pub async fn load_manifest(&self, step: Step) -> Result<Manifest> {
+        let path = manifest_path(step);
+        let bytes = self.run.get(&path).await?;
+        Manifest::from_bytes(step, &self.run.object_url(&path), &bytes)
+    }
+
+    /// Reads one part and checks every byte of it (`CKPT-2`).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`] when it is missing or not what was written; the message names the object.
+    pub async fn read_part(&self, step: Step, part: &PartRecord) -> Result<Bytes> {
+        let path = part_path(step, &part.path);
+        match self.run.get(&path).await {
+            Ok(bytes) => {
+                part.check(self.run.object_url(&path), &bytes)?;
+                Ok(bytes)
+            }
+            Err(CheckpointError::NotFound { object }) => {
+                let (expected, found) = (format!("{} bytes", part.bytes), "no object".to_owned());
+                Err(CheckpointError::Damaged {
+                    object,
+                    expected,
+                    found,
+                })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads and checks every byte of the checkpoint after `step` steps, and returns its manifest.
+    ///
+    /// # Errors
+    /// As [`Checkpoints::load_manifest`] and [`Checkpoints::read_part`], for the first part that is not right.
+    pub async fn verify(&self, step: Step) -> Result<Manifest> {
+        let manifest = self.load_manifest(step).await?;
+        stream::iter(&manifest.parts)
+            .map(|part| self.read_part(step, part))
+            .buffered(PARALLEL_READS)
+            .try_for_each(async |_| Ok(()))
+            .await?;
+        Ok(manifest)
+    }
+
+    /// The newest checkpoint of which every byte is right, and the newer ones that are damaged.
+    ///
+    /// # Errors
+    /// Only damage is passed over. A store that cannot be read ([`ErrorKind::Io`]) or a manifest of a newer version of
+    /// Zipper ([`ErrorKind::Config`]) is an error: going back to an older checkpoint would throw work away.
+    pub async fn latest_readable(&self) -> Result<LatestReadable> {
+        let mut damaged = Vec::new();
+        for step in self.published().await?.into_iter().rev() {
+            match self.verify(step).await {
+                Ok(manifest) => {
+                    return Ok(LatestReadable {
+                        manifest: Some(manifest),
+                        damaged,
+                    });
+                }
+                Err(error) if error.kind() == ErrorKind::Damaged => damaged.push((step, error)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(LatestReadable {
+            manifest: None,
+            damaged,
+        })
+    }
+
+    /// Deletes a checkpoint or a leftover, manifest first, so that it is never half there. What is not there counts as
+    /// deleted. A run that goes on from before a damaged checkpoint has to remove it to write that step again.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub async fn remove(&self, step: Step) -> Result<()> {
+        self.run.delete(&manifest_path(step)).await?;
+        for path in self.run.list(&layout::checkpoint_dir(step)).await? {
+            self.run.delete(&path).await?;
+        }
+        Ok(())
+    }
+
+    /// The objects in the checkpoints directory, by step.
+    async fn directories(&self) -> Result<BTreeMap<Step, Vec<ObjectInfo>>> {
+        let mut directories: BTreeMap<Step, Vec<ObjectInfo>> = BTreeMap::new();
+        for object in self.run.list_with_sizes(layout::CHECKPOINTS).await? {
+            let step = object.path.split('/').nth(1).and_then(layout::step_of_id);
+            if let Some(step) = step {
+                directories.entry(step).or_default().push(object);
+            }
+        }
+        Ok(directories)
+    }
+
+    /// The steps that have a manifest, sorted.
+    async fn published(&self) -> Result<Vec<Step>> {
+        let directories = self.directories().await?;
+        Ok(directories
+            .iter()
+            .filter(|(step, objects)| has_manifest(**step, objects))
+            .map(|(step, _)| *step)
+            .collect())
+    }
+}
+
+fn part_path(step: Step, part: &str) -> String {
+    format!("{}/{part}", layout::checkpoint_dir(step))
+}
+
+fn manifest_path(step: Step) -> String {
+    part_path(step, layout::MANIFEST)
+}
+
+fn has_manifest(step: Step, objects: &[ObjectInfo]) -> bool {
+    let manifest = manifest_path(step);
+    objects.iter().any(|object| object.path == manifest)
+}

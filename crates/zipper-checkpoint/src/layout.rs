@@ -1,0 +1,102 @@
+//! The names under a run URL.
+//!
+//! ```text
+//! run.yaml                        resolved configuration, immutable
+//! journal/000000000042.json       the coordinator's durable state
+//! metrics/train.jsonl             one line for each logged step
+//! eval/<name>.json                results of evaluations
+//! data/skipped.json               utterances that were left out
+//! checkpoints/step-00000500/      the state after 500 steps
+//!     shared.safetensors          projector, shared adapter parameters
+//!     banks/<language>.safetensors
+//!     optimizer/shared.safetensors, optimizer/banks/<language>.safetensors
+//!     state.json                  sampler, schedule, counters
+//!     MANIFEST.json               last
+//! ```
+
+use zipper_types::Step;
+
+/// The resolved configuration of the run.
+pub const RUN_CONFIG: &str = "run.yaml";
+/// One JSON line for each logged step.
+pub const TRAIN_METRICS: &str = "metrics/train.jsonl";
+/// The utterances that were left out, and why.
+pub const SKIPPED: &str = "data/skipped.json";
+/// Directory of the coordinator's journal.
+pub const JOURNAL: &str = "journal";
+/// Directory of the checkpoints.
+pub const CHECKPOINTS: &str = "checkpoints";
+
+/// Part of a checkpoint: parameters that all languages share.
+pub const SHARED: &str = "shared.safetensors";
+/// Part of a checkpoint: optimizer state of the shared parameters.
+pub const OPTIMIZER_SHARED: &str = "optimizer/shared.safetensors";
+/// Part of a checkpoint: everything that is not a tensor.
+pub const STATE: &str = "state.json";
+/// Object of a checkpoint whose existence makes it one.
+pub const MANIFEST: &str = "MANIFEST.json";
+
+/// Results of the evaluation `name`.
+#[must_use]
+pub fn evaluation(name: &str) -> String {
+    format!("eval/{name}.json")
+}
+
+/// Part of a checkpoint: the bank of `language`.
+#[must_use]
+pub fn bank(language: &str) -> String {
+    format!("banks/{language}.safetensors")
+}
+
+/// Part of a checkpoint: optimizer state of the bank of `language`.
+#[must_use]
+pub fn optimizer_bank(language: &str) -> String {
+    format!("optimizer/banks/{language}.safetensors")
+}
+
+/// Name of the checkpoint after `step` steps: `step-00000500`.
+#[must_use]
+pub fn checkpoint_id(step: Step) -> String {
+    format!("step-{:08}", step.0)
+}
+
+/// The step of a checkpoint's name, if it is one.
+#[must_use]
+pub fn step_of_id(id: &str) -> Option<Step> {
+    let step = Step(id.strip_prefix("step-")?.parse().ok()?);
+    (checkpoint_id(step) == id).then_some(step)
+}
+
+/// Directory of the checkpoint after `step` steps.
+#[must_use]
+pub fn checkpoint_dir(step: Step) -> String {
+    format!("{CHECKPOINTS}/{}", checkpoint_id(step))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: names and steps convert both ways, and no second name means the same step.
+    #[test]
+    fn ids_and_steps_are_one_to_one() {
+        for (step, id) in [
+            (0, "step-00000000"),
+            (500, "step-00000500"),
+            (123_456_789, "step-123456789"),
+        ] {
+            assert_eq!(checkpoint_id(Step(step)), id);
+            assert_eq!(step_of_id(id), Some(Step(step)));
+        }
+        for id in [
+            "step-500",
+            "step-000000500",
+            "step-+0000500",
+            "step-",
+            "step-0000050x",
+            "00000500",
+        ] {
+            assert_eq!(step_of_id(id), None, "{id}");
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! The manifest: what a checkpoint consists of.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use zipper_types::{Generation, Stage, Step, WorldSize};
+
+use crate::{CheckpointError, Result, layout};
+
+/// The manifest format that this version writes, and the newest that it reads.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// One object of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartRecord {
+    /// Relative to the checkpoint's directory: `banks/de.safetensors`.
+    pub path: String,
+    /// Size in bytes.
+    pub bytes: u64,
+    /// BLAKE3 hash of the bytes, in hexadecimal.
+    pub blake3: String,
+}
+
+impl PartRecord {
+    /// Describes `bytes` as the part at `path`.
+    #[must_use]
+    pub fn of(path: &str, bytes: &[u8]) -> Self {
+        Self {
+            path: path.to_owned(),
+            bytes: bytes.len() as u64,
+            blake3: blake3::hash(bytes).to_hex().to_string(),
+        }
+    }
+
+    /// Whether `bytes` are what was written. `object` is the URL for the message.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Damaged`], naming the object, what was expected and what was found.
+    pub fn check(&self, object: String, bytes: &[u8]) -> Result<()> {
+        let found = Self::of(&self.path, bytes);
+        if found.bytes != self.bytes {
+            let (expected, found) = (format!("{} bytes", self.bytes), format!("{} bytes", found.bytes));
+            return Err(CheckpointError::Damaged {
+                object,
+                expected,
+                found,
+            });
+        }
+        if found.blake3 != self.blake3 {
+            let (expected, found) = (
+                format!("blake3 {}", self.blake3),
+                format!("blake3 {}", found.blake3),
+            );
+            return Err(CheckpointError::Damaged {
+                object,
+                expected,
+                found,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// What a checkpoint is and what it consists of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`FORMAT_VERSION`] of the writer.
+    pub format_version: u32,
+    /// The checkpoint holds the state after this many steps.
+    pub step: Step,
+    /// The stage of that step.
+    pub stage: Stage,
+    /// When it was written, in RFC 3339.
+    pub created: String,
+    /// How many ranks wrote it. It can be loaded by any number.
+    pub world_size: WorldSize,
+    /// The generation that wrote it.
+    pub generation: Generation,
+    /// Its objects, the manifest excepted.
+    pub parts: Vec<PartRecord>,
+}
+
+impl Manifest {
+    /// The record of the part at `path`, relative to the checkpoint.
+    #[must_use]
+    pub fn part(&self, path: &str) -> Option<&PartRecord> {
+        self.parts.iter().find(|part| part.path == path)
+    }
+
+    /// Size of all parts together.
+    #[must_use]
+    pub fn total_bytes(&self) -> u64 {
+        self.parts.iter().map(|part| part.bytes).sum()
+    }
+
+    pub(crate) fn to_bytes(&self) -> Bytes {
+        let mut json = serde_json::to_vec_pretty(self).expect("a manifest has only strings and numbers");
+        json.push(b'\n');
+        json.into()
+    }
+
+    /// Reads the manifest of the checkpoint after `step` steps. `object` is its URL for messages.
+    pub(crate) fn from_bytes(step: Step, object: &str, bytes: &[u8]) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Version {
+            format_version: u32,
+        }
+        let damaged = |expected: String, found: String| CheckpointError::Damaged {
+            object: object.to_owned(),
+            expected,
+            found,
+        };
+        let unreadable = |error: serde_json::Error| {
+            damaged(
+                "a checkpoint manifest".to_owned(),
+                format!("{} bytes that are not one ({error})", bytes.len()),
+            )
+        };
+        // The version first: of a newer format we know nothing else.
+        let Version { format_version } = serde_json::from_slice(bytes).map_err(unreadable)?;
+        if format_version > FORMAT_VERSION {
+            let (found, supported) = (format_version, FORMAT_VERSION);
+            return Err(CheckpointError::FutureFormat {
+                object: object.to_owned(),
+                found,
+                supported,
+            });
+        }
+        let manifest: Self = serde_json::from_slice(bytes).map_err(unreadable)?;
+        if manifest.step != step {
+            return Err(damaged(
+                format!("the manifest of step {step}"),
+                format!("that of step {}", manifest.step),
+            ));
+        }
+        Ok(manifest)
+    }
+
+    /// The first part that cannot be one, with the reason.
+    pub(crate) fn bad_part(&self) -> Option<(&str, &'static str)> {
+        let mut seen = BTreeSet::new();
+        self.parts.iter().find_map(|part| {
+            let path = part.path.as_str();
+            let problem = if path == layout::MANIFEST {
+                "the manifest is not a part"
+            } else if !seen.insert(path) {
+                "the manifest lists it twice"
+            } else {
+                return None;
+            };
+            Some((path, problem))
+        })
+    }
+}

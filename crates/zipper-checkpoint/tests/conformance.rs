@@ -1,0 +1,349 @@
+//! Goal: every kind of store keeps the contract of [`RunStore`] and of the checkpoints in it.
+//! Method: one suite, run over a directory and over memory.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use zipper_checkpoint::{CheckpointError, ErrorKind, FORMAT_VERSION, Manifest, PartRecord, RunStore, layout};
+use zipper_types::{Generation, Stage, Step, WorldSize};
+
+#[tokio::test]
+async fn a_directory_keeps_the_contract() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path().join("a run/with spaces");
+    suite(&RunStore::open(place.to_str().unwrap()).unwrap()).await;
+}
+
+#[tokio::test]
+async fn memory_keeps_the_contract() {
+    suite(&RunStore::in_memory()).await;
+}
+
+async fn suite(run: &RunStore) {
+    objects(run).await;
+    creation_has_one_winner(run).await;
+    bad_paths(run).await;
+    journal(run).await;
+    a_checkpoint_exists_when_its_manifest_does(run).await;
+    publishing_again(run).await;
+    publishing_checks_its_parts(run).await;
+    published_parts_do_not_change(run).await;
+    damage_is_found_and_passed_over(run).await;
+    newer_formats_are_refused(run).await;
+}
+
+fn kind<T>(result: Result<T, CheckpointError>) -> ErrorKind {
+    result.err().expect("the call was meant to fail").kind()
+}
+
+fn bytes(text: &str) -> Bytes {
+    Bytes::copy_from_slice(text.as_bytes())
+}
+
+/// Objects are written, replaced, read, listed in order, and deleted.
+async fn objects(run: &RunStore) {
+    assert_eq!(run.list("objects").await.unwrap(), Vec::<String>::new());
+    assert_eq!(kind(run.get("objects/b").await), ErrorKind::NotFound);
+    assert!(!run.exists("objects/b").await.unwrap());
+
+    run.put("objects/b", bytes("old")).await.unwrap();
+    run.put("objects/b", bytes("new")).await.unwrap();
+    run.put("objects/deep/er/a", bytes("")).await.unwrap();
+    run.put("objects/a", bytes("first")).await.unwrap();
+    run.put("objects-not/c", bytes("elsewhere")).await.unwrap();
+    assert_eq!(run.get("objects/b").await.unwrap(), "new");
+    assert_eq!(run.get("objects/deep/er/a").await.unwrap(), "");
+    assert!(run.exists("objects/b").await.unwrap());
+    assert_eq!(
+        run.list("objects").await.unwrap(),
+        ["objects/a", "objects/b", "objects/deep/er/a"]
+    );
+    assert!(run.list("").await.unwrap().contains(&"objects-not/c".to_owned()));
+
+    run.delete("objects/b").await.unwrap();
+    run.delete("objects/b").await.unwrap();
+    assert!(!run.exists("objects/b").await.unwrap());
+}
+
+/// Of many writers that create the same object at the same time exactly one succeeds, and its bytes are there.
+async fn creation_has_one_winner(run: &RunStore) {
+    let writers = (0..8).map(|writer| async move {
+        run.put_create("created/once", bytes(&writer.to_string()))
+            .await
+            .map(|()| writer.to_string())
+    });
+    let results = futures::future::join_all(writers).await;
+    let (winners, losers): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
+    let winners: Vec<String> = winners.into_iter().map(Result::unwrap).collect();
+    assert_eq!(winners.len(), 1);
+    assert!(
+        losers
+            .into_iter()
+            .all(|result| kind(result) == ErrorKind::AlreadyExists)
+    );
+    assert_eq!(run.get("created/once").await.unwrap(), winners[0]);
+}
+
+/// No path leads out of the run.
+async fn bad_paths(run: &RunStore) {
+    for path in ["", "/etc/x", "../x", "a/../../x", "a//b", "a/"] {
+        assert_eq!(kind(run.put(path, bytes("x")).await), ErrorKind::Config, "{path}");
+    }
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Entry {
+    generation: u64,
+}
+
+/// Entries come back in the order of their numbers, a taken number is refused, and a gap is damage.
+async fn journal(run: &RunStore) {
+    let journal = run.journal();
+    assert_eq!(journal.read_all::<Entry>().await.unwrap(), []);
+    for sequence in 0..12 {
+        journal
+            .append(
+                sequence,
+                &Entry {
+                    generation: sequence * 10,
+                },
+            )
+            .await
+            .unwrap();
+    }
+    assert_eq!(
+        kind(journal.append(3, &Entry { generation: 0 }).await),
+        ErrorKind::AlreadyExists
+    );
+    let expected: Vec<_> = (0..12)
+        .map(|sequence| {
+            (
+                sequence,
+                Entry {
+                    generation: sequence * 10,
+                },
+            )
+        })
+        .collect();
+    assert_eq!(journal.read_all::<Entry>().await.unwrap(), expected);
+
+    run.delete("journal/000000000005.json").await.unwrap();
+    let error = journal.read_all::<Entry>().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged);
+    assert!(error.to_string().contains("000000000005.json"), "{error}");
+}
+
+fn manifest(step: Step, parts: Vec<PartRecord>) -> Manifest {
+    Manifest {
+        format_version: FORMAT_VERSION,
+        step,
+        stage: Stage::Align,
+        created: "2026-01-02T03:04:05Z".to_owned(),
+        world_size: WorldSize(2),
+        generation: Generation(7),
+        parts,
+    }
+}
+
+/// Writes the parts of a checkpoint and returns its manifest, unpublished.
+async fn write_parts(run: &RunStore, step: Step) -> Manifest {
+    let checkpoints = run.checkpoints();
+    let mut parts = Vec::new();
+    for path in [
+        layout::SHARED.to_owned(),
+        layout::bank("de"),
+        layout::optimizer_bank("de"),
+        layout::STATE.to_owned(),
+    ] {
+        let content = bytes(&format!("{path} after {step}"));
+        parts.push(checkpoints.put_part(step, &path, content).await.unwrap());
+    }
+    manifest(step, parts)
+}
+
+async fn remove_all(run: &RunStore) {
+    for path in run.list(layout::CHECKPOINTS).await.unwrap() {
+        run.delete(&path).await.unwrap();
+    }
+}
+
+/// CKPT-1: parts without a manifest are a leftover; with it they are a checkpoint; steps are sorted as numbers.
+async fn a_checkpoint_exists_when_its_manifest_does(run: &RunStore) {
+    let checkpoints = run.checkpoints();
+    assert_eq!(checkpoints.latest().await.unwrap(), None);
+    for step in [Step(1000), Step(500), Step(123_456_789)] {
+        let manifest = write_parts(run, step).await;
+        checkpoints.publish(&manifest).await.unwrap();
+    }
+    let unpublished = write_parts(run, Step(200_000_000)).await;
+    run.put("checkpoints/notes.txt", bytes("not ours")).await.unwrap();
+
+    let list = checkpoints.list().await.unwrap();
+    let steps: Vec<u64> = list
+        .checkpoints
+        .iter()
+        .map(|checkpoint| checkpoint.manifest.step.0)
+        .collect();
+    assert_eq!(steps, [500, 1000, 123_456_789]);
+    assert_eq!(list.checkpoints[0].id, "step-00000500");
+    assert!(list.unreadable.is_empty());
+    let [leftover] = list.leftovers.as_slice() else {
+        panic!("{:?}", list.leftovers)
+    };
+    assert_eq!((leftover.step, leftover.num_objects), (Step(200_000_000), 4));
+    assert_eq!(leftover.bytes, unpublished.total_bytes());
+
+    assert_eq!(checkpoints.latest().await.unwrap(), Some(Step(123_456_789)));
+    let latest = checkpoints.latest_readable().await.unwrap();
+    assert!(latest.damaged.is_empty());
+    let manifest = latest.manifest.unwrap();
+    let bank = manifest.part(&layout::bank("de")).unwrap();
+    let content = checkpoints.read_part(manifest.step, bank).await.unwrap();
+    assert_eq!(content, "banks/de.safetensors after 123456789");
+
+    checkpoints.remove(Step(200_000_000)).await.unwrap();
+    checkpoints.remove(Step(123_456_789)).await.unwrap();
+    assert_eq!(checkpoints.latest().await.unwrap(), Some(Step(1000)));
+    assert!(run.list("checkpoints/step-200000000").await.unwrap().is_empty());
+    remove_all(run).await;
+}
+
+/// The same manifest may be published again; another one for the same step may not.
+async fn publishing_again(run: &RunStore) {
+    let checkpoints = run.checkpoints();
+    let manifest = write_parts(run, Step(10)).await;
+    checkpoints.publish(&manifest).await.unwrap();
+    checkpoints.publish(&manifest).await.unwrap();
+    let other = Manifest {
+        generation: Generation(8),
+        ..manifest.clone()
+    };
+    assert_eq!(kind(checkpoints.publish(&other).await), ErrorKind::AlreadyExists);
+    assert_eq!(checkpoints.load_manifest(Step(10)).await.unwrap(), manifest);
+    remove_all(run).await;
+}
+
+/// A manifest that lists a missing part, a part of another size, or a part twice is not published.
+async fn publishing_checks_its_parts(run: &RunStore) {
+    let checkpoints = run.checkpoints();
+    let manifest = write_parts(run, Step(20)).await;
+
+    let mut missing = manifest.clone();
+    missing
+        .parts
+        .push(PartRecord::of("banks/fr.safetensors", b"never written"));
+    let error = checkpoints.publish(&missing).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged);
+    assert!(error.to_string().contains("banks/fr.safetensors"), "{error}");
+
+    let mut twice = manifest.clone();
+    twice.parts.push(twice.parts[0].clone());
+    assert_eq!(kind(checkpoints.publish(&twice).await), ErrorKind::Config);
+
+    let mut short = manifest;
+    short.parts[1].bytes += 1;
+    assert_eq!(kind(checkpoints.publish(&short).await), ErrorKind::Damaged);
+    assert_eq!(checkpoints.latest().await.unwrap(), None);
+    remove_all(run).await;
+}
+
+/// A leftover part may be replaced, a published one may not.
+async fn published_parts_do_not_change(run: &RunStore) {
+    let checkpoints = run.checkpoints();
+    checkpoints
+        .put_part(Step(30), layout::SHARED, bytes("an earlier attempt"))
+        .await
+        .unwrap();
+    let manifest = write_parts(run, Step(30)).await;
+    checkpoints.publish(&manifest).await.unwrap();
+    let again = checkpoints
+        .put_part(Step(30), layout::SHARED, bytes("a later attempt"))
+        .await;
+    assert_eq!(kind(again), ErrorKind::AlreadyExists);
+    assert_eq!(
+        kind(
+            checkpoints
+                .put_part(Step(31), layout::MANIFEST, bytes("{}"))
+                .await
+        ),
+        ErrorKind::Config
+    );
+    checkpoints.verify(Step(30)).await.unwrap();
+    remove_all(run).await;
+}
+
+/// CKPT-2: a changed, a shortened and a missing part, and a manifest that is not one, are each found, with the object's
+/// name and what was expected and found; the newest checkpoint without damage is the one to go on from.
+async fn damage_is_found_and_passed_over(run: &RunStore) {
+    let checkpoints = run.checkpoints();
+    for step in 1..=5 {
+        let manifest = write_parts(run, Step(step)).await;
+        checkpoints.publish(&manifest).await.unwrap();
+    }
+    let part = |step: u64| format!("checkpoints/step-{step:08}/banks/de.safetensors");
+    run.put(&part(2), bytes("BANKS/de.safetensors after 2"))
+        .await
+        .unwrap();
+    run.put(&part(3), bytes("banks/de")).await.unwrap();
+    run.delete(&part(4)).await.unwrap();
+    run.put(
+        "checkpoints/step-00000005/MANIFEST.json",
+        bytes("{\"format_version\": 1, \"st"),
+    )
+    .await
+    .unwrap();
+
+    for (step, words) in [
+        (2, "found blake3"),
+        (3, "expected 28 bytes, found 8 bytes"),
+        (4, "found no object"),
+    ] {
+        let error = checkpoints.verify(Step(step)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Damaged);
+        let message = error.to_string();
+        assert!(
+            message.contains(&run.object_url(&part(step))) && message.contains(words),
+            "{message}"
+        );
+    }
+    let latest = checkpoints.latest_readable().await.unwrap();
+    assert_eq!(latest.manifest.unwrap().step, Step(1));
+    let damaged: Vec<u64> = latest.damaged.iter().map(|(step, _)| step.0).collect();
+    assert_eq!(damaged, [5, 4, 3, 2]);
+    let unreadable: Vec<Step> = checkpoints
+        .list()
+        .await
+        .unwrap()
+        .unreadable
+        .into_iter()
+        .map(|(step, _)| step)
+        .collect();
+    assert_eq!(unreadable, [Step(5)]);
+
+    // A manifest that was copied to another step is not that step's.
+    let copied = run.get("checkpoints/step-00000001/MANIFEST.json").await.unwrap();
+    run.put("checkpoints/step-00000005/MANIFEST.json", copied)
+        .await
+        .unwrap();
+    assert_eq!(kind(checkpoints.load_manifest(Step(5)).await), ErrorKind::Damaged);
+    remove_all(run).await;
+}
+
+/// A manifest of a newer format is refused with both versions named, and is not passed over for an older checkpoint.
+async fn newer_formats_are_refused(run: &RunStore) {
+    let checkpoints = run.checkpoints();
+    let manifest = write_parts(run, Step(1)).await;
+    checkpoints.publish(&manifest).await.unwrap();
+    let newer = bytes("{\"format_version\": 99, \"steps\": {}}");
+    run.put("checkpoints/step-00000002/MANIFEST.json", newer)
+        .await
+        .unwrap();
+    let error = checkpoints.load_manifest(Step(2)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Config);
+    let message = error.to_string();
+    assert!(
+        message.contains("format version 99") && message.contains("up to 1"),
+        "{message}"
+    );
+    assert_eq!(kind(checkpoints.latest_readable().await), ErrorKind::Config);
+    remove_all(run).await;
+}
