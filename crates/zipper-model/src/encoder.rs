@@ -87,7 +87,10 @@ impl WhisperEncoder {
         let path = folder.join(hub::CONFIG);
         let config: WhisperConfig = hub::read_json(&path)?;
         if config.model_type != "whisper" {
-            let problem = format!("model_type is `{}`; the encoder must be a `whisper`", config.model_type);
+            let problem = format!(
+                "model_type is `{}`; the encoder must be a `whisper`",
+                config.model_type
+            );
             return Err(ModelError::Invalid { path, problem });
         }
         if config.d_model % config.encoder_attention_heads != 0 {
@@ -98,8 +101,11 @@ impl WhisperEncoder {
             return Err(ModelError::Invalid { path, problem });
         }
         let weights = Weights::open(folder, device, Kind::Float)?;
-        let prefix =
-            if weights.contains("encoder.conv1.weight") { "encoder" } else { "model.encoder" };
+        let prefix = if weights.contains("encoder.conv1.weight") {
+            "encoder"
+        } else {
+            "model.encoder"
+        };
         let get = |name: &str, shape: &[i64]| weights.get(&format!("{prefix}.{name}"), shape);
         let (d, ffn, mels) = (config.d_model, config.encoder_ffn_dim, config.num_mel_bins);
         let norm = |name: &str| -> Result<LayerNorm, ModelError> {
@@ -110,7 +116,11 @@ impl WhisperEncoder {
         };
         let linear = |name: &str, d_out: i64, d_in: i64, bias: bool| -> Result<Linear, ModelError> {
             let bias = bias.then(|| get(&format!("{name}.bias"), &[d_out])).transpose()?;
-            Ok(Linear { weight: get(&format!("{name}.weight"), &[d_out, d_in])?, bias, site: None })
+            Ok(Linear {
+                weight: get(&format!("{name}.weight"), &[d_out, d_in])?,
+                bias,
+                site: None,
+            })
         };
         let layer = |index: usize| -> Result<Layer, ModelError> {
             let at = |name: &str| format!("layers.{index}.{name}");
@@ -150,11 +160,7 @@ impl WhisperEncoder {
     ///
     /// # Errors
     /// [`ModelError::UnknownTarget`].
-    pub fn lora_sites(
-        &mut self,
-        targets: &[String],
-        first_site: usize,
-    ) -> Result<Vec<LoraSite>, ModelError> {
+    pub fn lora_sites(&mut self, targets: &[String], first_site: usize) -> Result<Vec<LoraSite>, ModelError> {
         crate::linear::check_targets("encoder_targets", targets, &TARGETS)?;
         let mut sites = Vec::new();
         for (index, layer) in self.layers.iter_mut().enumerate() {
@@ -167,7 +173,13 @@ impl WhisperEncoder {
                 ("fc2", &mut layer.fc2),
             ];
             for (name, linear) in linears {
-                linear.attach(&format!("model.encoder.layers.{index}.{name}"), index, targets, first_site, &mut sites);
+                linear.attach(
+                    &format!("model.encoder.layers.{index}.{name}"),
+                    index,
+                    targets,
+                    first_site,
+                    &mut sites,
+                );
             }
         }
         Ok(sites)
@@ -190,13 +202,21 @@ impl WhisperEncoder {
         valid_frames: i64,
         adapters: Option<&dyn LinearDelta>,
     ) -> Result<Tensor, ModelError> {
-        let x = mel.unsqueeze(0).conv1d(&self.conv1.0, Some(&self.conv1.1), 1, 1, 1, 1).gelu("none");
-        let x = x.conv1d(&self.conv2.0, Some(&self.conv2.1), 2, 1, 1, 1).gelu("none");
+        let x = mel
+            .unsqueeze(0)
+            .conv1d(&self.conv1.0, Some(&self.conv1.1), 1, 1, 1, 1)
+            .gelu("none");
+        let x = x
+            .conv1d(&self.conv2.0, Some(&self.conv2.1), 2, 1, 1, 1)
+            .gelu("none");
         let x = x.transpose(1, 2);
         let (_, time, _) = x.size3()?;
         let positions = self.config.max_source_positions;
         if time > positions {
-            return Err(ModelError::TooLong { frames: time, positions });
+            return Err(ModelError::TooLong {
+                frames: time,
+                positions,
+            });
         }
         let mask = self.chunks.map(|chunks| chunks.mask(time, mel.device()));
         let mut x = x + self.positions.narrow(0, 0, time);
@@ -222,7 +242,13 @@ impl Chunks {
 
 impl LayerNorm {
     fn forward(&self, x: &Tensor) -> Tensor {
-        x.layer_norm([self.weight.size()[0]], Some(&self.weight), Some(&self.bias), LAYER_NORM_EPS, false)
+        x.layer_norm(
+            [self.weight.size()[0]],
+            Some(&self.weight),
+            Some(&self.bias),
+            LAYER_NORM_EPS,
+            false,
+        )
     }
 }
 
@@ -235,7 +261,9 @@ impl Layer {
         mask: Option<&Tensor>,
         adapters: Option<&dyn LinearDelta>,
     ) -> Tensor {
-        let (batch, time, d_model) = x.size3().expect("the encoder's activations are [batch, time, d_model]");
+        let (batch, time, d_model) = x
+            .size3()
+            .expect("the encoder's activations are [batch, time, d_model]");
         let split = |x: &Tensor| x.view([batch, time, heads, d_model / heads]).transpose(1, 2);
         let normed = self.attention_norm.forward(x);
         let q = split(&self.q_proj.forward(&normed, adapters));
@@ -244,7 +272,10 @@ impl Layer {
         let attended = Tensor::scaled_dot_product_attention(&q, &k, &v, mask, 0.0, false, None, false);
         let attended = attended.transpose(1, 2).reshape([batch, time, d_model]);
         let x = x + self.out_proj.forward(&attended, adapters);
-        let hidden = self.fc1.forward(&self.ffn_norm.forward(&x), adapters).gelu("none");
+        let hidden = self
+            .fc1
+            .forward(&self.ffn_norm.forward(&x), adapters)
+            .gelu("none");
         &x + self.fc2.forward(&hidden, adapters)
     }
 }

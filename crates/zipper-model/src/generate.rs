@@ -29,7 +29,10 @@ impl SpeechLlm {
         options: &GenerateOptions,
     ) -> Result<Vec<String>, ModelError> {
         let tokens = self.generate_tokens(examples, adapters, options)?;
-        tokens.iter().map(|tokens| Ok(self.prompt().decode(tokens)?.trim().to_owned())).collect()
+        tokens
+            .iter()
+            .map(|tokens| Ok(self.prompt().decode(tokens)?.trim().to_owned()))
+            .collect()
     }
 
     /// Like [`SpeechLlm::generate`], but the token ids, without the one that ended the text.
@@ -80,8 +83,10 @@ impl SpeechLlm {
         options: &GenerateOptions,
     ) -> Result<Vec<Vec<i64>>, ModelError> {
         let beam = options.beam;
-        let repeated: Vec<Example<'_>> =
-            examples.iter().flat_map(|&example| std::iter::repeat_n(example, beam)).collect();
+        let repeated: Vec<Example<'_>> = examples
+            .iter()
+            .flat_map(|&example| std::iter::repeat_n(example, beam))
+            .collect();
         let mut decoding = self.start(&repeated, adapters)?;
         let mut searches: Vec<BeamSearch> = examples.iter().map(|_| BeamSearch::new(beam)).collect();
         for length in 1..=options.max_new_tokens {
@@ -103,7 +108,10 @@ impl SpeechLlm {
             decoding.cache.select(&rows);
             self.feed(&mut decoding, &tokens, adapters);
         }
-        Ok(searches.into_iter().map(|search| search.best(options.max_new_tokens)).collect())
+        Ok(searches
+            .into_iter()
+            .map(|search| search.best(options.max_new_tokens))
+            .collect())
     }
 
     /// Reads the prompts and the speech.
@@ -118,7 +126,10 @@ impl SpeechLlm {
             .zip(&rows.lengths)
             .map(|(row, length)| hidden.select(0, row).select(0, length - 1))
             .collect();
-        Ok(Decoding { logits: self.llm().logits(&Tensor::stack(&last, 0)), cache })
+        Ok(Decoding {
+            logits: self.llm().logits(&Tensor::stack(&last, 0)),
+            cache,
+        })
     }
 
     /// Reads one more token in each row.
@@ -153,7 +164,12 @@ impl BeamSearch {
         // All rows hold the same prompt at first: only one of them may be continued.
         let mut running = vec![(f64::NEG_INFINITY, Vec::new()); beam];
         running[0].0 = 0.0;
-        Self { beam, running, finished: Vec::new(), done: false }
+        Self {
+            beam,
+            running,
+            finished: Vec::new(),
+            done: false,
+        }
     }
 
     /// Takes the scores of the next token, `[beam, vocab]`, and returns for each new running hypothesis the row it goes
@@ -169,8 +185,12 @@ impl BeamSearch {
         }
         let vocab = log_probs.size()[1];
         let sums: Vec<f32> = self.running.iter().map(|(sum, _)| *sum as f32).collect();
-        let sums = Tensor::from_slice(&sums).to_device(log_probs.device()).unsqueeze(1);
-        let (scores, indices) = (log_probs + sums).view([-1]).topk(2 * self.beam as i64, 0, true, true);
+        let sums = Tensor::from_slice(&sums)
+            .to_device(log_probs.device())
+            .unsqueeze(1);
+        let (scores, indices) = (log_probs + sums)
+            .view([-1])
+            .topk(2 * self.beam as i64, 0, true, true);
         let scores = Vec::<f64>::try_from(scores.to_kind(Kind::Double)).expect("scores are one row");
         let mut chosen = Vec::with_capacity(self.beam);
         let mut running = Vec::with_capacity(self.beam);
@@ -202,11 +222,18 @@ impl BeamSearch {
     /// The best hypothesis; those that were still running when the length ran out count too.
     fn best(mut self, max_new_tokens: usize) -> Vec<i64> {
         if !self.done {
-            let cut = self.running.into_iter().map(|(sum, text)| (sum / max_new_tokens as f64, text));
+            let cut = self
+                .running
+                .into_iter()
+                .map(|(sum, text)| (sum / max_new_tokens as f64, text));
             self.finished.extend(cut);
             self.finished.sort_by(|a, b| b.0.total_cmp(&a.0));
         }
-        self.finished.into_iter().next().map(|(_, text)| text).unwrap_or_default()
+        self.finished
+            .into_iter()
+            .next()
+            .map(|(_, text)| text)
+            .unwrap_or_default()
     }
 }
 

@@ -22,9 +22,14 @@ const INDEX: &str = "model.safetensors.index.json";
 /// # Errors
 /// [`ModelError`] naming the file and, where it does not fit `T`, the key.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ModelError> {
-    let bytes = fs::read(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
-    serde_json::from_slice(&bytes)
-        .map_err(|error| ModelError::Invalid { path: path.to_owned(), problem: error.to_string() })
+    let bytes = fs::read(path).map_err(|source| ModelError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
+    serde_json::from_slice(&bytes).map_err(|error| ModelError::Invalid {
+        path: path.to_owned(),
+        problem: error.to_string(),
+    })
 }
 
 /// Like [`read_json`], but nothing where the file is missing.
@@ -32,7 +37,11 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ModelError> {
 /// # Errors
 /// [`ModelError`] if the file is there but unreadable or does not fit `T`.
 pub fn read_optional_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, ModelError> {
-    if path.exists() { read_json(path).map(Some) } else { Ok(None) }
+    if path.exists() {
+        read_json(path).map(Some)
+    } else {
+        Ok(None)
+    }
 }
 
 /// The weights of a model directory, mapped into memory and read by name.
@@ -73,13 +82,20 @@ impl Weights {
             }
             None => vec![SINGLE.to_owned()],
         };
-        let files =
-            names.iter().map(|name| WeightsFile::open(folder.join(name))).collect::<Result<Vec<_>, _>>()?;
+        let files = names
+            .iter()
+            .map(|name| WeightsFile::open(folder.join(name)))
+            .collect::<Result<Vec<_>, _>>()?;
         let mut index = BTreeMap::new();
         for (position, file) in files.iter().enumerate() {
             index.extend(file.metadata.tensors().into_keys().map(|name| (name, position)));
         }
-        Ok(Self { files, index, device, kind })
+        Ok(Self {
+            files,
+            index,
+            device,
+            kind,
+        })
     }
 
     /// Whether there is a tensor called `name`.
@@ -97,7 +113,10 @@ impl Weights {
             problem: format!("there is no tensor `{name}`: is config.json that of this model?"),
         })?;
         let file = &self.files[position];
-        let invalid = |problem| ModelError::Invalid { path: file.path.clone(), problem };
+        let invalid = |problem| ModelError::Invalid {
+            path: file.path.clone(),
+            problem,
+        };
         let info = file
             .metadata
             .info(name)
@@ -116,7 +135,9 @@ impl Weights {
             Dtype::F16 => Kind::Half,
             Dtype::BF16 => Kind::BFloat16,
             other => {
-                return Err(invalid(format!("tensor `{name}` is {other:?}; only F32, F16 and BF16 are read")));
+                return Err(invalid(format!(
+                    "tensor `{name}` is {other:?}; only F32, F16 and BF16 are read"
+                )));
             }
         };
         let (from, to) = info.data_offsets;
@@ -128,7 +149,10 @@ impl Weights {
 
 impl WeightsFile {
     fn open(path: PathBuf) -> Result<Self, ModelError> {
-        let io = |source| ModelError::Io { path: path.clone(), source };
+        let io = |source| ModelError::Io {
+            path: path.clone(),
+            source,
+        };
         let file = File::open(&path).map_err(io)?;
         #[expect(
             unsafe_code,
@@ -143,9 +167,17 @@ impl WeightsFile {
         let data_start = header + size_of::<u64>();
         let needed = data_start + metadata.data_len();
         if map.len() != needed {
-            let problem = format!("the file has {} bytes, its header asks for {needed}: was it cut off?", map.len());
+            let problem = format!(
+                "the file has {} bytes, its header asks for {needed}: was it cut off?",
+                map.len()
+            );
             return Err(ModelError::Invalid { path, problem });
         }
-        Ok(Self { path, map, metadata, data_start })
+        Ok(Self {
+            path,
+            map,
+            metadata,
+            data_start,
+        })
     }
 }

@@ -11,8 +11,9 @@ use tch::Tensor;
 /// - returns: `shape`, f32, on the CPU
 pub fn uniform(seed: u64, name: &str, shape: &[i64], bound: f64) -> Tensor {
     let mut random = stream(seed, name);
-    let values: Vec<f32> =
-        (0..count(shape)).map(|_| ((random.random::<f64>() * 2.0 - 1.0) * bound) as f32).collect();
+    let values: Vec<f32> = (0..count(shape))
+        .map(|_| ((random.random::<f64>() * 2.0 - 1.0) * bound) as f32)
+        .collect();
     Tensor::from_slice(&values).view(shape)
 }
 

@@ -51,10 +51,18 @@ impl Linear {
         first_site: SiteId,
         sites: &mut Vec<LoraSite>,
     ) {
-        if targets.iter().any(|target| name.rsplit('.').next() == Some(target)) {
+        if targets
+            .iter()
+            .any(|target| name.rsplit('.').next() == Some(target))
+        {
             self.site = Some(first_site + sites.len());
             let (d_out, d_in) = (self.weight.size()[0], self.weight.size()[1]);
-            sites.push(LoraSite { name: name.to_owned(), layer, d_in, d_out });
+            sites.push(LoraSite {
+                name: name.to_owned(),
+                layer,
+                d_in,
+                d_out,
+            });
         }
     }
 
@@ -80,8 +88,10 @@ pub(crate) fn check_targets(
 ) -> Result<(), ModelError> {
     match targets.iter().find(|target| !choices.contains(&target.as_str())) {
         None => Ok(()),
-        Some(target) => {
-            Err(ModelError::UnknownTarget { key, target: target.clone(), choices: choices.join(", ") })
-        }
+        Some(target) => Err(ModelError::UnknownTarget {
+            key,
+            target: target.clone(),
+            choices: choices.join(", "),
+        }),
     }
 }

@@ -38,7 +38,16 @@ pub struct Param {
 impl Param {
     /// Makes `value` a trainable leaf: f32, detached, with `requires_grad`.
     pub fn new(name: impl Into<String>, scope: ParamScope, role: ParamRole, value: &Tensor) -> Self {
-        let tensor = value.to_kind(tch::Kind::Float).detach().copy().set_requires_grad(true);
-        Self { name: name.into(), scope, role, tensor }
+        let tensor = value
+            .to_kind(tch::Kind::Float)
+            .detach()
+            .copy()
+            .set_requires_grad(true);
+        Self {
+            name: name.into(),
+            scope,
+            role,
+            tensor,
+        }
     }
 }

@@ -26,7 +26,11 @@ impl Projector {
     /// A projector with PyTorch's default initial values, drawn from `seed`.
     pub fn new(config: &ProjectorConfig, d_encoder: i64, d_llm: i64, seed: u64, device: Device) -> Self {
         let stack = config.stack as i64;
-        let mut new = Initial { seed, device, params: Vec::new() };
+        let mut new = Initial {
+            seed,
+            device,
+            params: Vec::new(),
+        };
         match config.kind {
             ProjectorKind::Conv => {
                 new.layer("conv1", &[d_encoder, d_encoder, 3]);
@@ -42,7 +46,11 @@ impl Projector {
                 new.layer("linear2", &[d_llm, hidden]);
             }
         }
-        Self { kind: config.kind, stack, params: new.params }
+        Self {
+            kind: config.kind,
+            stack,
+            params: new.params,
+        }
     }
 
     /// Its trainable parameters.
@@ -71,7 +79,9 @@ impl Projector {
             ProjectorKind::Stack => {
                 let (time, width) = frames.size2().expect("frames are [time, d_encoder]");
                 let padding = (self.stack - time % self.stack) % self.stack;
-                let x = frames.constant_pad_nd([0, 0, 0, padding]).view([-1, self.stack * width]);
+                let x = frames
+                    .constant_pad_nd([0, 0, 0, padding])
+                    .view([-1, self.stack * width]);
                 let x = x.linear(tensor(0), Some(tensor(1))).gelu("none");
                 x.linear(tensor(2), Some(tensor(3)))
             }
@@ -102,6 +112,7 @@ impl Initial {
     fn add(&mut self, name: &str, value: &Tensor) {
         let name = format!("projector.{name}");
         let value = value.to_device(self.device);
-        self.params.push(Param::new(name, ParamScope::Shared, ParamRole::Projector, &value));
+        self.params
+            .push(Param::new(name, ParamScope::Shared, ParamRole::Projector, &value));
     }
 }

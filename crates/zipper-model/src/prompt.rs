@@ -72,24 +72,39 @@ impl Prompt {
     /// [`ModelError`] naming the file that is missing or wrong, or what the model lacks.
     pub fn load(folder: &Path, config: &PromptConfig, llm: &LlmConfig) -> Result<Self, ModelError> {
         let path = folder.join("tokenizer.json");
-        let bytes = std::fs::read(&path).map_err(|source| ModelError::Io { path: path.clone(), source })?;
-        let tokenizer = Tokenizer::from_bytes(bytes)
-            .map_err(|error| ModelError::Invalid { path: path.clone(), problem: error.to_string() })?;
+        let bytes = std::fs::read(&path).map_err(|source| ModelError::Io {
+            path: path.clone(),
+            source,
+        })?;
+        let tokenizer = Tokenizer::from_bytes(bytes).map_err(|error| ModelError::Invalid {
+            path: path.clone(),
+            problem: error.to_string(),
+        })?;
         let special = hub::read_optional_json::<TokenizerConfig>(&folder.join("tokenizer_config.json"))?;
         let id = |token: &Option<SpecialToken>| {
-            token.as_ref().and_then(|token| tokenizer.token_to_id(token.text())).map(i64::from)
+            token
+                .as_ref()
+                .and_then(|token| tokenizer.token_to_id(token.text()))
+                .map(i64::from)
         };
         // A tokenizer_config.json without a bos token says that there is none, whatever config.json says (Qwen).
-        let bos = special.as_ref().map_or(llm.bos_token_id, |special| id(&special.bos_token));
+        let bos = special
+            .as_ref()
+            .map_or(llm.bos_token_id, |special| id(&special.bos_token));
         let special = special.unwrap_or_default();
-        let generation =
-            hub::read_optional_json::<GenerationConfig>(&folder.join("generation_config.json"))?;
+        let generation = hub::read_optional_json::<GenerationConfig>(&folder.join("generation_config.json"))?;
         let mut stops = llm.eos_token_ids.clone();
-        stops.extend(token_ids(generation.and_then(|config| config.eos_token_id).as_ref()));
-        let eos = id(&special.eos_token).or(stops.first().copied()).ok_or_else(|| ModelError::Invalid {
-            path: folder.join(hub::CONFIG),
-            problem: "no end-of-text token: neither eos_token_id here nor eos_token in tokenizer_config.json".to_owned(),
-        })?;
+        stops.extend(token_ids(
+            generation.and_then(|config| config.eos_token_id).as_ref(),
+        ));
+        let eos = id(&special.eos_token)
+            .or(stops.first().copied())
+            .ok_or_else(|| ModelError::Invalid {
+                path: folder.join(hub::CONFIG),
+                problem:
+                    "no end-of-text token: neither eos_token_id here nor eos_token in tokenizer_config.json"
+                        .to_owned(),
+            })?;
         stops.push(eos);
         stops.sort_unstable();
         stops.dedup();
@@ -120,16 +135,28 @@ impl Prompt {
     /// # Errors
     /// [`ModelError::UnknownLanguage`]; [`ModelError`] if the chat template is missing or cannot be rendered.
     pub fn frame(&self, lang: &str) -> Result<Frame, ModelError> {
-        if let Some(frame) = self.frames.lock().ok().and_then(|frames| frames.get(lang).cloned()) {
+        if let Some(frame) = self
+            .frames
+            .lock()
+            .ok()
+            .and_then(|frames| frames.get(lang).cloned())
+        {
             return Ok(frame);
         }
         let language = language_name(lang).ok_or_else(|| ModelError::UnknownLanguage(lang.to_owned()))?;
-        let instruction = self.config.template.replace("{language}", language).replace("{lang}", lang);
+        let instruction = self
+            .config
+            .template
+            .replace("{language}", language)
+            .replace("{lang}", lang);
         let frame = match self.config.kind {
             PromptKind::Plain => {
                 let mut before: Vec<i64> = self.bos.into_iter().collect();
                 before.extend(self.encode(&instruction)?);
-                Frame { before, after: Vec::new() }
+                Frame {
+                    before,
+                    after: Vec::new(),
+                }
             }
             PromptKind::Chat => self.chat_frame(&instruction)?,
         };
@@ -141,12 +168,21 @@ impl Prompt {
 
     fn chat_frame(&self, instruction: &str) -> Result<Frame, ModelError> {
         let (path, template) = self.chat_template()?;
-        let invalid = |problem: String| ModelError::Invalid { path: path.clone(), problem };
+        let invalid = |problem: String| ModelError::Invalid {
+            path: path.clone(),
+            problem,
+        };
         let mut environment = Environment::new();
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
-            Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, message))
-        });
+        environment.add_function(
+            "raise_exception",
+            |message: String| -> Result<String, minijinja::Error> {
+                Err(minijinja::Error::new(
+                    minijinja::ErrorKind::InvalidOperation,
+                    message,
+                ))
+            },
+        );
         let message = context! { role => "user", content => format!("{instruction}{SPEECH}") };
         let values = context! {
             messages => vec![message],
@@ -160,7 +196,10 @@ impl Prompt {
         let (before, after) = text
             .split_once(SPEECH)
             .ok_or_else(|| invalid("the chat template drops the user's message".to_owned()))?;
-        Ok(Frame { before: self.encode(before)?, after: self.encode(after)? })
+        Ok(Frame {
+            before: self.encode(before)?,
+            after: self.encode(after)?,
+        })
     }
 
     fn chat_template(&self) -> Result<(PathBuf, String), ModelError> {

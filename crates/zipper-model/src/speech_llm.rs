@@ -60,9 +60,19 @@ impl SpeechLlm {
     ) -> Result<Self, ModelError> {
         let llm = CausalLm::load(&config.llm.path, device, kind)?;
         let prompt = Prompt::load(&config.llm.path, &config.prompt, llm.config())?;
-        let projector =
-            Projector::new(&config.projector, d_encoder, llm.config().hidden_size, seed, device);
-        Ok(Self { projector, llm, prompt, device })
+        let projector = Projector::new(
+            &config.projector,
+            d_encoder,
+            llm.config().hidden_size,
+            seed,
+            device,
+        );
+        Ok(Self {
+            projector,
+            llm,
+            prompt,
+            device,
+        })
     }
 
     /// The trained part.
@@ -102,7 +112,10 @@ impl SpeechLlm {
         adapters: Option<&dyn LinearDelta>,
     ) -> Result<Nll, ModelError> {
         assert_eq!(examples.len(), texts.len(), "every example has a text");
-        let texts = texts.iter().map(|text| self.prompt.encode(text)).collect::<Result<Vec<_>, _>>()?;
+        let texts = texts
+            .iter()
+            .map(|text| self.prompt.encode(text))
+            .collect::<Result<Vec<_>, _>>()?;
         let rows = self.rows(examples, Some(&texts))?;
         let hidden = self.llm.forward(&rows.embeddings, adapters);
         let (_, time, width) = hidden.size3()?;
@@ -148,8 +161,13 @@ impl SpeechLlm {
         }
         let lengths: Vec<i64> = rows.iter().map(|row| row.size()[0]).collect();
         let longest = lengths.iter().copied().max().unwrap_or(0);
-        let padded: Vec<Tensor> =
-            rows.iter().map(|row| row.constant_pad_nd([0, 0, 0, longest - row.size()[0]])).collect();
-        Ok(Rows { embeddings: Tensor::stack(&padded, 0), lengths })
+        let padded: Vec<Tensor> = rows
+            .iter()
+            .map(|row| row.constant_pad_nd([0, 0, 0, longest - row.size()[0]]))
+            .collect();
+        Ok(Rows {
+            embeddings: Tensor::stack(&padded, 0),
+            lengths,
+        })
     }
 }

@@ -21,7 +21,11 @@ impl KvCache {
         let lengths = Tensor::from_slice(lengths).to_device(device);
         let column = Tensor::arange(columns, (Kind::Int64, device)).unsqueeze(0);
         let mask = column.lt_tensor(&lengths.unsqueeze(1)).unsqueeze(1).unsqueeze(1);
-        Self { layers, lengths, mask }
+        Self {
+            layers,
+            lengths,
+            mask,
+        }
     }
 
     /// Keeps the given rows, in the given order; a row may come several times (beam search).

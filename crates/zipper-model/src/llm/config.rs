@@ -140,22 +140,37 @@ impl LlmConfig {
     /// [`ModelError`] naming the key that is missing, wrong or not supported.
     pub fn read(path: &Path) -> Result<Self, ModelError> {
         let raw: Raw = hub::read_json(path)?;
-        raw.resolve().map_err(|problem| ModelError::Invalid { path: path.to_owned(), problem })
+        raw.resolve().map_err(|problem| ModelError::Invalid {
+            path: path.to_owned(),
+            problem,
+        })
     }
 }
 
 impl Raw {
     fn resolve(self) -> Result<LlmConfig, String> {
         let (qkv_bias, o_bias, qk_norm) = match self.model_type.as_str() {
-            "llama" => (self.attention_bias.unwrap_or(false), self.attention_bias.unwrap_or(false), false),
+            "llama" => (
+                self.attention_bias.unwrap_or(false),
+                self.attention_bias.unwrap_or(false),
+                false,
+            ),
             "qwen2" => (true, false, false),
-            "qwen3" => (self.attention_bias.unwrap_or(false), self.attention_bias.unwrap_or(false), true),
+            "qwen3" => (
+                self.attention_bias.unwrap_or(false),
+                self.attention_bias.unwrap_or(false),
+                true,
+            ),
             other => {
-                return Err(format!("model_type `{other}` is not supported; use llama, qwen2 or qwen3"));
+                return Err(format!(
+                    "model_type `{other}` is not supported; use llama, qwen2 or qwen3"
+                ));
             }
         };
         if self.use_sliding_window {
-            return Err("use_sliding_window: true is not supported; set it to false if texts are short".to_owned());
+            return Err(
+                "use_sliding_window: true is not supported; set it to false if texts are short".to_owned(),
+            );
         }
         match self.hidden_act.as_deref() {
             None | Some("silu" | "swish") => {}
@@ -168,9 +183,14 @@ impl Raw {
                 self.num_attention_heads
             ));
         }
-        let head_dim = self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads);
+        let head_dim = self
+            .head_dim
+            .unwrap_or(self.hidden_size / self.num_attention_heads);
         let rope = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
-        let rope_theta = rope.and_then(|rope| rope.rope_theta).or(self.rope_theta).unwrap_or(10_000.0);
+        let rope_theta = rope
+            .and_then(|rope| rope.rope_theta)
+            .or(self.rope_theta)
+            .unwrap_or(10_000.0);
         let rope_scaling = match rope {
             None => RopeScaling::Default,
             Some(rope) => rope.resolve(self.max_position_embeddings as f64)?,
@@ -215,7 +235,9 @@ impl RawRope {
         };
         match kind {
             "default" => Ok(RopeScaling::Default),
-            "linear" => Ok(RopeScaling::Linear { factor: need(self.factor, "factor")? }),
+            "linear" => Ok(RopeScaling::Linear {
+                factor: need(self.factor, "factor")?,
+            }),
             "llama3" => Ok(RopeScaling::Llama3 {
                 factor: need(self.factor, "factor")?,
                 low_freq_factor: need(self.low_freq_factor, "low_freq_factor")?,
@@ -232,7 +254,9 @@ impl RawRope {
                     beta_fast: self.beta_fast.unwrap_or(32.0),
                     beta_slow: self.beta_slow.unwrap_or(1.0),
                     original_positions: self.original_max_position_embeddings.unwrap_or(max_positions),
-                    attention_factor: self.attention_factor.unwrap_or_else(|| self.yarn_attention(factor)),
+                    attention_factor: self
+                        .attention_factor
+                        .unwrap_or_else(|| self.yarn_attention(factor)),
                     truncate: self.truncate.unwrap_or(true),
                 })
             }
@@ -244,9 +268,17 @@ impl RawRope {
 
     /// The attention factor that transformers infers when config.json names none.
     fn yarn_attention(&self, factor: f64) -> f64 {
-        let scale = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
+        let scale = |mscale: f64| {
+            if factor <= 1.0 {
+                1.0
+            } else {
+                0.1 * mscale * factor.ln() + 1.0
+            }
+        };
         match (self.mscale, self.mscale_all_dim) {
-            (Some(mscale), Some(all_dim)) if mscale != 0.0 && all_dim != 0.0 => scale(mscale) / scale(all_dim),
+            (Some(mscale), Some(all_dim)) if mscale != 0.0 && all_dim != 0.0 => {
+                scale(mscale) / scale(all_dim)
+            }
             _ => scale(1.0),
         }
     }

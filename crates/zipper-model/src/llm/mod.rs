@@ -22,7 +22,15 @@ use crate::ModelError;
 use crate::hub::{self, Weights};
 use crate::linear::{Linear, LinearDelta, LoraSite};
 
-const TARGETS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+const TARGETS: [&str; 7] = [
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+];
 
 /// A causal language model.
 #[derive(Debug)]
@@ -100,14 +108,23 @@ impl CausalLm {
         let layers = (0..config.num_hidden_layers)
             .map(|index| Layer::build(&config, index, &mut get))
             .collect::<Result<Vec<_>, _>>()?;
-        let final_norm =
-            RmsNorm { weight: get("model.norm.weight", &[hidden])?, eps: config.rms_norm_eps };
+        let final_norm = RmsNorm {
+            weight: get("model.norm.weight", &[hidden])?,
+            eps: config.rms_norm_eps,
+        };
         let lm_head = if config.tie_word_embeddings {
             embedding.shallow_clone()
         } else {
             get("lm_head.weight", &[vocab, hidden])?
         };
-        Ok(Self { config, embedding, layers, final_norm, lm_head, rope })
+        Ok(Self {
+            config,
+            embedding,
+            layers,
+            final_norm,
+            lm_head,
+            rope,
+        })
     }
 
     /// What config.json says.
@@ -129,7 +146,13 @@ impl CausalLm {
         let mut sites = Vec::new();
         for (index, layer) in self.layers.iter_mut().enumerate() {
             for (name, linear) in layer.linears_mut() {
-                linear.attach(&format!("model.layers.{index}.{name}"), index, targets, 0, &mut sites);
+                linear.attach(
+                    &format!("model.layers.{index}.{name}"),
+                    index,
+                    targets,
+                    0,
+                    &mut sites,
+                );
             }
         }
         Ok(sites)
@@ -192,12 +215,7 @@ impl CausalLm {
     /// # Shapes
     /// - `x`: `[batch, 1, hidden]`
     /// - returns: `[batch, 1, hidden]`, after the final norm
-    pub fn decode(
-        &self,
-        x: &Tensor,
-        adapters: Option<&dyn LinearDelta>,
-        cache: &mut KvCache,
-    ) -> Tensor {
+    pub fn decode(&self, x: &Tensor, adapters: Option<&dyn LinearDelta>, cache: &mut KvCache) -> Tensor {
         let rotation = self.rope.rotation(&cache.next_positions(), self.kind());
         let mask = cache.grow_mask();
         let mut x = x.shallow_clone();
@@ -247,15 +265,26 @@ impl Layer {
         let attention_norm = norm("input_layernorm", hidden)?;
         let mlp_norm = norm("post_attention_layernorm", hidden)?;
         let qk_norms = if config.qk_norm {
-            Some((norm("self_attn.q_norm", head_dim)?, norm("self_attn.k_norm", head_dim)?))
+            Some((
+                norm("self_attn.q_norm", head_dim)?,
+                norm("self_attn.k_norm", head_dim)?,
+            ))
         } else {
             None
         };
         let mut linear = |name: &str, d_out: i64, d_in: i64, bias: bool| -> Result<Linear, ModelError> {
             let name = format!("model.layers.{index}.{name}");
             let weight = get(&format!("{name}.weight"), &[d_out, d_in])?;
-            let bias = if bias { Some(get(&format!("{name}.bias"), &[d_out])?) } else { None };
-            Ok(Linear { weight, bias, site: None })
+            let bias = if bias {
+                Some(get(&format!("{name}.bias"), &[d_out])?)
+            } else {
+                None
+            };
+            Ok(Linear {
+                weight,
+                bias,
+                site: None,
+            })
         };
         Ok(Self {
             attention_norm,
@@ -299,7 +328,9 @@ impl Layer {
         keys_and_values: impl FnOnce(Tensor, Tensor) -> (Tensor, Tensor),
     ) -> Tensor {
         let normed = self.attention_norm.forward(x);
-        let x = x + self.attention.forward(&normed, rotation, mask, adapters, keys_and_values);
+        let x = x + self
+            .attention
+            .forward(&normed, rotation, mask, adapters, keys_and_values);
         let normed = self.mlp_norm.forward(&x);
         let gate = self.gate_proj.forward(&normed, adapters).silu();
         let up = self.up_proj.forward(&normed, adapters);
@@ -316,7 +347,9 @@ impl Attention {
         adapters: Option<&dyn LinearDelta>,
         keys_and_values: impl FnOnce(Tensor, Tensor) -> (Tensor, Tensor),
     ) -> Tensor {
-        let (batch, time, _) = x.size3().expect("the LLM's activations are [batch, time, hidden]");
+        let (batch, time, _) = x
+            .size3()
+            .expect("the LLM's activations are [batch, time, hidden]");
         let split = |x: &Tensor, heads: i64| x.view([batch, time, heads, self.head_dim]);
         let mut q = split(&self.q_proj.forward(x, adapters), self.heads);
         let mut k = split(&self.k_proj.forward(x, adapters), self.kv_heads);
@@ -334,7 +367,9 @@ impl Attention {
             Mask::Columns(mask) => (Some(*mask), false),
         };
         let attended = Tensor::scaled_dot_product_attention(&q, &k, &v, mask, 0.0, causal, None, false);
-        let attended = attended.transpose(1, 2).reshape([batch, time, self.heads * self.head_dim]);
+        let attended = attended
+            .transpose(1, 2)
+            .reshape([batch, time, self.heads * self.head_dim]);
         self.o_proj.forward(&attended, adapters)
     }
 

@@ -24,14 +24,22 @@ pub(super) struct Rotation {
 impl Rope {
     pub(super) fn new(config: &LlmConfig, device: Device) -> Self {
         let half = config.head_dim / 2;
-        let base = |index: i64| config.rope_theta.powf(-2.0 * index as f64 / config.head_dim as f64);
-        let frequencies: Vec<f32> =
-            (0..half).map(|index| scaled(config, index, base(index)) as f32).collect();
+        let base = |index: i64| {
+            config
+                .rope_theta
+                .powf(-2.0 * index as f64 / config.head_dim as f64)
+        };
+        let frequencies: Vec<f32> = (0..half)
+            .map(|index| scaled(config, index, base(index)) as f32)
+            .collect();
         let attention_factor = match config.rope_scaling {
             RopeScaling::Yarn { attention_factor, .. } => attention_factor,
             _ => 1.0,
         };
-        Self { frequencies: Tensor::from_slice(&frequencies).to_device(device), attention_factor }
+        Self {
+            frequencies: Tensor::from_slice(&frequencies).to_device(device),
+            attention_factor,
+        }
     }
 
     /// # Shapes
@@ -61,14 +69,27 @@ fn scaled(config: &LlmConfig, index: i64, frequency: f64) -> f64 {
     match config.rope_scaling {
         RopeScaling::Default => frequency,
         RopeScaling::Linear { factor } => frequency / factor,
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_positions } => {
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_positions,
+        } => {
             let wavelength = TAU / frequency;
             // 1 where the wavelength is short and the frequency stays, 0 where it is long.
-            let kept = (original_positions / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+            let kept =
+                (original_positions / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
             let kept = kept.clamp(0.0, 1.0);
             frequency * kept + frequency / factor * (1.0 - kept)
         }
-        RopeScaling::Yarn { factor, beta_fast, beta_slow, original_positions, truncate, .. } => {
+        RopeScaling::Yarn {
+            factor,
+            beta_fast,
+            beta_slow,
+            original_positions,
+            truncate,
+            ..
+        } => {
             let width = config.head_dim as f64;
             let dimension = |rotations: f64| {
                 width * (original_positions / (rotations * TAU)).ln() / (2.0 * config.rope_theta.ln())
