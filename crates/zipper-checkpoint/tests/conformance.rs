@@ -1,5 +1,5 @@
 //! Goal: every kind of store keeps the contract of [`RunStore`] and of the checkpoints in it.
-//! Method: one suite, run over a directory and over memory.
+//! Method: one suite, run over a directory, over memory, and over an S3 server where there is one.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,13 @@ async fn a_directory_keeps_the_contract() {
 #[tokio::test]
 async fn memory_keeps_the_contract() {
     suite(&RunStore::in_memory()).await;
+}
+
+#[tokio::test]
+#[ignore = "needs an S3 server: set ZIPPER_TEST_S3_URL to an unused prefix, and the AWS_* variables"]
+async fn an_object_store_keeps_the_contract() {
+    let url = std::env::var("ZIPPER_TEST_S3_URL").expect("ZIPPER_TEST_S3_URL is set");
+    suite(&RunStore::open(&url).unwrap()).await;
 }
 
 async fn suite(run: &RunStore) {
