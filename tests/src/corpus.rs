@@ -22,8 +22,9 @@ pub fn write_corpus(folder: &Path, seed: u64) {
                 let id = format!("{split}-{language}-{index:02}");
                 let seconds = random.random_range(0.35..0.95);
                 write_wav(&folder.join(format!("{id}.wav")), seconds, &mut random);
-                let text =
-                    [0, 1].map(|_| WORDS[random.random_range(0..WORDS.len())]).join(" ");
+                let text = [0, 1]
+                    .map(|_| WORDS[random.random_range(0..WORDS.len())])
+                    .join(" ");
                 let line = serde_json::json!({
                     "id": id, "audio_filepath": format!("{id}.wav"), "duration": seconds, "text": text,
                     "lang": language,
@@ -48,8 +49,13 @@ fn write_wav(path: &Path, seconds: f64, random: &mut ChaCha8Rng) {
     let tones: [f64; 3] = [0, 1, 2].map(|_| random.random_range(120.0..3_000.0));
     for sample in 0..(seconds * f64::from(sample_rate)).ceil() as u32 {
         let time = f64::from(sample) / f64::from(sample_rate);
-        let value: f64 = tones.iter().map(|tone| (tone * time * std::f64::consts::TAU).sin()).sum();
-        writer.write_sample((value / 4.0 * f64::from(i16::MAX)) as i16).expect("the disk has room");
+        let value: f64 = tones
+            .iter()
+            .map(|tone| (tone * time * std::f64::consts::TAU).sin())
+            .sum();
+        writer
+            .write_sample((value / 4.0 * f64::from(i16::MAX)) as i16)
+            .expect("the disk has room");
     }
     writer.finalize().expect("the disk has room");
 }

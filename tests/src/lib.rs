@@ -56,7 +56,10 @@ impl Fixture {
         let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let lines = text.lines().map(|line| {
             let line: serde_json::Value = serde_json::from_str(line).expect("metrics are JSON lines");
-            (line["step"].as_u64().expect("a step"), line["loss"].as_f64().expect("a loss"))
+            (
+                line["step"].as_u64().expect("a step"),
+                line["loss"].as_f64().expect("a loss"),
+            )
         });
         lines.collect()
     }

@@ -17,7 +17,10 @@ struct Weights {
 
 impl Weights {
     fn new(seed: u64) -> Self {
-        Self { random: ChaCha8Rng::seed_from_u64(seed), tensors: BTreeMap::new() }
+        Self {
+            random: ChaCha8Rng::seed_from_u64(seed),
+            tensors: BTreeMap::new(),
+        }
     }
 
     /// Values around `centre`, within the bound that PyTorch's linear layers start from.
@@ -25,7 +28,8 @@ impl Weights {
         let fan_in: usize = shape.iter().skip(1).product();
         let bound = 1.0 / (fan_in as f32).sqrt();
         let count: usize = shape.iter().product();
-        let values = (0..count).flat_map(|_| (centre + self.random.random_range(-bound..bound)).to_le_bytes());
+        let values =
+            (0..count).flat_map(|_| (centre + self.random.random_range(-bound..bound)).to_le_bytes());
         let bytes = values.collect();
         self.tensors.insert(name.into(), (shape.to_vec(), bytes));
     }
@@ -44,7 +48,10 @@ impl Weights {
 
     fn write(&self, folder: &Path) {
         let views = self.tensors.iter().map(|(name, (shape, bytes))| {
-            (name, TensorView::new(Dtype::F32, shape.clone(), bytes).expect("shape and bytes agree"))
+            (
+                name,
+                TensorView::new(Dtype::F32, shape.clone(), bytes).expect("shape and bytes agree"),
+            )
         });
         let file = safetensors::serialize(views, None).expect("tensors can be written");
         fs::write(folder.join("model.safetensors"), file).expect("the folder is writable");
@@ -76,7 +83,12 @@ pub fn write_whisper(folder: &Path, seed: u64) {
     weights.add("model.encoder.embed_positions.weight", &[positions, width], 0.0);
     for layer in 0..2 {
         let prefix = format!("model.encoder.layers.{layer}");
-        for (name, bias) in [("q_proj", true), ("k_proj", false), ("v_proj", true), ("out_proj", true)] {
+        for (name, bias) in [
+            ("q_proj", true),
+            ("k_proj", false),
+            ("v_proj", true),
+            ("out_proj", true),
+        ] {
             weights.add_linear(&format!("{prefix}.self_attn.{name}"), width, width, bias);
         }
         weights.add_linear(&format!("{prefix}.fc1"), ffn, width, true);
@@ -94,9 +106,13 @@ pub fn write_llm(folder: &Path, seed: u64) {
     fs::create_dir_all(folder).expect("the folder can be made");
     let special = ["<s>", "</s>", "<unk>", "<en>", "<de>", "<vi>"];
     let characters = " abcdefghijklmnopqrstuvwxyz";
-    let pieces: Vec<String> =
-        special.iter().map(ToString::to_string).chain(characters.chars().map(String::from)).collect();
-    let vocabulary: BTreeMap<&String, usize> = pieces.iter().enumerate().map(|(id, piece)| (piece, id)).collect();
+    let pieces: Vec<String> = special
+        .iter()
+        .map(ToString::to_string)
+        .chain(characters.chars().map(String::from))
+        .collect();
+    let vocabulary: BTreeMap<&String, usize> =
+        pieces.iter().enumerate().map(|(id, piece)| (piece, id)).collect();
     let added: Vec<Value> = special
         .iter()
         .enumerate()
@@ -116,7 +132,11 @@ pub fn write_llm(folder: &Path, seed: u64) {
                       "ignore_merges": false, "vocab": vocabulary, "merges": []},
         }),
     );
-    write_json(folder, "tokenizer_config.json", &json!({"bos_token": "<s>", "eos_token": "</s>"}));
+    write_json(
+        folder,
+        "tokenizer_config.json",
+        &json!({"bos_token": "<s>", "eos_token": "</s>"}),
+    );
     write_json(
         folder,
         "config.json",
@@ -132,10 +152,30 @@ pub fn write_llm(folder: &Path, seed: u64) {
     weights.add("model.embed_tokens.weight", &[pieces.len(), width], 0.0);
     for layer in 0..2 {
         let prefix = format!("model.layers.{layer}");
-        weights.add_linear(&format!("{prefix}.self_attn.q_proj"), heads * head_dim, width, false);
-        weights.add_linear(&format!("{prefix}.self_attn.k_proj"), kv_heads * head_dim, width, false);
-        weights.add_linear(&format!("{prefix}.self_attn.v_proj"), kv_heads * head_dim, width, false);
-        weights.add_linear(&format!("{prefix}.self_attn.o_proj"), width, heads * head_dim, false);
+        weights.add_linear(
+            &format!("{prefix}.self_attn.q_proj"),
+            heads * head_dim,
+            width,
+            false,
+        );
+        weights.add_linear(
+            &format!("{prefix}.self_attn.k_proj"),
+            kv_heads * head_dim,
+            width,
+            false,
+        );
+        weights.add_linear(
+            &format!("{prefix}.self_attn.v_proj"),
+            kv_heads * head_dim,
+            width,
+            false,
+        );
+        weights.add_linear(
+            &format!("{prefix}.self_attn.o_proj"),
+            width,
+            heads * head_dim,
+            false,
+        );
         weights.add_linear(&format!("{prefix}.mlp.gate_proj"), ffn, width, false);
         weights.add_linear(&format!("{prefix}.mlp.up_proj"), ffn, width, false);
         weights.add_linear(&format!("{prefix}.mlp.down_proj"), width, ffn, false);

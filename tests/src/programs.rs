@@ -13,9 +13,16 @@ const DEADLINE: Duration = Duration::from_secs(180);
 /// If it has not been built: `cargo nextest run --workspace` and `cargo build` build all of them.
 pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test has a path");
-    let folder = test.ancestors().nth(2).expect("tests are built into target/<profile>/deps");
+    let folder = test
+        .ancestors()
+        .nth(2)
+        .expect("tests are built into target/<profile>/deps");
     let path = folder.join(name);
-    assert!(path.exists(), "`{}` is not built: run `cargo build` first", path.display());
+    assert!(
+        path.exists(),
+        "`{}` is not built: run `cargo build` first",
+        path.display()
+    );
     path
 }
 
@@ -69,10 +76,22 @@ impl Launched {
         let started = Instant::now();
         if receiver.recv_timeout(DEADLINE).is_err() {
             let _ = Command::new("kill").args(["-KILL", &pid.to_string()]).status();
-            let output = waiter.join().expect("the waiter does not panic").expect("the output can be read");
-            panic!("zipper-launch did not end within {:?}:\n{}", started.elapsed(), finished(output).stderr);
+            let output = waiter
+                .join()
+                .expect("the waiter does not panic")
+                .expect("the output can be read");
+            panic!(
+                "zipper-launch did not end within {:?}:\n{}",
+                started.elapsed(),
+                finished(output).stderr
+            );
         }
-        finished(waiter.join().expect("the waiter does not panic").expect("the output can be read"))
+        finished(
+            waiter
+                .join()
+                .expect("the waiter does not panic")
+                .expect("the output can be read"),
+        )
     }
 
     /// Runs `zipper-launch` to its end.

@@ -1,1 +1,134 @@
-//! Placeholder.
+//! What the programs share on the command line: exit codes, how errors and hints are printed, logging.
+
+use std::fmt;
+use std::io::Write;
+use std::process::{ExitCode, Termination};
+
+use tracing_subscriber::EnvFilter;
+
+/// How a program ends; scripts and Slurm rely on the numbers (DESIGN 6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitStatus {
+    /// Everything was done.
+    Done,
+    /// The run failed; trying again may help.
+    Failed,
+    /// Usage, configuration or input are at fault; trying again will not help.
+    Usage,
+    /// Stopped with a checkpoint, to be resumed.
+    Stopped,
+}
+
+impl ExitStatus {
+    /// The process exit code.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Stopped => 75,
+        }
+    }
+}
+
+impl Termination for ExitStatus {
+    fn report(self) -> ExitCode {
+        ExitCode::from(self.code())
+    }
+}
+
+/// An error that its user can mend: exit code 2, with advice.
+#[derive(Debug)]
+pub struct UserError {
+    message: String,
+    hints: Vec<String>,
+}
+
+impl UserError {
+    /// An error that says what is wrong.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            hints: Vec::new(),
+        }
+    }
+
+    /// Adds what to do about it.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hints.push(hint.into());
+        self
+    }
+}
+
+impl fmt::Display for UserError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for UserError {}
+
+/// Ends a program: prints what went wrong, if anything did, and gives the exit status.
+pub fn finish(result: anyhow::Result<ExitStatus>) -> ExitStatus {
+    result.unwrap_or_else(|error| report(&error, &mut std::io::stderr().lock()))
+}
+
+/// Prints `error:` with the whole chain, an empty line and `hint:` lines, and gives the exit status that fits.
+pub fn report(error: &anyhow::Error, to: &mut impl Write) -> ExitStatus {
+    let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+    let user = error.chain().find_map(|cause| cause.downcast_ref::<UserError>());
+    // Nothing can be done if stderr is gone; the exit status still tells.
+    let _ = writeln!(to, "error: {}", causes.join(": "));
+    for (index, hint) in user.iter().flat_map(|user| &user.hints).enumerate() {
+        if index == 0 {
+            let _ = writeln!(to);
+        }
+        let _ = writeln!(to, "hint: {hint}");
+    }
+    if user.is_some() {
+        ExitStatus::Usage
+    } else {
+        ExitStatus::Failed
+    }
+}
+
+/// Sends logs to stderr, at the level that `ZIPPER_LOG` or else `default_filter` says (`info`, `zipper_train=debug`).
+pub fn init_tracing(default_filter: &str) {
+    let filter = EnvFilter::try_from_env("ZIPPER_LOG").unwrap_or_else(|_| EnvFilter::new(default_filter));
+    // A second call, as in tests, changes nothing.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .try_init();
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn user_errors_are_usage_and_carry_their_hints() {
+        let error = anyhow::Error::new(UserError::new("no such key").hint("did you mean `lr`?"))
+            .context("cannot read `run.yaml`");
+        let mut printed = Vec::new();
+        assert_eq!(report(&error, &mut printed), ExitStatus::Usage);
+        let printed = String::from_utf8(printed).unwrap();
+        assert_eq!(
+            printed,
+            "error: cannot read `run.yaml`: no such key\n\nhint: did you mean `lr`?\n"
+        );
+    }
+
+    #[test]
+    fn other_errors_are_failures() {
+        let error = std::fs::read("/nonexistent")
+            .context("cannot read it")
+            .unwrap_err();
+        let mut printed = Vec::new();
+        assert_eq!(report(&error, &mut printed), ExitStatus::Failed);
+        assert!(!String::from_utf8(printed).unwrap().contains("hint:"));
+    }
+}

@@ -56,19 +56,26 @@ pub fn decode(
         let losses = if options.with_nll {
             let nll = tch::no_grad(|| replica.nll(batch, &merged, None))?;
             let sums = Vec::<f64>::try_from(nll.sums.to_kind(tch::Kind::Double)).unwrap_or_default();
-            sums.into_iter().zip(nll.tokens).map(|(sum, tokens)| Some((sum, tokens as u64))).collect()
+            sums.into_iter()
+                .zip(nll.tokens)
+                .map(|(sum, tokens)| Some((sum, tokens as u64)))
+                .collect()
         } else {
             vec![None; batch.len()]
         };
-        decoded.extend(batch.iter().zip(hypotheses).zip(losses).map(|((utterance, hypothesis), nll)| {
-            Decoded {
-                id: utterance.id.clone(),
-                lang: utterance.lang.clone(),
-                reference: utterance.text.clone(),
-                hypothesis,
-                nll,
-            }
-        }));
+        decoded.extend(
+            batch
+                .iter()
+                .zip(hypotheses)
+                .zip(losses)
+                .map(|((utterance, hypothesis), nll)| Decoded {
+                    id: utterance.id.clone(),
+                    lang: utterance.lang.clone(),
+                    reference: utterance.text.clone(),
+                    hypothesis,
+                    nll,
+                }),
+        );
     }
     Ok(Some(decoded))
 }

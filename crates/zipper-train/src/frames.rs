@@ -15,7 +15,6 @@ use zipper_model::linear::{LinearDelta, LoraSite};
 use crate::TrainError;
 
 /// The frozen encoder with what stands before it.
-#[derive(Debug)]
 pub struct Frames {
     encoder: WhisperEncoder,
     log_mel: LogMel,
@@ -42,8 +41,18 @@ impl Frames {
             EncoderContext::Padded30s => Padding::To30s,
             EncoderContext::Native | EncoderContext::Chunked => Padding::None,
         };
-        let cache = config.cache.as_deref().map(|folder| Cache::open(folder, config)).transpose()?;
-        Ok(Self { encoder, log_mel, padding, device, cache })
+        let cache = config
+            .cache
+            .as_deref()
+            .map(|folder| Cache::open(folder, config))
+            .transpose()?;
+        Ok(Self {
+            encoder,
+            log_mel,
+            padding,
+            device,
+            cache,
+        })
     }
 
     /// Width of a frame.
@@ -90,14 +99,17 @@ impl Frames {
         utterance: &Utterance,
         adapters: Option<&dyn LinearDelta>,
     ) -> Result<Tensor, TrainError> {
-        let samples = utterance
-            .decode()
-            .map_err(|source| TrainError::Audio { id: utterance.id.clone(), source })?;
+        let samples = utterance.decode().map_err(|source| TrainError::Audio {
+            id: utterance.id.clone(),
+            source,
+        })?;
         let features = self.log_mel.compute(&samples, self.padding);
         let mel = Tensor::from_slice(&features.data)
             .view([features.n_mels as i64, features.frames as i64])
             .to_device(self.device);
-        Ok(self.encoder.encode(&mel, features.valid_frames as i64, adapters)?)
+        Ok(self
+            .encoder
+            .encode(&mel, features.valid_frames as i64, adapters)?)
     }
 }
 
@@ -112,7 +124,10 @@ impl Cache {
         let mut files: Vec<PathBuf> = fs::read_dir(&config.path)
             .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect())
             .map_err(cannot(&config.path))?;
-        files.retain(|file| file.extension().is_some_and(|ending| ending == "safetensors" || ending == "json"));
+        files.retain(|file| {
+            file.extension()
+                .is_some_and(|ending| ending == "safetensors" || ending == "json")
+        });
         files.sort();
         for file in &files {
             let mut reader = fs::File::open(file).map_err(cannot(file))?;
@@ -133,8 +148,10 @@ impl Cache {
     /// Where the frames of `utterance` are: keyed by the audio file's path, size and change time, and the cut.
     fn file_of(&self, utterance: &Utterance) -> Result<PathBuf, TrainError> {
         let path = &utterance.audio_filepath;
-        let metadata = fs::metadata(path)
-            .map_err(|source| TrainError::Cache { path: path.clone(), source })?;
+        let metadata = fs::metadata(path).map_err(|source| TrainError::Cache {
+            path: path.clone(),
+            source,
+        })?;
         let modified = metadata
             .modified()
             .ok()
@@ -147,7 +164,10 @@ impl Cache {
         key.update(&utterance.offset.unwrap_or(-1.0).to_le_bytes());
         key.update(&utterance.duration.to_le_bytes());
         let name = key.finalize().to_hex();
-        Ok(self.folder.join(&name[..2]).join(format!("{}.safetensors", &name[2..32])))
+        Ok(self
+            .folder
+            .join(&name[..2])
+            .join(format!("{}.safetensors", &name[2..32])))
     }
 
     /// The cached frames, or nothing where there is no whole file.
@@ -162,7 +182,10 @@ impl Cache {
 
     /// Writes a whole file or none: under another name first, so that ranks that share the folder never read half of it.
     fn write(&self, file: &Path, frames: &Tensor) -> Result<(), TrainError> {
-        let cannot = |source| TrainError::Cache { path: file.to_owned(), source };
+        let cannot = |source| TrainError::Cache {
+            path: file.to_owned(),
+            source,
+        };
         let frames = frames.to_device(Device::Cpu).contiguous();
         let shape: Vec<usize> = frames.size().iter().map(|&n| n as usize).collect();
         let mut bytes = vec![0u8; frames.numel() * 2];

@@ -48,7 +48,11 @@ impl AdamW {
                 exp_avg_sq: param.tensor.zeros_like().detach(),
             })
             .collect();
-        Self { config: config.clone(), moments, steps: BTreeMap::new() }
+        Self {
+            config: config.clone(),
+            moments,
+            steps: BTreeMap::new(),
+        }
     }
 
     /// Updates the parameters that have a gradient; the others, their moments and their step counts stay.
@@ -57,8 +61,12 @@ impl AdamW {
     /// - `params` and `gradients` in the order given to [`AdamW::new`]; each gradient has its parameter's shape
     pub fn step(&mut self, params: &[&Param], gradients: &[Option<Tensor>], rates: LearningRates) {
         let [beta1, beta2] = self.config.betas;
-        let updated: BTreeSet<ParamScope> =
-            params.iter().zip(gradients).filter(|(_, g)| g.is_some()).map(|(p, _)| p.scope).collect();
+        let updated: BTreeSet<ParamScope> = params
+            .iter()
+            .zip(gradients)
+            .filter(|(_, g)| g.is_some())
+            .map(|(p, _)| p.scope)
+            .collect();
         for scope in updated {
             *self.steps.entry(scope).or_insert(0) += 1;
         }
@@ -99,7 +107,10 @@ impl AdamW {
             .flat_map(|(param, moments)| {
                 [
                     (format!("{}.exp_avg", param.name), moments.exp_avg.shallow_clone()),
-                    (format!("{}.exp_avg_sq", param.name), moments.exp_avg_sq.shallow_clone()),
+                    (
+                        format!("{}.exp_avg_sq", param.name),
+                        moments.exp_avg_sq.shallow_clone(),
+                    ),
                 ]
             })
             .collect()
@@ -121,7 +132,11 @@ impl AdamW {
                 continue;
             }
             crate::state::copy_into(&mut moments.exp_avg, &format!("{}.exp_avg", param.name), tensors)?;
-            crate::state::copy_into(&mut moments.exp_avg_sq, &format!("{}.exp_avg_sq", param.name), tensors)?;
+            crate::state::copy_into(
+                &mut moments.exp_avg_sq,
+                &format!("{}.exp_avg_sq", param.name),
+                tensors,
+            )?;
         }
         if steps > 0 {
             self.steps.insert(scope, steps);
@@ -133,9 +148,15 @@ impl AdamW {
 /// Scales the gradients so that their norm together is at most `limit` (0: no limit), and returns the norm before,
 /// as `torch.nn.utils.clip_grad_norm_` does.
 pub fn clip_grad_norm(gradients: &mut [Option<Tensor>], limit: f64) -> f64 {
-    let squares: Vec<Tensor> =
-        gradients.iter().flatten().map(|gradient| gradient.square().sum(Kind::Double)).collect();
-    let norm = Tensor::stack(&squares, 0).sum(Kind::Double).sqrt().double_value(&[]);
+    let squares: Vec<Tensor> = gradients
+        .iter()
+        .flatten()
+        .map(|gradient| gradient.square().sum(Kind::Double))
+        .collect();
+    let norm = Tensor::stack(&squares, 0)
+        .sum(Kind::Double)
+        .sqrt()
+        .double_value(&[]);
     if limit > 0.0 && norm.is_finite() {
         // The small number is that of torch.nn.utils.clip_grad_norm_.
         let factor = limit / (norm + 1e-6);

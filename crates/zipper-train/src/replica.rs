@@ -16,7 +16,6 @@ use crate::frames::Frames;
 use crate::{TrainError, state};
 
 /// One copy of the model on one device.
-#[derive(Debug)]
 pub struct Replica {
     config: RunConfig,
     device: Device,
@@ -46,7 +45,16 @@ impl Replica {
             sites.extend(frames.adapt(&config.adapter.encoder_targets, sites.len())?);
         }
         let adapters = Adapters::new(spec(config, stage), &sites, config.seed, device)?;
-        Ok(Self { config: config.clone(), device, frames, speech, sites, encoder_adapted, stage, adapters })
+        Ok(Self {
+            config: config.clone(),
+            device,
+            frames,
+            speech,
+            sites,
+            encoder_adapted,
+            stage,
+            adapters,
+        })
     }
 
     /// The configuration it was loaded with.
@@ -71,7 +79,12 @@ impl Replica {
 
     /// Every trainable parameter, in an order that is the same on all ranks.
     pub fn params(&self) -> Vec<&Param> {
-        self.speech.projector().params().iter().chain(self.adapters.params()).collect()
+        self.speech
+            .projector()
+            .params()
+            .iter()
+            .chain(self.adapters.params())
+            .collect()
     }
 
     /// Goes from stage 1 to stage 2: new adapters of the configured variant, started from those of stage 1
@@ -80,8 +93,12 @@ impl Replica {
     /// # Errors
     /// [`TrainError::Model`] if an adapter cannot have this shape.
     pub fn enter_zipper_stage(&mut self) -> Result<(), TrainError> {
-        let mut adapters =
-            Adapters::new(spec(&self.config, Stage::Zipper), &self.sites, self.config.seed, self.device)?;
+        let mut adapters = Adapters::new(
+            spec(&self.config, Stage::Zipper),
+            &self.sites,
+            self.config.seed,
+            self.device,
+        )?;
         adapters.initial_b(&self.adapters)?;
         self.adapters = adapters;
         self.stage = Stage::Zipper;
@@ -122,7 +139,10 @@ impl Replica {
             ParamScope::Shared => "shared".to_owned(),
             ParamScope::Bank(language) => format!("banks/{}", self.config.data.languages[language]),
         };
-        self.params().iter().map(|param| (param.scope, name(param.scope))).collect()
+        self.params()
+            .iter()
+            .map(|param| (param.scope, name(param.scope)))
+            .collect()
     }
 
     /// Summed negative log-likelihood of the transcripts of one micro batch, differentiable.
@@ -138,9 +158,14 @@ impl Replica {
         dropout_seeds: Option<&[u64]>,
     ) -> Result<Nll, TrainError> {
         let frames = self.frames_of(utterances, merged, dropout_seeds)?;
-        let examples = self.examples(utterances, &frames, true);
+        let texts: Vec<&str> = utterances
+            .iter()
+            .map(|utterance| utterance.text.as_str())
+            .collect();
         let rows = rows_of(utterances, merged, dropout_seeds);
-        Ok(self.speech.nll(&examples, Some(&rows)))
+        Ok(self
+            .speech
+            .nll(&examples(utterances, &frames), &texts, Some(&rows))?)
     }
 
     /// The transcripts that the model writes for `utterances`; with `silenced` it hears nothing.
@@ -157,13 +182,19 @@ impl Replica {
         if silenced {
             frames = frames.iter().map(Tensor::zeros_like).collect();
         }
-        let examples = self.examples(utterances, &frames, false);
-        let rows = rows_of(utterances, merged, None);
         let options = GenerateOptions {
             beam: self.config.evaluation.beam,
             max_new_tokens: self.config.evaluation.max_new_tokens,
         };
-        Ok(self.speech.generate(&examples, Some(&rows), &options)?)
+        // Beam search continues every utterance in `beam` consecutive rows.
+        let repeated: Vec<&Utterance> = utterances
+            .iter()
+            .flat_map(|&utterance| std::iter::repeat_n(utterance, options.beam))
+            .collect();
+        let rows = rows_of(&repeated, merged, None);
+        Ok(self
+            .speech
+            .generate(&examples(utterances, &frames), Some(&rows), &options)?)
     }
 
     /// Encoder frames of each utterance, with the encoder's adapters where there are any.
@@ -174,31 +205,33 @@ impl Replica {
         dropout_seeds: Option<&[u64]>,
     ) -> Result<Vec<Tensor>, TrainError> {
         if !self.encoder_adapted {
-            return utterances.iter().map(|utterance| self.frames.frozen(utterance)).collect();
+            return utterances
+                .iter()
+                .map(|utterance| self.frames.frozen(utterance))
+                .collect();
         }
         let one_by_one = utterances.iter().enumerate().map(|(row, utterance)| {
-            let rows = rows_of(&utterances[row..=row], merged, dropout_seeds.map(|seeds| &seeds[row..=row]));
+            let rows = rows_of(
+                &utterances[row..=row],
+                merged,
+                dropout_seeds.map(|seeds| &seeds[row..=row]),
+            );
             self.frames.adapted(utterance, Some(&rows))
         });
         one_by_one.collect()
     }
+}
 
-    fn examples<'a>(
-        &self,
-        utterances: &[&'a Utterance],
-        frames: &'a [Tensor],
-        with_text: bool,
-    ) -> Vec<Example<'a>> {
-        utterances
-            .iter()
-            .zip(frames)
-            .map(|(utterance, frames)| Example {
-                frames,
-                language: &utterance.lang,
-                text: with_text.then_some(utterance.text.as_str()),
-            })
-            .collect()
-    }
+/// The utterances as the Speech-LLM sees them.
+fn examples<'a>(utterances: &[&'a Utterance], frames: &'a [Tensor]) -> Vec<Example<'a>> {
+    utterances
+        .iter()
+        .zip(frames)
+        .map(|(utterance, frames)| Example {
+            frames,
+            language: &utterance.lang,
+        })
+        .collect()
 }
 
 /// The adapters as the rows of one micro batch see them.

@@ -12,7 +12,6 @@ use crate::replica::Replica;
 use crate::state::{self, STATE_PART, TrainState};
 
 /// The training state of one rank.
-#[derive(Debug)]
 pub struct Session {
     pub(crate) replica: Replica,
     pub(crate) optimizer: AdamW,
@@ -45,7 +44,14 @@ impl Session {
         }
         let sampler = Sampler::new(sampler_problem(config, &corpus))?;
         let optimizer = AdamW::new(&config.training.optimizer, &replica.params());
-        Ok(Self { replica, optimizer, sampler, corpus, step: Step(0), skipped_updates: 0 })
+        Ok(Self {
+            replica,
+            optimizer,
+            sampler,
+            corpus,
+            step: Step(0),
+            skipped_updates: 0,
+        })
     }
 
     /// The copy of the model that is being trained.
@@ -107,7 +113,10 @@ impl Session {
         if rank.0 == 0 {
             let bytes = serde_json::to_vec_pretty(&self.train_state())
                 .map_err(|error| TrainError::State(error.to_string()))?;
-            parts.push(Part { name: STATE_PART.to_owned(), bytes });
+            parts.push(Part {
+                name: STATE_PART.to_owned(),
+                bytes,
+            });
         }
         Ok(parts)
     }
@@ -133,7 +142,8 @@ impl Session {
                     saved.bank_optimizer_steps.get(code).copied().unwrap_or(0)
                 }
             };
-            self.optimizer.restore(&self.replica.params(), scope, &tensors, steps)?;
+            self.optimizer
+                .restore(&self.replica.params(), scope, &tensors, steps)?;
         }
         let problem = sampler_problem(self.replica.config(), &self.corpus);
         self.sampler = Sampler::restore(problem, saved.sampler).map_err(TrainError::from)?;
@@ -159,7 +169,9 @@ impl Session {
                 .iter()
                 .enumerate()
                 .filter_map(|(language, code)| {
-                    steps.get(&ParamScope::Bank(language)).map(|&steps| (code.clone(), steps))
+                    steps
+                        .get(&ParamScope::Bank(language))
+                        .map(|&steps| (code.clone(), steps))
                 })
                 .collect(),
             skipped_updates: self.skipped_updates,

@@ -69,7 +69,12 @@ pub fn to_safetensors<'a>(
 
 /// The values of `tensor` as little-endian f32.
 fn bytes_of(tensor: &Tensor) -> Vec<u8> {
-    let flat = tensor.detach().to_kind(Kind::Float).to_device(tch::Device::Cpu).contiguous().view([-1]);
+    let flat = tensor
+        .detach()
+        .to_kind(Kind::Float)
+        .to_device(tch::Device::Cpu)
+        .contiguous()
+        .view([-1]);
     let mut values = vec![0f32; flat.numel()];
     flat.copy_data(&mut values, flat.numel());
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
@@ -106,8 +111,9 @@ pub fn copy_into(
     name: &str,
     tensors: &BTreeMap<String, Tensor>,
 ) -> Result<(), TrainError> {
-    let source =
-        tensors.get(name).ok_or_else(|| TrainError::State(format!("the checkpoint has no tensor `{name}`")))?;
+    let source = tensors
+        .get(name)
+        .ok_or_else(|| TrainError::State(format!("the checkpoint has no tensor `{name}`")))?;
     if source.size() != target.size() {
         return Err(TrainError::State(format!(
             "tensor `{name}` of the checkpoint has shape {:?}, this configuration needs {:?}",

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tch::{Kind, Tensor};
 use zipper_collectives::ProcessGroup;
-use zipper_config::schema::OnNonFinite;
+use zipper_config::schema::{OnNonFinite, Schedule};
 use zipper_data::Utterance;
 use zipper_model::param::{Param, ParamScope};
-use zipper_plan::{deal, learning_rate, micro_batches};
+use zipper_plan::{LearningRate, Shape, deal, micro_batches};
 use zipper_types::{Stage, Step};
 
 use crate::TrainError;
@@ -66,17 +66,20 @@ impl Session {
     ) -> Result<StepReport, TrainError> {
         let step = self.step.next();
         let batch = self.sampler.next_batch();
-        let utterances: Vec<&Utterance> =
-            batch.utterances.iter().map(|at| &self.corpus[at.language][at.index]).collect();
+        let utterances: Vec<&Utterance> = batch
+            .utterances
+            .iter()
+            .map(|at| &self.corpus[at.language][at.index])
+            .collect();
         let seconds: Vec<f64> = utterances.iter().map(|utterance| utterance.duration).collect();
-        let mine = &deal(&seconds, group.world_size())[group.rank() as usize];
+        let mine = &deal(&seconds, group.world_size())[group.rank().0 as usize];
         let mine: Vec<&Utterance> = mine.iter().map(|&index| utterances[index]).collect();
 
         let losses = self.accumulate_gradients(&mine, step)?;
-        let (totals, votes) = self.reduce_losses(group, &losses, stop_requested, &utterances)?;
+        let (totals, votes) = self.reduce_losses(group, step, &losses, stop_requested, &utterances)?;
         let in_batch: BTreeSet<usize> = utterances.iter().map(|utterance| utterance.language).collect();
         let tokens: u64 = totals.iter().map(|language| language.tokens).sum();
-        let mut gradients = self.reduce_gradients(group, &in_batch, tokens)?;
+        let mut gradients = self.reduce_gradients(group, step, &in_batch, tokens)?;
         let loss = totals.iter().map(|language| language.nll).sum::<f64>() / tokens as f64;
         let grad_norm = clip_grad_norm(&mut gradients, self.replica.config().training.clip_grad_norm);
 
@@ -103,11 +106,7 @@ impl Session {
     }
 
     /// Forward and backward over this rank's part of the batch; gradients of the *summed* loss end up in the leaves.
-    fn accumulate_gradients(
-        &self,
-        mine: &[&Utterance],
-        step: Step,
-    ) -> Result<Vec<LanguageLoss>, TrainError> {
+    fn accumulate_gradients(&self, mine: &[&Utterance], step: Step) -> Result<Vec<LanguageLoss>, TrainError> {
         let config = self.replica.config();
         for param in self.replica.params() {
             param.tensor.shallow_clone().zero_grad();
@@ -120,7 +119,10 @@ impl Session {
         for micro_batch in micro_batches(&seconds, config.training.micro_batch_audio_seconds) {
             let micro_batch: Vec<&Utterance> = micro_batch.iter().map(|&index| mine[index]).collect();
             let seeds: Option<Vec<u64>> = (config.adapter.dropout > 0.0).then(|| {
-                micro_batch.iter().map(|utterance| dropout_seed(config.seed, step, &utterance.id)).collect()
+                micro_batch
+                    .iter()
+                    .map(|utterance| dropout_seed(config.seed, step, &utterance.id))
+                    .collect()
             });
             let nll = self.replica.nll(&micro_batch, &merged, seeds.as_deref())?;
             nll.sums.sum(Kind::Float).backward();
@@ -139,14 +141,18 @@ impl Session {
     fn reduce_losses(
         &self,
         group: &ProcessGroup,
+        step: Step,
         losses: &[LanguageLoss],
         stop_requested: bool,
         utterances: &[&Utterance],
     ) -> Result<(Vec<LanguageLoss>, u64), TrainError> {
-        let mut values: Vec<f64> = losses.iter().flat_map(|loss| [loss.nll, loss.tokens as f64]).collect();
+        let mut values: Vec<f64> = losses
+            .iter()
+            .flat_map(|loss| [loss.nll, loss.tokens as f64])
+            .collect();
         values.push(f64::from(u8::from(stop_requested)));
         let values = Tensor::from_slice(&values).to_device(self.replica.device());
-        group.all_reduce_sum(&values, "losses and stop votes")?;
+        group.all_reduce_sum(&values, &format!("losses and stop votes of step {step}"))?;
         let at = |index: usize| values.double_value(&[index as i64]);
         let mut totals: Vec<LanguageLoss> = (0..losses.len())
             .map(|language| LanguageLoss {
@@ -166,6 +172,7 @@ impl Session {
     fn reduce_gradients(
         &self,
         group: &ProcessGroup,
+        step: Step,
         in_batch: &BTreeSet<usize>,
         tokens: u64,
     ) -> Result<Vec<Option<Tensor>>, TrainError> {
@@ -174,16 +181,21 @@ impl Session {
             ParamScope::Shared => true,
             ParamScope::Bank(language) => in_batch.contains(&language),
         };
-        let flat: Vec<Tensor> =
-            params.iter().filter(|param| takes_part(param)).map(|param| flat_gradient(param)).collect();
+        let flat: Vec<Tensor> = params
+            .iter()
+            .filter(|param| takes_part(param))
+            .map(|param| flat_gradient(param))
+            .collect();
         let mut flat = Tensor::cat(&flat, 0);
-        group.all_reduce_sum(&flat, "gradients")?;
+        group.all_reduce_sum(&flat, &format!("gradients of step {step}"))?;
         let _ = flat.g_div_scalar_(tokens as f64);
         let mut offset = 0;
         let gradients = params.iter().map(|param| {
             takes_part(param).then(|| {
                 let length = param.tensor.numel() as i64;
-                let gradient = flat.narrow(0, offset, length).view(param.tensor.size().as_slice());
+                let gradient = flat
+                    .narrow(0, offset, length)
+                    .view(param.tensor.size().as_slice());
                 offset += length;
                 gradient
             })
@@ -198,8 +210,25 @@ impl Session {
             Stage::Zipper => self.replica.config().training.align.steps,
         };
         let step_in_stage = step.0 - steps_before;
-        let rate = |peak| learning_rate(settings, peak, step_in_stage);
-        LearningRates { model: rate(settings.lr), router: rate(settings.router_lr.unwrap_or(settings.lr)) }
+        let shape = match settings.schedule {
+            Schedule::Constant => Shape::Constant,
+            Schedule::Linear => Shape::Linear,
+            Schedule::Cosine => Shape::Cosine,
+        };
+        let rate = |peak| {
+            let rate = LearningRate {
+                peak,
+                warmup_steps: settings.warmup_steps,
+                total_steps: settings.steps,
+                shape,
+                final_ratio: settings.final_lr_ratio,
+            };
+            rate.at(step_in_stage)
+        };
+        LearningRates {
+            model: rate(settings.lr),
+            router: rate(settings.router_lr.unwrap_or(settings.lr)),
+        }
     }
 
     fn refuse_or_count(
@@ -209,13 +238,25 @@ impl Session {
         in_batch: &BTreeSet<usize>,
     ) -> Result<(), TrainError> {
         let codes = &self.replica.config().data.languages;
-        let languages: Vec<&str> = in_batch.iter().map(|&language| codes[language].as_str()).collect();
+        let languages: Vec<&str> = in_batch
+            .iter()
+            .map(|&language| codes[language].as_str())
+            .collect();
         let languages = languages.join(" ");
         let what = if loss.is_finite() { "gradient" } else { "loss" };
         match self.replica.config().training.on_non_finite {
-            OnNonFinite::Stop => Err(TrainError::NonFinite { step: step.0, what, languages }),
+            OnNonFinite::Stop => Err(TrainError::NonFinite {
+                step: step.0,
+                what,
+                languages,
+            }),
             OnNonFinite::Skip => {
-                tracing::warn!(step = step.0, what, languages, "not finite: the update is left out");
+                tracing::warn!(
+                    step = step.0,
+                    what,
+                    languages,
+                    "not finite: the update is left out"
+                );
                 self.skipped_updates += 1;
                 Ok(())
             }
@@ -228,7 +269,10 @@ impl Session {
         in_batch: &BTreeSet<usize>,
     ) -> BTreeMap<String, LanguageLoss> {
         let codes = &self.replica.config().data.languages;
-        in_batch.iter().map(|&language| (codes[language].clone(), totals[language])).collect()
+        in_batch
+            .iter()
+            .map(|&language| (codes[language].clone(), totals[language]))
+            .collect()
     }
 }
 

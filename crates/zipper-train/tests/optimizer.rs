@@ -44,10 +44,17 @@ impl Optimized {
             param("bank", ParamScope::Bank(0), ParamRole::Lora),
             param("router", ParamScope::Shared, ParamRole::Router),
         ];
-        let config =
-            OptimizerConfig { betas: golden.betas, eps: golden.eps, weight_decay: golden.weight_decay };
+        let config = OptimizerConfig {
+            betas: golden.betas,
+            eps: golden.eps,
+            weight_decay: golden.weight_decay,
+        };
         let optimizer = AdamW::new(&config, &params.iter().collect::<Vec<_>>());
-        Self { golden, params, optimizer }
+        Self {
+            golden,
+            params,
+            optimizer,
+        }
     }
 
     fn step(&mut self, step: usize) {
@@ -60,16 +67,29 @@ impl Optimized {
             })
             .collect();
         let norm = clip_grad_norm(&mut gradients, self.golden.clip);
-        assert!((norm - self.golden.norms[step]).abs() < 1e-5, "norm of step {step}");
-        let rates = LearningRates { model: self.golden.lr, router: self.golden.router_lr };
+        assert!(
+            (norm - self.golden.norms[step]).abs() < 1e-5,
+            "norm of step {step}"
+        );
+        let rates = LearningRates {
+            model: self.golden.lr,
+            router: self.golden.router_lr,
+        };
         self.optimizer.step(&params, &gradients, rates);
     }
 
     fn assert_expected(&self, step: usize) {
         for param in &self.params {
             let expected = Tensor::from_slice(&self.golden.expected[step][&param.name]);
-            let difference = (param.tensor.detach().view([-1]) - expected).abs().max().double_value(&[]);
-            assert!(difference < 2e-6, "`{}` after step {step} differs by {difference:e}", param.name);
+            let difference = (param.tensor.detach().view([-1]) - expected)
+                .abs()
+                .max()
+                .double_value(&[]);
+            assert!(
+                difference < 2e-6,
+                "`{}` after step {step} differs by {difference:e}",
+                param.name
+            );
         }
     }
 }
@@ -97,7 +117,10 @@ fn restored_state_goes_on() {
         let tensors = state::from_safetensors("optimizer/shared.safetensors", &bytes).expect("and read");
         let steps = before.optimizer.steps()[&scope];
         let params: Vec<&Param> = after.params.iter().collect();
-        after.optimizer.restore(&params, scope, &tensors, steps).expect("they fit");
+        after
+            .optimizer
+            .restore(&params, scope, &tensors, steps)
+            .expect("they fit");
     }
     for (from, to) in before.params.iter().zip(&after.params) {
         tch::no_grad(|| to.tensor.shallow_clone().copy_(&from.tensor));

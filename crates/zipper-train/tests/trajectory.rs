@@ -17,8 +17,13 @@ use zipper_train::session::Session;
 use zipper_types::{Rank, Stage, Variant, WorldSize};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
-const VARIANTS: [Variant; 5] =
-    [Variant::Shared, Variant::Independent, Variant::Static, Variant::Hard, Variant::Soft];
+const VARIANTS: [Variant; 5] = [
+    Variant::Shared,
+    Variant::Independent,
+    Variant::Static,
+    Variant::Hard,
+    Variant::Soft,
+];
 
 fn config(fixture: &Fixture, edit: impl Fn(&mut RunConfig)) -> RunConfig {
     let path = fixture.path().join("run.yaml");
@@ -28,7 +33,10 @@ fn config(fixture: &Fixture, edit: impl Fn(&mut RunConfig)) -> RunConfig {
 }
 
 fn session(config: &RunConfig) -> Session {
-    let limits = DurationLimits { min_seconds: config.data.min_seconds, max_seconds: config.data.max_seconds };
+    let limits = DurationLimits {
+        min_seconds: config.data.min_seconds,
+        max_seconds: config.data.max_seconds,
+    };
     let corpus = load_corpus(&config.data.train, &config.data.languages, limits).expect("a valid manifest");
     let replica = Replica::load(config, Stage::Align, Device::Cpu).expect("valid models");
     Session::new(replica, corpus.utterances).expect("a batch can be drawn")
@@ -64,7 +72,10 @@ fn losses_on(config: &RunConfig, world_size: u32) -> Vec<Vec<f64>> {
                 })
             })
             .collect();
-        ranks.into_iter().map(|rank| rank.join().expect("a rank does not panic")).collect()
+        ranks
+            .into_iter()
+            .map(|rank| rank.join().expect("a rank does not panic"))
+            .collect()
     });
     drop(store);
     losses
@@ -97,7 +108,10 @@ fn trajectory_is_the_same_at_every_world_size() {
         config.training.zipper.steps = 25;
     });
     let one = losses_on(&config, 1).remove(0);
-    assert!(one[24] < one[0] && one[49] < one[25], "the loss falls in both stages: {one:?}");
+    assert!(
+        one[24] < one[0] && one[49] < one[25],
+        "the loss falls in both stages: {one:?}"
+    );
     for world_size in [2, 3] {
         let ranks = losses_on(&config, world_size);
         for rank in &ranks {
@@ -128,7 +142,12 @@ fn stop_at_any_step_and_resume_equals_uninterrupted() {
             after.restore(|name| read(&parts, name)).expect("the parts fit");
             assert_eq!(after.step().0, stop);
             losses.extend(train(&mut after, &group, 7));
-            assert_close(&uninterrupted, &losses, 1e-6, &format!("{variant}, stopped after step {stop}"));
+            assert_close(
+                &uninterrupted,
+                &losses,
+                1e-6,
+                &format!("{variant}, stopped after step {stop}"),
+            );
         }
     }
 }
@@ -145,11 +164,20 @@ fn initial_b_continues_where_stage_1_ended() {
     let (_store, group) = alone();
     let expected = train(&mut session(&stage_1_only), &group, 5)[4];
     for variant in VARIANTS {
-        let both = RunConfig { adapter: zipper_config::schema::AdapterConfig { variant, ..stage_1_only.adapter.clone() }, ..stage_1_only.clone() };
+        let both = RunConfig {
+            adapter: zipper_config::schema::AdapterConfig {
+                variant,
+                ..stage_1_only.adapter.clone()
+            },
+            ..stage_1_only.clone()
+        };
         let mut session = session(&both);
         train(&mut session, &group, 4);
         session.enter(Stage::Zipper).expect("stage 2 can begin");
-        let found = session.train_step(&group, false).expect("a step can be made").loss;
+        let found = session
+            .train_step(&group, false)
+            .expect("a step can be made")
+            .loss;
         assert_close(&[expected], &[found], 1e-6, variant.name());
     }
 }
@@ -162,8 +190,15 @@ fn parts_are_written_once_by_one_rank() {
     let (_store, group) = alone();
     let mut session = session(&config);
     train(&mut session, &group, 2);
-    let names: Vec<Vec<String>> = [1, 2, 5].map(|world| parts_of(&session, world).into_keys().collect()).to_vec();
-    assert_eq!(names[0].len(), 9, "shared, 3 banks, their optimizer state, state.json: {:?}", names[0]);
+    let names: Vec<Vec<String>> = [1, 2, 5]
+        .map(|world| parts_of(&session, world).into_keys().collect())
+        .to_vec();
+    assert_eq!(
+        names[0].len(),
+        9,
+        "shared, 3 banks, their optimizer state, state.json: {:?}",
+        names[0]
+    );
     assert!(names.iter().all(|of_world| of_world == &names[0]));
 }
 
@@ -176,7 +211,9 @@ fn parts_of_another_rank_size_are_refused() {
     let mut before = session(&small);
     train(&mut before, &group, 1);
     let parts = parts_of(&before, 1);
-    let error = session(&config(&fixture, |_| ())).restore(|name| read(&parts, name)).expect_err("it does not fit");
+    let error = session(&config(&fixture, |_| ()))
+        .restore(|name| read(&parts, name))
+        .expect_err("it does not fit");
     let message = error.to_string();
     assert!(message.contains("lora.") && message.contains("[3, "), "{message}");
 }
@@ -184,13 +221,22 @@ fn parts_of_another_rank_size_are_refused() {
 fn parts_of(session: &Session, world_size: u32) -> BTreeMap<String, Vec<u8>> {
     let mut parts = BTreeMap::new();
     for rank in 0..world_size {
-        for part in session.parts(Rank(rank), WorldSize(world_size)).expect("parts can be built") {
-            assert!(parts.insert(part.name, part.bytes).is_none(), "no part is written twice");
+        for part in session
+            .parts(Rank(rank), WorldSize(world_size))
+            .expect("parts can be built")
+        {
+            assert!(
+                parts.insert(part.name, part.bytes).is_none(),
+                "no part is written twice"
+            );
         }
     }
     parts
 }
 
 fn read(parts: &BTreeMap<String, Vec<u8>>, name: &str) -> Result<Vec<u8>, TrainError> {
-    parts.get(name).cloned().ok_or_else(|| TrainError::State(format!("no part `{name}`")))
+    parts
+        .get(name)
+        .cloned()
+        .ok_or_else(|| TrainError::State(format!("no part `{name}`")))
 }

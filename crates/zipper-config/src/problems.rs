@@ -1,0 +1,139 @@
+//! What is wrong with a configuration, in words for its author.
+
+use std::fmt;
+
+/// Every problem of one configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigErrors {
+    source: String,
+    problems: Vec<Problem>,
+}
+
+/// One problem: where and what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Key path, `training.align.lr`; empty for the file as a whole.
+    key: String,
+    message: String,
+}
+
+impl ConfigErrors {
+    pub(crate) fn new(source: &str, problems: Vec<Problem>) -> Self {
+        Self {
+            source: source.to_owned(),
+            problems,
+        }
+    }
+
+    pub(crate) fn one(source: &str, problem: Problem) -> Self {
+        Self::new(source, vec![problem])
+    }
+
+    /// Every problem, in the order they were found.
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let [problem] = self.problems.as_slice() {
+            return write!(f, "`{}`: {problem}", self.source);
+        }
+        write!(f, "`{}` has {} problems:", self.source, self.problems.len())?;
+        self.problems
+            .iter()
+            .try_for_each(|problem| write!(f, "\n  {problem}"))
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.key.is_empty() {
+            f.write_str(&self.message)
+        } else {
+            write!(f, "{}: {}", self.key, self.message)
+        }
+    }
+}
+
+impl Problem {
+    pub(crate) fn of_key(key: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            key: key.into(),
+            message: message.into(),
+        }
+    }
+
+    pub(crate) fn of_file(message: impl Into<String>) -> Self {
+        Self::of_key("", message)
+    }
+
+    /// Puts what serde says of the value at `path` into our words.
+    pub(crate) fn from_serde(path: &[String], message: &str) -> Self {
+        let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+        let below = |name: &str| {
+            let mut path = path.to_vec();
+            if path.last().is_none_or(|last| last != name) {
+                path.push(name.to_owned());
+            }
+            key_of(&path)
+        };
+        match (quoted.first(), quoted.get(1..)) {
+            (Some(name), Some(known)) if message.starts_with("unknown field") => {
+                Self::of_key(below(name), format!("unknown key{}", suggest(name, known)))
+            }
+            (Some(name), Some(known)) if message.starts_with("unknown variant") => Self::of_key(
+                key_of(path),
+                format!(
+                    "`{name}` is not one of {}{}",
+                    known.join(", "),
+                    suggest(name, known)
+                ),
+            ),
+            (Some(name), _) if message.starts_with("missing field") => {
+                Self::of_key(below(name), "missing, and there is no default")
+            }
+            _ => Self::of_key(key_of(path), message),
+        }
+    }
+
+    /// The segments of the key.
+    pub(crate) fn path(&self) -> Vec<String> {
+        let key = self.key.replace('[', ".[");
+        key.split('.')
+            .filter(|segment| !segment.is_empty())
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// Whether this problem is at the place of `other` or inside of it.
+    pub(crate) fn is_at_or_below(&self, other: &Self) -> bool {
+        self.path().starts_with(&other.path())
+    }
+}
+
+/// `data.train[0]` from its segments.
+fn key_of(path: &[String]) -> String {
+    let mut key = String::new();
+    for segment in path {
+        if !key.is_empty() && !segment.starts_with('[') {
+            key.push('.');
+        }
+        key.push_str(segment);
+    }
+    key
+}
+
+/// `; did you mean ...?` where something known is close enough.
+pub(crate) fn suggest(name: &str, known: &[&str]) -> String {
+    known
+        .iter()
+        .map(|known| (strsim::jaro_winkler(name, known), known))
+        .filter(|(similarity, _)| *similarity > 0.75)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, known)| format!("; did you mean `{known}`?"))
+        .unwrap_or_default()
+}

@@ -1,0 +1,313 @@
+//! Relations that types cannot express: each problem names the key, its value and the relation that is broken.
+
+use std::collections::BTreeSet;
+
+use zipper_types::Variant;
+use zipper_types::language::{language_codes, language_name};
+
+use crate::problems::{Problem, suggest};
+use crate::schema::{EncoderContext, ProjectorKind, RunConfig, StageConfig};
+
+/// Whisper's positions.
+const LONGEST_SECONDS: f64 = 30.0;
+/// Heartbeats that may be lost before a worker is taken for dead.
+const HEARTBEATS_IN_TIMEOUT: u32 = 3;
+
+/// Collects problems.
+#[derive(Default)]
+struct Check(Vec<Problem>);
+
+impl Check {
+    fn require(&mut self, holds: bool, key: &str, message: impl FnOnce() -> String) {
+        if !holds {
+            self.0.push(Problem::of_key(key, message()));
+        }
+    }
+
+    fn positive(&mut self, value: f64, key: &str) {
+        self.require(value > 0.0 && value.is_finite(), key, || {
+            format!("{value} is not above 0")
+        });
+    }
+
+    fn at_least(&mut self, value: f64, least: f64, key: &str) {
+        self.require(value >= least && value.is_finite(), key, || {
+            format!("{value} is below {least}")
+        });
+    }
+
+    fn part_of_one(&mut self, value: f64, key: &str) {
+        self.require((0.0..1.0).contains(&value), key, || {
+            format!("{value} is not in [0, 1)")
+        });
+    }
+}
+
+/// Every problem of a configuration whose keys and types are right.
+pub(crate) fn validate(config: &RunConfig) -> Vec<Problem> {
+    let mut check = Check::default();
+    check_name(&mut check, &config.name, "name");
+    model(&mut check, config);
+    adapter(&mut check, config);
+    data(&mut check, config);
+    training(&mut check, config);
+    evaluation(&mut check, config);
+    runtime(&mut check, config);
+    check.0
+}
+
+/// Names become parts of paths.
+fn check_name(check: &mut Check, name: &str, key: &str) {
+    let fine = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_' || c == '.';
+    check.require(
+        !name.is_empty() && name.chars().all(fine) && !name.starts_with('.'),
+        key,
+        || format!("`{name}` is not a name of letters, digits, `-`, `_` and `.`"),
+    );
+}
+
+fn model(check: &mut Check, config: &RunConfig) {
+    let encoder = &config.model.encoder;
+    check.positive(encoder.chunk_seconds, "model.encoder.chunk_seconds");
+    check.at_least(
+        encoder.left_context_seconds,
+        0.0,
+        "model.encoder.left_context_seconds",
+    );
+    check.require(
+        encoder.cache.is_none() || config.adapter.encoder_targets.is_empty(),
+        "model.encoder.cache",
+        || {
+            "cannot be used with `adapter.encoder_targets`: adapted encoder outputs change at every step"
+                .to_owned()
+        },
+    );
+    check.require(config.model.projector.stack > 0, "model.projector.stack", || {
+        "0 is not above 0".to_owned()
+    });
+    check.require(
+        config.model.projector.hidden != Some(0),
+        "model.projector.hidden",
+        || "0 is not above 0".to_owned(),
+    );
+}
+
+fn adapter(check: &mut Check, config: &RunConfig) {
+    let adapter = &config.adapter;
+    check.require(adapter.rank > 0, "adapter.rank", || "0 is not above 0".to_owned());
+    check.positive(adapter.alpha, "adapter.alpha");
+    check.part_of_one(adapter.dropout, "adapter.dropout");
+    check.require(
+        !adapter.targets.is_empty() || !adapter.encoder_targets.is_empty(),
+        "adapter.targets",
+        || "empty, and so is `adapter.encoder_targets`: there is nothing to adapt".to_owned(),
+    );
+    check.require(adapter.router.lid_dim > 0, "adapter.router.lid_dim", || {
+        "0 is not above 0".to_owned()
+    });
+    if let Some(shared_rank) = adapter.shared_rank {
+        check.require(
+            (1..adapter.rank.max(1)).contains(&shared_rank),
+            "adapter.shared_rank",
+            || {
+                format!(
+                    "{shared_rank} is not between 1 and `adapter.rank` - 1 = {}",
+                    adapter.rank.max(1) - 1
+                )
+            },
+        );
+    } else if adapter.variant == Variant::Static {
+        check.require(adapter.rank > 1, "adapter.rank", || {
+            "1 leaves nothing to split between shared and own columns (`variant: static`)".to_owned()
+        });
+    }
+}
+
+fn data(check: &mut Check, config: &RunConfig) {
+    let data = &config.data;
+    check.require(!data.languages.is_empty(), "data.languages", || {
+        "empty: a run needs at least one language".to_owned()
+    });
+    let mut seen = BTreeSet::new();
+    for (index, code) in data.languages.iter().enumerate() {
+        let key = format!("data.languages[{index}]");
+        check.require(language_name(code).is_some(), &key, || {
+            let known: Vec<&str> = language_codes().collect();
+            format!(
+                "`{code}` is not a language code of Whisper{}",
+                suggest(code, &known)
+            )
+        });
+        check.require(seen.insert(code), &key, || format!("`{code}` is there twice"));
+    }
+    check.require(!data.train.is_empty(), "data.train", || {
+        "empty: a run needs a training manifest".to_owned()
+    });
+    check.positive(data.temperature, "data.temperature");
+    check.at_least(data.min_seconds, 0.0, "data.min_seconds");
+    check.require(data.max_seconds <= LONGEST_SECONDS, "data.max_seconds", || {
+        format!(
+            "{} is above {LONGEST_SECONDS}, the longest that Whisper's encoder has positions for",
+            data.max_seconds
+        )
+    });
+    check.require(data.min_seconds < data.max_seconds, "data.min_seconds", || {
+        format!(
+            "{} is not below `data.max_seconds` = {}",
+            data.min_seconds, data.max_seconds
+        )
+    });
+}
+
+fn training(check: &mut Check, config: &RunConfig) {
+    let training = &config.training;
+    stage(check, &training.align, "training.align");
+    stage(check, &training.zipper, "training.zipper");
+    check.require(
+        training.align.steps + training.zipper.steps > 0,
+        "training.align.steps",
+        || "0, and so is `training.zipper.steps`: there is nothing to train".to_owned(),
+    );
+    check.positive(training.batch_audio_seconds, "training.batch_audio_seconds");
+    check.positive(
+        training.micro_batch_audio_seconds,
+        "training.micro_batch_audio_seconds",
+    );
+    check.part_of_one(training.optimizer.betas[0], "training.optimizer.betas[0]");
+    check.part_of_one(training.optimizer.betas[1], "training.optimizer.betas[1]");
+    check.positive(training.optimizer.eps, "training.optimizer.eps");
+    check.at_least(
+        training.optimizer.weight_decay,
+        0.0,
+        "training.optimizer.weight_decay",
+    );
+    check.at_least(training.clip_grad_norm, 0.0, "training.clip_grad_norm");
+    check.require(training.log_every > 0, "training.log_every", || {
+        "0 is not above 0".to_owned()
+    });
+}
+
+fn stage(check: &mut Check, stage: &StageConfig, key: &str) {
+    check.positive(stage.lr, &format!("{key}.lr"));
+    if let Some(rate) = stage.router_lr {
+        check.at_least(rate, 0.0, &format!("{key}.router_lr"));
+    }
+    check.require(
+        stage.warmup_steps <= stage.steps,
+        &format!("{key}.warmup_steps"),
+        || {
+            format!(
+                "{} is more than `{key}.steps` = {}",
+                stage.warmup_steps, stage.steps
+            )
+        },
+    );
+    check.require(
+        (0.0..=1.0).contains(&stage.final_lr_ratio),
+        &format!("{key}.final_lr_ratio"),
+        || format!("{} is not in [0, 1]", stage.final_lr_ratio),
+    );
+}
+
+fn evaluation(check: &mut Check, config: &RunConfig) {
+    let evaluation = &config.evaluation;
+    check.require(evaluation.beam > 0, "evaluation.beam", || {
+        "0 is not above 0".to_owned()
+    });
+    check.require(evaluation.max_new_tokens > 0, "evaluation.max_new_tokens", || {
+        "0 is not above 0".to_owned()
+    });
+    let mut seen = BTreeSet::new();
+    for (index, test) in evaluation.tests.iter().enumerate() {
+        let key = format!("evaluation.tests[{index}].name");
+        check_name(check, &test.name, &key);
+        check.require(
+            test.name != "validation" && !test.name.ends_with("-silenced"),
+            &key,
+            || format!("`{}` is a name that Zipper uses itself", test.name),
+        );
+        check.require(seen.insert(&test.name), &key, || {
+            format!("`{}` is there twice", test.name)
+        });
+    }
+}
+
+fn runtime(check: &mut Check, config: &RunConfig) {
+    let runtime = &config.runtime;
+    check.require(
+        !runtime.heartbeat_interval.is_zero(),
+        "runtime.heartbeat_interval",
+        || "0s: workers would do nothing else".to_owned(),
+    );
+    check.require(
+        runtime.heartbeat_timeout >= runtime.heartbeat_interval * HEARTBEATS_IN_TIMEOUT,
+        "runtime.heartbeat_timeout",
+        || {
+            format!(
+                "{} is less than {HEARTBEATS_IN_TIMEOUT} times `runtime.heartbeat_interval` = {}",
+                humantime::format_duration(runtime.heartbeat_timeout),
+                humantime::format_duration(runtime.heartbeat_interval)
+            )
+        },
+    );
+    check.require(runtime.collective_timeout < runtime.rendezvous_timeout, "runtime.collective_timeout", || {
+        format!(
+            "{} is not less than `runtime.rendezvous_timeout` = {}: a failed group could not form again in time",
+            humantime::format_duration(runtime.collective_timeout),
+            humantime::format_duration(runtime.rendezvous_timeout)
+        )
+    });
+    check.require(
+        runtime.threads_per_worker != Some(0),
+        "runtime.threads_per_worker",
+        || "0 is not above 0".to_owned(),
+    );
+}
+
+impl RunConfig {
+    /// Settings that have no effect as the rest stands; worth a warning.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let defaults = crate::schema::AdapterConfig::default();
+        let mut warn = |has_no_effect: bool, key: &str, unless: &str| {
+            if has_no_effect {
+                warnings.push(format!("`{key}` has no effect unless {unless}"));
+            }
+        };
+        let stage = &self.training.zipper;
+        let adapter = &self.adapter;
+        warn(
+            adapter.shared_rank.is_some() && adapter.variant != Variant::Static,
+            "adapter.shared_rank",
+            "`adapter.variant` is `static`",
+        );
+        warn(
+            adapter.router != defaults.router && !adapter.variant.has_router(),
+            "adapter.router",
+            "`adapter.variant` is `hard` or `soft`",
+        );
+        warn(
+            stage.router_lr.is_some() && !adapter.variant.has_router(),
+            "training.zipper.router_lr",
+            "`adapter.variant` is `hard` or `soft`",
+        );
+        warn(
+            self.training.align.router_lr.is_some(),
+            "training.align.router_lr",
+            "stage 1 had a router, which it never has",
+        );
+        let projector = &self.model.projector;
+        warn(
+            projector.kind == ProjectorKind::Conv && projector.hidden.is_some(),
+            "model.projector.hidden",
+            "`model.projector.kind` is `stack`",
+        );
+        warn(
+            self.model.encoder.context == EncoderContext::Chunked
+                && self.model.encoder.chunk_seconds >= LONGEST_SECONDS,
+            "model.encoder.context: chunked",
+            "a chunk is shorter than the longest utterance",
+        );
+        warnings
+    }
+}

@@ -1,0 +1,201 @@
+//! Goal: a wrong configuration is refused with every problem in one message, each with its key path, what is wrong and, where
+//! something is close, what was meant.
+
+use zipper_config::{RunConfig, from_str};
+
+const MINIMAL: &str = "
+name: tiny
+model: {encoder: {path: w}, llm: {path: q}}
+data: {languages: [en, de], train: [train.jsonl]}
+training:
+  align: {steps: 3}
+  zipper: {steps: 4}
+  batch_audio_seconds: 8
+";
+
+fn problems(yaml: &str, overrides: &[&str]) -> Vec<String> {
+    let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
+    match from_str(yaml, "run.yaml", &overrides) {
+        Ok(_) => Vec::new(),
+        Err(errors) => errors.problems().iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn minimal(overrides: &[&str]) -> RunConfig {
+    let overrides: Vec<String> = overrides.iter().map(ToString::to_string).collect();
+    from_str(MINIMAL, "run.yaml", &overrides).expect("it is valid")
+}
+
+#[test]
+fn a_minimal_file_gets_the_defaults_of_the_field() {
+    let config = minimal(&[]);
+    assert_eq!(
+        (config.adapter.rank, config.adapter.targets.len(), config.seed),
+        (16, 7, 1)
+    );
+    assert_eq!(
+        config.model.prompt.template,
+        "Please transcribe the following audio in {language}:\n"
+    );
+    assert_eq!(
+        from_str(&config.to_yaml(), "again", &[]).expect("the resolved file is valid"),
+        config
+    );
+}
+
+#[test]
+fn overrides_reach_every_depth() {
+    let config = minimal(&[
+        "training.align.lr=3e-3",
+        "adapter.variant=hard",
+        "evaluation.tests=[{name: a, manifest: a.jsonl}]",
+        "evaluation.tests.0.name=b",
+        "runtime.heartbeat_timeout=1m",
+    ]);
+    assert!((config.training.align.lr - 3e-3).abs() < 1e-12);
+    assert_eq!(config.evaluation.tests[0].name, "b");
+    assert_eq!(config.runtime.heartbeat_timeout.as_secs(), 60);
+}
+
+#[test]
+fn unknown_keys_and_wrong_types_are_reported_together() {
+    let yaml = MINIMAL.replace("align: {steps: 3}", "align: {stepps: 3, lr: fast}")
+        + "adapter: {varient: soft, rank: -1}\nchekpoint: {}\n";
+    let found = problems(&yaml, &[]);
+    for expected in [
+        "training.align.stepps: unknown key; did you mean `steps`?",
+        "adapter.varient: unknown key; did you mean `variant`?",
+        "chekpoint: unknown key; did you mean `checkpoint`?",
+    ] {
+        assert!(
+            found.iter().any(|problem| problem == expected),
+            "no `{expected}` in {found:#?}"
+        );
+    }
+    for key in ["training.align.lr: invalid type", "adapter.rank: invalid value"] {
+        assert!(
+            found.iter().any(|problem| problem.starts_with(key)),
+            "no `{key}` in {found:#?}"
+        );
+    }
+}
+
+#[test]
+fn each_broken_relation_names_its_key_and_value() {
+    let table = [
+        (
+            "data.languages=[]",
+            "data.languages: empty: a run needs at least one language",
+        ),
+        (
+            "data.languages=[en, xx]",
+            "data.languages[1]: `xx` is not a language code of Whisper",
+        ),
+        (
+            "data.languages=[en, en]",
+            "data.languages[1]: `en` is there twice",
+        ),
+        ("adapter.rank=0", "adapter.rank: 0 is not above 0"),
+        ("adapter.dropout=1", "adapter.dropout: 1 is not in [0, 1)"),
+        (
+            "adapter.targets=[]",
+            "adapter.targets: empty, and so is `adapter.encoder_targets`: there is nothing to adapt",
+        ),
+        (
+            "adapter.shared_rank=16",
+            "adapter.shared_rank: 16 is not between 1 and `adapter.rank` - 1 = 15",
+        ),
+        (
+            "data.max_seconds=45",
+            "data.max_seconds: 45 is above 30, the longest that Whisper's encoder has positions for",
+        ),
+        (
+            "data.min_seconds=30",
+            "data.min_seconds: 30 is not below `data.max_seconds` = 30",
+        ),
+        (
+            "training.align.warmup_steps=9",
+            "training.align.warmup_steps: 9 is more than `training.align.steps` = 3",
+        ),
+        (
+            "training.batch_audio_seconds=0",
+            "training.batch_audio_seconds: 0 is not above 0",
+        ),
+        (
+            "training.optimizer.betas=[0.9, 1]",
+            "training.optimizer.betas[1]: 1 is not in [0, 1)",
+        ),
+        (
+            "evaluation.tests=[{name: validation, manifest: x}]",
+            "evaluation.tests[0].name: `validation` is a name that Zipper uses itself",
+        ),
+        (
+            "runtime.heartbeat_timeout=2s",
+            "runtime.heartbeat_timeout: 2s is less than 3 times `runtime.heartbeat_interval` = 1s",
+        ),
+        (
+            "runtime.collective_timeout=10m",
+            "runtime.collective_timeout: 10m is not less than `runtime.rendezvous_timeout` = 5m: a failed group could not form again in time",
+        ),
+        (
+            "adapter.variant=sof",
+            "adapter.variant: `sof` is not one of shared, independent, static, hard, soft; did you mean `soft`?",
+        ),
+        (
+            "training.align",
+            "--set training.align: expected key.path=value, such as training.align.lr=1e-3",
+        ),
+        (
+            "training.align.steps.more=1",
+            "--set training.align.steps.more=1: `more` is below a value that has no keys",
+        ),
+    ];
+    for (set, expected) in table {
+        assert_eq!(problems(MINIMAL, &[set]), [expected], "--set {set}");
+    }
+}
+
+#[test]
+fn every_missing_section_is_named() {
+    let found = problems("name: x\n", &[]);
+    assert_eq!(found.len(), 3, "{found:#?}");
+    assert!(
+        found
+            .iter()
+            .all(|problem| problem.ends_with("missing, and a run needs it"))
+    );
+    let found = problems(
+        &MINIMAL
+            .replace("  batch_audio_seconds: 8\n", "")
+            .replace("languages: [en, de], ", ""),
+        &[],
+    );
+    assert!(
+        found.contains(&"data.languages: missing, and there is no default".to_owned()),
+        "{found:#?}"
+    );
+    assert!(
+        found.contains(&"training.batch_audio_seconds: missing, and there is no default".to_owned()),
+        "{found:#?}"
+    );
+}
+
+#[test]
+fn text_that_is_not_yaml_says_where() {
+    let found = problems("name: [unclosed\n", &[]);
+    assert!(
+        found[0].starts_with("not YAML:") && found[0].contains("line"),
+        "{found:?}"
+    );
+}
+
+#[test]
+fn settings_without_effect_are_warned_of() {
+    let config = minimal(&[
+        "adapter.variant=shared",
+        "adapter.shared_rank=4",
+        "training.zipper.router_lr=1",
+    ]);
+    assert_eq!(config.warnings().len(), 2, "{:?}", config.warnings());
+    assert!(minimal(&[]).warnings().is_empty());
+}
