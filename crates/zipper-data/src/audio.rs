@@ -1,10 +1,12 @@
 //! Audio files to 16 kHz mono samples: WAV, FLAC, MP3, Ogg/Vorbis and Ogg/Opus.
 //!
 //! The container is recognised by its content, not by the file's name. Whatever cannot be decoded to the last
-//! sample is an error: half an utterance with a whole transcript would be trained on otherwise.
+//! sample is an error: half an utterance with a whole transcript would be trained on otherwise. Only an Ogg or MP3
+//! file that lost its end cannot be told from a shorter one here; [`crate::check_audio`] compares with the manifest.
 
 use std::fs::File;
 use std::io::ErrorKind;
+use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
@@ -50,7 +52,9 @@ pub enum AudioProblem {
     #[error("the file has no audio track")]
     NoAudioTrack,
     /// The container is known, the codec in it is not.
-    #[error("{0}; use WAV, FLAC, MP3, Ogg/Vorbis or Ogg/Opus with one or two channels")]
+    #[error(
+        "cannot be decoded: {0}; convert it to WAV, FLAC, MP3, Ogg/Vorbis or Ogg/Opus with one or two channels"
+    )]
     UnsupportedCodec(&'static str),
     /// There is not one sample in it.
     #[error("the file has no samples")]
@@ -116,10 +120,18 @@ pub fn decode(path: &Path, offset: f64, duration: Option<f64>) -> Result<Vec<f32
 
 /// As [`decode`], at the file's own rate.
 pub(crate) fn decode_mono(path: &Path, offset: f64, duration: Option<f64>) -> Result<Mono, AudioError> {
-    decode_file(path, offset, duration).map_err(|problem| AudioError {
-        path: path.to_owned(),
-        problem,
-    })
+    // The decoders are not free of panics on damaged headers. One file must not end a run without being named.
+    catch_unwind(|| decode_file(path, offset, duration))
+        .unwrap_or_else(|_| {
+            Err(AudioProblem::Damaged {
+                seconds: 0.0,
+                reason: "the decoder panicked".to_owned(),
+            })
+        })
+        .map_err(|problem| AudioError {
+            path: path.to_owned(),
+            problem,
+        })
 }
 
 fn decode_file(path: &Path, offset: f64, duration: Option<f64>) -> Result<Mono, AudioProblem> {

@@ -217,6 +217,23 @@ fn what_is_not_audio_is_said_to_be_not_audio() {
     assert!(matches!(problem_of(&no_samples), AudioProblem::Empty));
 }
 
+/// GSM in WAV: a known container with a codec that is not there.
+#[test]
+fn an_unknown_codec_is_named_with_what_to_do() {
+    let folder = TempDir::new().expect("temporary folder");
+    let path = folder.path().join("gsm.wav");
+    write_wav(&path, 8000, 1, 100, |_, _| 0.0);
+    let mut bytes = fs::read(&path).expect("a good file");
+    assert_eq!(bytes[20..22], [1, 0], "the format tag is here");
+    bytes[20] = 0x31;
+    let problem = problem(&bytes);
+    assert!(matches!(problem, AudioProblem::UnsupportedCodec(_)), "{problem}");
+    assert!(
+        problem.to_string().contains("convert it to WAV, FLAC, MP3"),
+        "{problem}"
+    );
+}
+
 /// A file that ends early is never taken for a shorter utterance.
 #[test]
 fn truncated_files_are_refused() {
@@ -279,5 +296,32 @@ fn a_cut_after_the_end_is_refused() {
             panic!("{error}")
         };
         assert!((end - 0.47).abs() < 1e-3, "{name} ends at {end}");
+    }
+}
+
+/// A channel mask with its highest bit set overflows in the WAV reader: a panic where overflow is checked.
+/// It must come back as this file's error, or as audio, never as a crash of the program.
+#[test]
+fn a_panic_of_the_reader_is_an_error_of_the_file() {
+    let folder = TempDir::new().expect("temporary folder");
+    let path = folder.path().join("mask.wav");
+    let spec = hound::WavSpec {
+        channels: 2,
+        sample_rate: 16_000,
+        bits_per_sample: 24,
+        sample_format: hound::SampleFormat::Int,
+    };
+    let mut writer = hound::WavWriter::create(&path, spec).expect("temporary folder");
+    for _ in 0..200 {
+        writer.write_sample(1).expect("temporary folder");
+    }
+    writer.finalize().expect("temporary folder");
+    let mut bytes = fs::read(&path).expect("a good file");
+    assert_eq!(bytes[40..44], [3, 0, 0, 0], "the channel mask is here");
+    bytes[40..44].copy_from_slice(&[0, 0, 0, 0x80]);
+    fs::write(&path, bytes).expect("temporary folder");
+    match decode(&path, 0.0, None) {
+        Ok(samples) => assert_eq!(samples.len(), 100),
+        Err(error) => assert!(error.to_string().ends_with("the decoder panicked"), "{error}"),
     }
 }
