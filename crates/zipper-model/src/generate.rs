@@ -63,7 +63,7 @@ impl SpeechLlm {
         for _ in 0..max_new_tokens {
             let next = decoding.logits.argmax(-1, false);
             for (row, &token) in i64s(&next).iter().enumerate() {
-                ended[row] |= self.prompt().is_stop(token);
+                ended[row] |= self.prompt().stops().contains(&token);
                 if !ended[row] {
                     texts[row].push(token);
                 }
@@ -94,9 +94,8 @@ impl SpeechLlm {
             let (mut rows, mut tokens) = (Vec::new(), Vec::new());
             for (example, search) in searches.iter_mut().enumerate() {
                 let first = (example * beam) as i64;
-                let chosen = search.advance(&log_probs.narrow(0, first, beam as i64), length, |token| {
-                    self.prompt().is_stop(token)
-                });
+                let log_probs = log_probs.narrow(0, first, beam as i64);
+                let chosen = search.advance(&log_probs, length, self.prompt().stops());
                 rows.extend(chosen.iter().map(|&(parent, _)| first + parent as i64));
                 tokens.extend(chosen.iter().map(|&(_, token)| token));
             }
@@ -174,12 +173,7 @@ impl BeamSearch {
 
     /// Takes the scores of the next token, `[beam, vocab]`, and returns for each new running hypothesis the row it goes
     /// on from and its token. `length` counts the new token.
-    fn advance(
-        &mut self,
-        log_probs: &Tensor,
-        length: usize,
-        is_stop: impl Fn(i64) -> bool,
-    ) -> Vec<(usize, i64)> {
+    fn advance(&mut self, log_probs: &Tensor, length: usize, stops: &[i64]) -> Vec<(usize, i64)> {
         if self.done {
             return (0..self.beam).map(|row| (row, 0)).collect();
         }
@@ -188,16 +182,16 @@ impl BeamSearch {
         let sums = Tensor::from_slice(&sums)
             .to_device(log_probs.device())
             .unsqueeze(1);
-        let (scores, indices) = (log_probs + sums)
-            .view([-1])
-            .topk(2 * self.beam as i64, 0, true, true);
+        // Each row has at most `stops.len()` endings, so that `beam` of these candidates can go on.
+        let candidates = ((1 + stops.len()) * self.beam) as i64;
+        let (scores, indices) = (log_probs + sums).view([-1]).topk(candidates, 0, true, true);
         let scores = Vec::<f64>::try_from(scores.to_kind(Kind::Double)).expect("scores are one row");
         let mut chosen = Vec::with_capacity(self.beam);
         let mut running = Vec::with_capacity(self.beam);
         for (rank, (score, index)) in scores.into_iter().zip(i64s(&indices)).enumerate() {
             let (parent, token) = ((index / vocab) as usize, index % vocab);
             let text = &self.running[parent].1;
-            if is_stop(token) {
+            if stops.contains(&token) {
                 // transformers looks at the first `beam` candidates only for endings.
                 if rank < self.beam {
                     self.finished.push((score / length as f64, text.clone()));

@@ -22,13 +22,21 @@ const INDEX: &str = "model.safetensors.index.json";
 /// # Errors
 /// [`ModelError`] naming the file and, where it does not fit `T`, the key.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ModelError> {
+    let invalid = |problem| ModelError::Invalid {
+        path: path.to_owned(),
+        problem,
+    };
     let bytes = fs::read(path).map_err(|source| ModelError::Io {
         path: path.to_owned(),
         source,
     })?;
-    serde_json::from_slice(&bytes).map_err(|error| ModelError::Invalid {
-        path: path.to_owned(),
-        problem: error.to_string(),
+    let mut json = serde_json::Deserializer::from_slice(&bytes);
+    serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        // The path is `.` where the file is not JSON or lacks a key of the outermost level.
+        match error.path().to_string().as_str() {
+            "." => invalid(error.inner().to_string()),
+            key => invalid(format!("`{key}`: {}", error.inner())),
+        }
     })
 }
 

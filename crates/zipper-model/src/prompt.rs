@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, context};
 use serde::Deserialize;
 use serde_json::Value;
@@ -49,7 +50,21 @@ struct TokenizerConfig {
     #[serde(default)]
     eos_token: Option<SpecialToken>,
     #[serde(default)]
-    chat_template: Option<String>,
+    chat_template: Option<ChatTemplate>,
+}
+
+/// One chat template, or several of which one is called `default`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum ChatTemplate {
+    One(String),
+    Named(Vec<NamedTemplate>),
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct NamedTemplate {
+    name: String,
+    template: String,
 }
 
 /// A special token is a string, or an object that holds one.
@@ -125,9 +140,9 @@ impl Prompt {
         self.eos
     }
 
-    /// Whether `token` ends a text.
-    pub fn is_stop(&self, token: i64) -> bool {
-        self.stops.binary_search(&token).is_ok()
+    /// Every token that ends a text, in order: what config.json, generation_config.json and tokenizer_config.json name.
+    pub fn stops(&self) -> &[i64] {
+        &self.stops
     }
 
     /// The ids around the speech of a language.
@@ -172,7 +187,13 @@ impl Prompt {
             path: path.clone(),
             problem,
         };
+        // The settings and extensions that transformers renders with.
         let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build();
+        environment.set_syntax(syntax.expect("the usual delimiters are valid"));
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function(
             "raise_exception",
@@ -202,17 +223,34 @@ impl Prompt {
         })
     }
 
+    /// The template and the file it stands in; chat_template.jinja goes before tokenizer_config.json.
     fn chat_template(&self) -> Result<(PathBuf, String), ModelError> {
-        let path = self.folder.join("tokenizer_config.json");
-        if let Some(template) = &self.special.chat_template {
-            return Ok((path, template.clone()));
-        }
         let own_file = self.folder.join("chat_template.jinja");
-        match std::fs::read_to_string(&own_file) {
-            Ok(template) => Ok((own_file, template)),
-            Err(_) => Err(ModelError::Invalid {
+        if own_file.exists() {
+            let read = std::fs::read_to_string(&own_file);
+            return match read {
+                Ok(template) => Ok((own_file, template)),
+                Err(source) => Err(ModelError::Io {
+                    path: own_file,
+                    source,
+                }),
+            };
+        }
+        let path = self.folder.join("tokenizer_config.json");
+        let template = match &self.special.chat_template {
+            Some(ChatTemplate::One(template)) => Some(template),
+            Some(ChatTemplate::Named(templates)) => templates
+                .iter()
+                .find(|named| named.name == "default")
+                .map(|named| &named.template),
+            None => None,
+        };
+        match template {
+            Some(template) => Ok((path, template.clone())),
+            None => Err(ModelError::Invalid {
                 path,
-                problem: "no chat_template here and no chat_template.jinja beside it; use `model.prompt.kind: plain`"
+                problem: "no default chat_template here and no chat_template.jinja beside it; use \
+                          `model.prompt.kind: plain`"
                     .to_owned(),
             }),
         }

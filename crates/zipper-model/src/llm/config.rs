@@ -10,6 +10,10 @@ use crate::hub;
 
 /// What a causal LLM looks like.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "config.json has these switches, independent of each other"
+)]
 pub struct LlmConfig {
     /// Width of the residual stream.
     pub hidden_size: i64,

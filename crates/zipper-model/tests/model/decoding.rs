@@ -1,0 +1,118 @@
+//! Goal: greedy and beam decoding write, token for token, what `generate` of transformers writes, alone and in a batch.
+//!
+//! Method: the golden rows have prompts and speech of different lengths; some end early, others at the limit.
+
+use tch::{Device, Kind, Tensor};
+use zipper_model::generate::GenerateOptions;
+use zipper_model::llm::CausalLm;
+
+use crate::support::{FAMILIES, GivenLora, Golden, TARGETS, assert_close, models, names, tensors};
+
+const GREEDY: GenerateOptions = GenerateOptions {
+    beam: 1,
+    max_new_tokens: 12,
+};
+const BEAM: GenerateOptions = GenerateOptions {
+    beam: 3,
+    max_new_tokens: 12,
+};
+
+#[test]
+fn greedy_equals_transformers() {
+    for name in FAMILIES {
+        let golden = Golden::load(name);
+        let tokens = tch::no_grad(|| {
+            golden
+                .speech
+                .generate_tokens(&golden.examples(), Some(&golden.lora), &GREEDY)
+        });
+        assert_eq!(tokens.expect("good examples"), golden.expected.greedy, "{name}");
+        let texts = tch::no_grad(|| {
+            golden
+                .speech
+                .generate(&golden.examples(), Some(&golden.lora), &GREEDY)
+        });
+        let expected: Vec<&str> = golden
+            .expected
+            .greedy_texts
+            .iter()
+            .map(|text| text.trim())
+            .collect();
+        assert_eq!(texts.expect("good examples"), expected, "{name}");
+    }
+}
+
+#[test]
+fn beam_search_equals_transformers() {
+    for name in FAMILIES {
+        let golden = Golden::load(name);
+        let tokens = tch::no_grad(|| {
+            golden
+                .speech
+                .generate_tokens(&golden.examples(), Some(&golden.lora), &BEAM)
+        });
+        assert_eq!(tokens.expect("good examples"), golden.expected.beam, "{name}");
+    }
+}
+
+#[test]
+fn a_row_is_decoded_alike_alone_and_in_a_batch() {
+    for name in FAMILIES {
+        let golden = Golden::load(name);
+        for (row, example) in golden.examples().into_iter().enumerate() {
+            for (options, expected) in [(GREEDY, &golden.expected.greedy), (BEAM, &golden.expected.beam)] {
+                let tokens = tch::no_grad(|| {
+                    golden
+                        .speech
+                        .generate_tokens(&[example], Some(&golden.lora), &options)
+                });
+                assert_eq!(
+                    tokens.expect("a good example"),
+                    expected[row..=row],
+                    "{name} row {row} {options:?}"
+                );
+            }
+        }
+    }
+}
+
+/// Decoding token by token gives the hidden states that one pass over the whole row gives.
+#[test]
+fn the_cache_changes_nothing() {
+    for name in FAMILIES {
+        let golden = tensors(name);
+        let mut llm =
+            CausalLm::load(&models().join(name), Device::Cpu, Kind::Float).expect("a good directory");
+        let lora = GivenLora::new(llm.lora_sites(&names(&TARGETS)).expect("they exist"), "", &golden);
+        let x = &golden["x"];
+        let whole = tch::no_grad(|| llm.forward(x, Some(&lora)));
+        // Rows of 4, 9 and 6 positions are read at once, three more follow one by one.
+        let lengths = [4, 9, 6];
+        let (_, mut cache) = tch::no_grad(|| llm.prefill(&x.narrow(1, 0, 9), &lengths, Some(&lora)));
+        for step in 0..3 {
+            let column = |of: &Tensor| {
+                let rows: Vec<Tensor> = (0i64..)
+                    .zip(lengths)
+                    .map(|(row, length)| of.get(row).narrow(0, length + step, 1))
+                    .collect();
+                Tensor::stack(&rows, 0)
+            };
+            let hidden = tch::no_grad(|| llm.decode(&column(x), Some(&lora), &mut cache));
+            assert_close(&format!("{name} step {step}"), &hidden, &column(&whole));
+        }
+    }
+}
+
+/// No token is allowed: no token is written.
+#[test]
+fn the_limit_is_kept() {
+    let golden = Golden::load("qwen3");
+    for beam in [1, 3] {
+        for max_new_tokens in [0, 1, 2] {
+            let options = GenerateOptions { beam, max_new_tokens };
+            let tokens = tch::no_grad(|| golden.speech.generate_tokens(&golden.examples(), None, &options));
+            let longest = tokens.expect("good examples").iter().map(Vec::len).max();
+            assert!(longest <= Some(max_new_tokens), "{options:?}: {longest:?} tokens");
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! Goal: the ids around the speech are those of the model's own tokenizer and chat template.
+
+use zipper_config::schema::{PromptConfig, PromptKind};
+use zipper_model::hub::CONFIG;
+use zipper_model::llm::LlmConfig;
+use zipper_model::prompt::Prompt;
+
+use crate::support::{FAMILIES, expected, models, prompt_config};
+
+fn load(name: &str, config: &PromptConfig) -> Prompt {
+    let folder = models().join(name);
+    let llm = LlmConfig::read(&folder.join(CONFIG)).expect("a good config.json");
+    Prompt::load(&folder, config, &llm).expect("a good tokenizer")
+}
+
+/// The golden directories hold a bos token and none, a chat template inside tokenizer_config.json and beside it.
+#[test]
+fn frames_equal_transformers() {
+    for name in FAMILIES {
+        let golden = expected(name);
+        let prompt = load(name, &prompt_config(&golden));
+        for (row, lang) in golden.languages.iter().enumerate() {
+            let frame = prompt.frame(lang).expect("a known language");
+            assert_eq!(frame.before, golden.before[row], "{name} {lang}");
+            assert_eq!(frame.after, golden.after[row], "{name} {lang}");
+        }
+    }
+}
+
+#[test]
+fn every_token_that_ends_a_text_is_known() {
+    let stops = |name: &str| {
+        let prompt = load(name, &prompt_config(&expected(name)));
+        assert_eq!(prompt.eos(), 1);
+        prompt.stops().to_vec()
+    };
+    assert_eq!(stops("llama_tied"), [1]);
+    assert_eq!(
+        stops("qwen2"),
+        [1, 5, 20, 33],
+        "generation_config.json names several"
+    );
+}
+
+#[test]
+fn an_unknown_language_and_a_missing_template_are_refused() {
+    let prompt = load("qwen3", &prompt_config(&expected("qwen3")));
+    let error = prompt.frame("xx").expect_err("there is no such language");
+    assert!(error.is_config());
+    assert_eq!(
+        error.to_string(),
+        "language `xx` is not one of the languages of Whisper"
+    );
+
+    let chat = PromptConfig {
+        kind: PromptKind::Chat,
+        template: "Write:".to_owned(),
+    };
+    let error = load("qwen3", &chat)
+        .frame("en")
+        .expect_err("there is no chat template");
+    assert!(error.is_config());
+    assert!(error.to_string().contains("model.prompt.kind: plain"), "{error}");
+}
