@@ -621,9 +621,9 @@ fn default_heartbeat_timeout() -> Duration {
 }
 
 fn default_rendezvous_timeout() -> Duration {
-    Duration::from_secs(300)
+    Duration::from_mins(5)
 }
 
 fn default_collective_timeout() -> Duration {
-    Duration::from_secs(120)
+    Duration::from_mins(2)
 }

@@ -1,2 +1,76 @@
-//! Placeholder.
-fn main() {}
+//! `zipper-coordinator`: the one process of a run that decides; `zipper-launch` starts it.
+
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+
+use anyhow::Context;
+use clap::Parser;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use zipper_checkpoint::{RunStore, layout};
+use zipper_cli::{ExitStatus, UserError, finish, init_tracing};
+use zipper_coordinator::server::{Job, serve};
+use zipper_types::{Step, WorldSize};
+
+/// Coordinates the workers of one run. zipper-launch starts it; when its stdin closes it stops the run.
+///
+/// It prints one line of JSON with its address, `{"address":"127.0.0.1:41234"}`, and exits as the run ends: 0 done, 1
+/// failed, 2 configuration error, 75 stopped and resumable.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    /// Run URL; run.yaml must be there.
+    #[arg(long)]
+    run: String,
+    /// Workers to wait for.
+    #[arg(long)]
+    world_size: u32,
+    /// Completed steps to go on from. Left out: from the start.
+    #[arg(long, default_value_t = 0)]
+    resume_step: u64,
+    /// Address to listen on; port 0 takes a free one.
+    #[arg(long, default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
+}
+
+#[tokio::main]
+async fn main() -> ExitStatus {
+    let arguments = Arguments::parse();
+    init_tracing("info");
+    finish(run(arguments).await)
+}
+
+async fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
+    let store = RunStore::open(&arguments.run).map_err(|error| UserError::new(error.to_string()))?;
+    let config = store
+        .get(layout::RUN_CONFIG)
+        .await
+        .map_err(|error| UserError::new(error.to_string()))?;
+    let config = std::str::from_utf8(&config).context("run.yaml is not UTF-8")?;
+    let config = zipper_config::from_str(config, layout::RUN_CONFIG, &[])
+        .map_err(|error| UserError::new(error.to_string()))?;
+    let listener = TcpListener::bind(arguments.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}", arguments.listen))?;
+    let address = listener.local_addr().context("the listener has no address")?;
+    let line = serde_json::json!({ "address": address.to_string() });
+    writeln!(std::io::stdout(), "{line}").context("stdout is closed")?;
+
+    let (stop, stopped) = oneshot::channel();
+    std::thread::spawn(move || {
+        let mut stdin = std::io::stdin().lock();
+        let mut buffer = [0; 64];
+        while stdin.read(&mut buffer).is_ok_and(|count| count > 0) {}
+        // The run may be over already.
+        let _ = stop.send("zipper-launch is gone".to_owned());
+    });
+    let job = Job {
+        store,
+        config,
+        world_size: WorldSize(arguments.world_size),
+        resume: Step(arguments.resume_step),
+    };
+    let status = serve(listener, job, stopped).await?;
+    // The thread that watches stdin may wait for ever; the process ends without it.
+    std::process::exit(i32::from(status.code()));
+}

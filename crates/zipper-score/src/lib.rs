@@ -17,12 +17,14 @@ mod numbers;
 mod phrases;
 mod report;
 mod spelling;
+mod table;
 mod text;
 
 pub use basic::BasicNormalizer;
 pub use counts::{Counts, char_counts, word_counts};
 pub use english::normalize_english;
 pub use report::{Headline, LanguageReport, Overall, Report, ReportBuilder};
+pub use table::{RESULT_TABLE, Rates, ResultRow, ResultSet, ResultTable};
 
 /// Normalizes `text` as Whisper's evaluation does: the English rules for `en`, the basic ones for all other languages.
 ///

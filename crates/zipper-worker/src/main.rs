@@ -1,2 +1,38 @@
-//! Placeholder.
-fn main() {}
+//! `zipper-worker`: one rank of a run, and the tools that need the model.
+//!
+//! Reading order: `control` (what the coordinator is told and asked, on tokio), `train` (the training thread and its
+//! tasks), `checkpoint` (parts of a checkpoint, read), `eval` (WER and CER of a manifest).
+
+mod checkpoint;
+mod control;
+mod eval;
+mod train;
+
+use clap::{Parser, Subcommand};
+use zipper_cli::{ExitStatus, finish, init_tracing};
+
+/// One rank of a Zipper run, and the tools that need its model.
+#[derive(Debug, Parser)]
+#[command(version, about, long_about = None)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train as one rank of a run; zipper-launch starts this.
+    #[command(hide = true)]
+    Train(train::Arguments),
+    /// Decode a manifest with a run's adapters, and print WER and CER by language.
+    Eval(eval::Arguments),
+}
+
+fn main() -> ExitStatus {
+    let arguments = Arguments::parse();
+    init_tracing("info");
+    finish(match arguments.command {
+        Command::Train(arguments) => train::run(&arguments),
+        Command::Eval(arguments) => eval::run(&arguments),
+    })
+}

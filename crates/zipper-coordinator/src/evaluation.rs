@@ -1,0 +1,224 @@
+//! Scores of decoded sets, and the table at the end of a run.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use zipper_checkpoint::{CheckpointError, ErrorKind, RunStore};
+use zipper_config::RunConfig;
+use zipper_score::{RESULT_TABLE, Rates, Report, ReportBuilder, ResultRow, ResultSet, ResultTable, score};
+use zipper_types::Step;
+
+use crate::schedule::EvaluationSet;
+use crate::state::Decoded;
+
+/// Where the launcher leaves the hours of every language.
+pub const CORPUS_REPORT: &str = "data/report.json";
+
+/// One decoded set, scored: `eval/<name>-step-00000500.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Scored {
+    /// Name of the set.
+    pub set: String,
+    /// Completed steps of the model.
+    pub step: Step,
+    /// Whether the speech was silenced.
+    pub silenced: bool,
+    /// WER and CER.
+    pub report: Report,
+    /// Nats per token of the references; only for validation.
+    pub loss: Option<f64>,
+}
+
+/// Scores a decoded set.
+pub fn score_set(
+    config: &RunConfig,
+    set: &EvaluationSet,
+    silenced: bool,
+    step: Step,
+    utterances: &[Decoded],
+) -> Scored {
+    let mut builder = ReportBuilder::new(&config.evaluation.cer_languages);
+    let (mut nll, mut tokens) = (0.0, 0);
+    for utterance in utterances {
+        builder.add(
+            &utterance.lang,
+            score(&utterance.lang, &utterance.reference, &utterance.hypothesis),
+        );
+        let (of_utterance, its_tokens) = utterance.nll.unwrap_or_default();
+        nll += of_utterance;
+        tokens += its_tokens;
+    }
+    let loss = (tokens > 0).then(|| nll / tokens as f64);
+    Scored {
+        set: set.name().to_owned(),
+        step,
+        silenced,
+        report: builder.finish(),
+        loss,
+    }
+}
+
+impl Scored {
+    /// What people read: `validation`, `numbers, silenced`.
+    pub fn title(&self) -> String {
+        let control = if self.silenced { ", silenced" } else { "" };
+        let untrained = if self.step == Step(0) { ", untrained" } else { "" };
+        format!("{}{control}{untrained}", self.set)
+    }
+
+    fn stem(&self) -> String {
+        stem(&self.set, self.silenced, self.step)
+    }
+
+    /// Writes the scores, and the hypotheses beside them.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] if the store cannot be written.
+    pub async fn write(&self, store: &RunStore, utterances: &[Decoded]) -> Result<(), CheckpointError> {
+        let lines: String = utterances
+            .iter()
+            .map(|utterance| {
+                let line = serde_json::json!({"id": utterance.id, "lang": utterance.lang,
+                    "reference": utterance.reference, "hypothesis": utterance.hypothesis});
+                format!("{line}\n")
+            })
+            .collect();
+        store
+            .put(&format!("{}.jsonl", self.stem()), Bytes::from(lines))
+            .await?;
+        store.put(&format!("{}.json", self.stem()), json(self)).await
+    }
+}
+
+fn stem(set: &str, silenced: bool, step: Step) -> String {
+    format!(
+        "eval/{set}{}-step-{:08}",
+        if silenced { "-silenced" } else { "" },
+        step.0
+    )
+}
+
+fn json(value: &impl Serialize) -> Bytes {
+    let text = serde_json::to_vec_pretty(value).expect("scores can be written as JSON");
+    Bytes::from(text)
+}
+
+/// Puts the table together from what was written at `step` and at step 0, and writes it.
+///
+/// # Errors
+/// [`CheckpointError`] if the store cannot be read or written.
+pub async fn write_table(
+    store: &RunStore,
+    config: &RunConfig,
+    step: Step,
+) -> Result<ResultTable, CheckpointError> {
+    let hours = train_hours(store).await?;
+    let mut sets = Vec::new();
+    for test in &config.evaluation.tests {
+        let Some(trained) = read(store, &stem(&test.name, false, step)).await? else {
+            continue;
+        };
+        let silenced = read(store, &stem(&test.name, true, step)).await?;
+        let untrained = read(store, &stem(&test.name, false, Step(0))).await?;
+        sets.push(result_set(
+            &test.name,
+            &trained,
+            silenced.as_ref(),
+            untrained.as_ref(),
+            &hours,
+        ));
+    }
+    let table = ResultTable { step, sets };
+    store.put(RESULT_TABLE, json(&table)).await?;
+    Ok(table)
+}
+
+fn result_set(
+    name: &str,
+    trained: &Scored,
+    silenced: Option<&Scored>,
+    untrained: Option<&Scored>,
+    hours: &BTreeMap<String, f64>,
+) -> ResultSet {
+    let of_language = |scored: Option<&Scored>, lang: &str| {
+        let of_language = scored?.report.by_language.get(lang)?;
+        Some(Rates {
+            wer: of_language.wer.rate(),
+            cer: of_language.cer.rate(),
+        })
+    };
+    let of_all = |scored: &Scored| {
+        let overall = &scored.report.overall;
+        Rates {
+            wer: overall.wer.rate(),
+            cer: overall.cer.rate(),
+        }
+    };
+    let mut languages: Vec<ResultRow> = trained
+        .report
+        .by_language
+        .iter()
+        .filter_map(|(lang, of_lang)| {
+            Some(ResultRow {
+                lang: lang.clone(),
+                train_hours: hours.get(lang).copied(),
+                utterances: of_lang.utterances,
+                headline: Some(of_lang.headline),
+                trained: of_language(Some(trained), lang)?,
+                silenced: of_language(silenced, lang),
+                untrained: of_language(untrained, lang),
+            })
+        })
+        .collect();
+    languages.sort_by(|a, b| {
+        b.train_hours
+            .unwrap_or(0.0)
+            .total_cmp(&a.train_hours.unwrap_or(0.0))
+    });
+    let overall = ResultRow {
+        lang: "all".to_owned(),
+        train_hours: (!hours.is_empty()).then(|| hours.values().sum()),
+        utterances: trained.report.overall.utterances,
+        headline: None,
+        trained: of_all(trained),
+        silenced: silenced.map(of_all),
+        untrained: untrained.map(of_all),
+    };
+    ResultSet {
+        name: name.to_owned(),
+        languages,
+        overall,
+    }
+}
+
+async fn read(store: &RunStore, stem: &str) -> Result<Option<Scored>, CheckpointError> {
+    match store.get(&format!("{stem}.json")).await {
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Hours of training data by language, as the launcher counted them.
+async fn train_hours(store: &RunStore) -> Result<BTreeMap<String, f64>, CheckpointError> {
+    #[derive(Deserialize)]
+    struct CorpusReport {
+        languages: Vec<Language>,
+    }
+    #[derive(Deserialize)]
+    struct Language {
+        lang: String,
+        seconds: f64,
+    }
+    let bytes = match store.get(CORPUS_REPORT).await {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(error) => return Err(error),
+    };
+    let report: Option<CorpusReport> = serde_json::from_slice(&bytes).ok();
+    let languages = report.into_iter().flat_map(|report| report.languages);
+    Ok(languages
+        .map(|language| (language.lang, language.seconds / 3600.0))
+        .collect())
+}

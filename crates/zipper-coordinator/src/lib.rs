@@ -1,0 +1,13 @@
+//! The coordinator of a run: membership, ranks, generations, stage schedule, checkpoint commit, metrics, WER table.
+//!
+//! Owns every decision about a run that is not part of a training step. Never on the per-step path, and never reaches
+//! libtorch.
+//!
+//! Reading order: [`schedule`] (what is to be done, as a list), [`state`] (the pure machine `apply(now, event) -> effects`),
+//! [`evaluation`] and [`metrics`] (what it writes down), [`server`] (its tonic and timer shell).
+
+pub mod evaluation;
+pub mod metrics;
+pub mod schedule;
+pub mod server;
+pub mod state;

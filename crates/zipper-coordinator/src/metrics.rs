@@ -1,0 +1,97 @@
+//! `metrics/train.jsonl`: one line for each logged step.
+//!
+//! An object store cannot append, so the lines are kept here and the object is written anew every few seconds.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use zipper_checkpoint::{CheckpointError, ErrorKind, RunStore, layout};
+use zipper_proto::v1;
+use zipper_types::Step;
+
+/// Least time between two writes of the object.
+const WRITE_EVERY: Duration = Duration::from_secs(2);
+
+/// The lines of a run's metrics.
+pub struct Metrics {
+    store: RunStore,
+    lines: Vec<(Step, String)>,
+    unwritten: bool,
+    last_write: Option<Duration>,
+}
+
+impl Metrics {
+    /// Reads what an earlier coordinator wrote, up to the step that the run resumes from.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] if the store cannot be read.
+    pub async fn open(store: RunStore, resume: Step) -> Result<Self, CheckpointError> {
+        let text = match store.get(layout::TRAIN_METRICS).await {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+            Err(error) => return Err(error),
+        };
+        let step_of = |line: &str| serde_json::from_str::<serde_json::Value>(line).ok()?["step"].as_u64();
+        let lines = text
+            .lines()
+            .filter_map(|line| Some((Step(step_of(line)?), line.to_owned())))
+            .filter(|(step, _)| *step <= resume)
+            .collect();
+        Ok(Self {
+            store,
+            lines,
+            unwritten: false,
+            last_write: None,
+        })
+    }
+
+    /// Adds a step; one that is there already is not added again.
+    pub fn add(&mut self, metrics: &v1::StepMetrics) {
+        let step = Step(metrics.step);
+        if self.lines.last().is_none_or(|(last, _)| *last < step) {
+            self.lines.push((step, line(metrics)));
+            self.unwritten = true;
+        }
+    }
+
+    /// Writes the object if there is something new and the last write was long enough ago, or if it is `urgent`.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] if it cannot be written.
+    pub async fn write(&mut self, now: Duration, urgent: bool) -> Result<(), CheckpointError> {
+        let recent = self
+            .last_write
+            .is_some_and(|last| now.saturating_sub(last) < WRITE_EVERY);
+        if !self.unwritten || (recent && !urgent) {
+            return Ok(());
+        }
+        let text: String = self
+            .lines
+            .iter()
+            .flat_map(|(_, line)| [line.as_str(), "\n"])
+            .collect();
+        self.store.put(layout::TRAIN_METRICS, Bytes::from(text)).await?;
+        self.unwritten = false;
+        self.last_write = Some(now);
+        Ok(())
+    }
+}
+
+fn line(metrics: &v1::StepMetrics) -> String {
+    let by_language: serde_json::Map<String, serde_json::Value> = metrics
+        .by_language
+        .iter()
+        .map(|(lang, language)| {
+            let loss = language.nll / language.tokens.max(1) as f64;
+            let value = serde_json::json!({"loss": loss, "tokens": language.tokens, "utterances": language.utterances});
+            (lang.clone(), value)
+        })
+        .collect();
+    let stage = zipper_proto::stage(metrics.stage).map_or("unknown", zipper_types::Stage::name);
+    serde_json::json!({
+        "step": metrics.step, "stage": stage, "loss": metrics.loss, "lr": metrics.lr,
+        "grad_norm": metrics.grad_norm, "tokens": metrics.tokens, "audio_seconds": metrics.audio_seconds,
+        "seconds": metrics.seconds, "skipped": metrics.skipped, "by_language": by_language,
+    })
+    .to_string()
+}

@@ -1,0 +1,1 @@
+//! Whole runs, played against the machine.

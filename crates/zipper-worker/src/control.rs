@@ -1,0 +1,321 @@
+//! The worker's side of the coordinator: joining, asking for tasks, heartbeats, reports, uploads.
+//!
+//! The training thread calls the blocking methods of [`Control`]; heartbeats, metrics and uploads run on tokio beside it and
+//! never hold it up.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+use zipper_checkpoint::RunStore;
+use zipper_config::schema::RuntimeConfig;
+use zipper_proto::v1;
+use zipper_proto::v1::worker_service_client::WorkerServiceClient;
+use zipper_train::session::Part;
+use zipper_types::{Stage, Step};
+
+/// How long a request may take that is not a long poll.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a long poll for a task may take; the coordinator answers within a minute.
+const POLL_TIMEOUT: Duration = Duration::from_secs(90);
+/// How long the coordinator may be away before the worker gives up.
+const COORDINATOR_TIMEOUT: Duration = Duration::from_secs(60);
+const RETRY_PAUSE: Duration = Duration::from_millis(300);
+/// Checkpoints that may wait for upload; the training thread waits when there are more.
+const UPLOADS_WAITING: usize = 1;
+/// Metric lines that may wait to be sent.
+const REPORTS_WAITING: usize = 1024;
+
+type Client = WorkerServiceClient<Channel>;
+
+/// What the training thread tells the heartbeat, and the heartbeat the training thread.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    last_completed_step: AtomicU64,
+    stop_requested: AtomicBool,
+}
+
+impl Shared {
+    /// Only the training thread calls this, after a step: a heartbeat cannot claim progress that was not made.
+    pub(crate) fn completed(&self, step: Step) {
+        self.last_completed_step.store(step.0, Ordering::Relaxed);
+    }
+
+    pub(crate) fn stop_requested(&self) -> bool {
+        self.stop_requested.load(Ordering::Relaxed)
+    }
+}
+
+/// This rank's objects of a checkpoint.
+struct Upload {
+    step: Step,
+    stage: Stage,
+    parts: Vec<Part>,
+}
+
+/// The connection of a worker that has joined.
+pub(crate) struct Control {
+    runtime: Handle,
+    client: Client,
+    member: v1::MemberContext,
+    shared: Arc<Shared>,
+    reports: mpsc::Sender<v1::StepMetrics>,
+    uploads: Option<mpsc::Sender<Upload>>,
+    uploader: JoinHandle<anyhow::Result<()>>,
+    heartbeat: JoinHandle<()>,
+}
+
+/// Connects to a coordinator that may still be starting.
+pub(crate) async fn connect(address: &str) -> anyhow::Result<Client> {
+    let endpoint = Endpoint::from_shared(address.to_owned())
+        .with_context(|| format!("`{address}` is not an address"))?
+        .connect_timeout(REQUEST_TIMEOUT);
+    let started = Instant::now();
+    loop {
+        match endpoint.connect().await {
+            Ok(channel) => return Ok(WorkerServiceClient::new(channel)),
+            Err(error) if started.elapsed() > COORDINATOR_TIMEOUT => {
+                return Err(error).with_context(|| {
+                    format!("this worker waited {COORDINATOR_TIMEOUT:?} for the coordinator at {address}")
+                });
+            }
+            Err(_) => tokio::time::sleep(RETRY_PAUSE).await,
+        }
+    }
+}
+
+/// Enters the rendezvous and waits until everyone has.
+pub(crate) async fn join(
+    client: &mut Client,
+    request: v1::JoinRequest,
+    timeout: Duration,
+) -> anyhow::Result<v1::JoinResponse> {
+    let mut request = tonic::Request::new(request);
+    // The coordinator's own deadline comes first, and its message says who is missing.
+    request.set_timeout(timeout + REQUEST_TIMEOUT);
+    let response = client
+        .join(request)
+        .await
+        .map_err(|status| explain("the rendezvous failed", &status))?;
+    Ok(response.into_inner())
+}
+
+impl Control {
+    /// Starts heartbeats, metrics and uploads of a worker that has joined as `member`.
+    pub(crate) fn start(
+        runtime: Handle,
+        client: Client,
+        member: v1::MemberContext,
+        config: &RuntimeConfig,
+        store: &RunStore,
+    ) -> Self {
+        let shared = Arc::new(Shared::default());
+        let (reports, waiting_reports) = mpsc::channel(REPORTS_WAITING);
+        let (uploads, waiting_uploads) = mpsc::channel(UPLOADS_WAITING);
+        runtime.spawn(send_reports(client.clone(), member.clone(), waiting_reports));
+        let uploader = runtime.spawn(upload(
+            client.clone(),
+            member.clone(),
+            store.clone(),
+            waiting_uploads,
+        ));
+        let heartbeat = runtime.spawn(send_heartbeats(
+            client.clone(),
+            member.clone(),
+            Arc::clone(&shared),
+            config.heartbeat_interval,
+        ));
+        Self {
+            runtime,
+            client,
+            member,
+            shared,
+            reports,
+            uploads: Some(uploads),
+            uploader,
+            heartbeat,
+        }
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Waits for the task after `completed`.
+    pub(crate) fn next_task(&self, completed: Option<u64>) -> anyhow::Result<v1::Task> {
+        loop {
+            let response = self.runtime.block_on(retry("asking for the next task", || {
+                let mut client = self.client.clone();
+                let mut request = tonic::Request::new(v1::NextTaskRequest {
+                    member: Some(self.member.clone()),
+                    completed_task: completed,
+                });
+                request.set_timeout(POLL_TIMEOUT);
+                async move { client.next_task(request).await }
+            }))?;
+            if let Some(task) = response.into_inner().task {
+                return Ok(task);
+            }
+        }
+    }
+
+    /// Says how a task ended on this rank.
+    pub(crate) fn complete_task(
+        &self,
+        task_id: u64,
+        outcome: v1::complete_task_request::Outcome,
+    ) -> anyhow::Result<()> {
+        let request = v1::CompleteTaskRequest {
+            member: Some(self.member.clone()),
+            task_id,
+            outcome: Some(outcome),
+        };
+        self.runtime.block_on(retry("completing a task", || {
+            let mut client = self.client.clone();
+            let request = with_timeout(request.clone());
+            async move { client.complete_task(request).await }
+        }))?;
+        Ok(())
+    }
+
+    /// Sends a line of metrics, later; drops it if a thousand are waiting already.
+    pub(crate) fn report_step(&self, metrics: v1::StepMetrics) {
+        if self.reports.try_send(metrics).is_err() {
+            tracing::warn!("the coordinator does not take metrics: a line is lost");
+        }
+    }
+
+    /// Stores this rank's parts of a checkpoint, later; waits only while an earlier checkpoint is still under way.
+    pub(crate) fn upload(&self, step: Step, stage: Stage, parts: Vec<Part>) -> anyhow::Result<()> {
+        let sender = self.uploads.as_ref().context("uploads have ended")?;
+        sender
+            .blocking_send(Upload { step, stage, parts })
+            .map_err(|_| anyhow::anyhow!("the checkpoint of an earlier step could not be stored"))
+    }
+
+    /// Waits until everything is stored and reported.
+    pub(crate) fn finish(mut self) -> anyhow::Result<()> {
+        drop(self.uploads.take());
+        let stored = self
+            .runtime
+            .block_on(&mut self.uploader)
+            .context("the uploader panicked")?;
+        self.heartbeat.abort();
+        stored
+    }
+}
+
+async fn send_heartbeats(client: Client, member: v1::MemberContext, shared: Arc<Shared>, interval: Duration) {
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let request = v1::HeartbeatRequest {
+            member: Some(member.clone()),
+            last_completed_step: shared.last_completed_step.load(Ordering::Relaxed),
+        };
+        match client.clone().heartbeat(with_timeout(request)).await {
+            Ok(response) if response.get_ref().stop_requested => {
+                shared.stop_requested.store(true, Ordering::Relaxed);
+            }
+            Ok(_) => {}
+            Err(status) => tracing::debug!("a heartbeat was lost: {status}"),
+        }
+    }
+}
+
+async fn send_reports(
+    client: Client,
+    member: v1::MemberContext,
+    mut waiting: mpsc::Receiver<v1::StepMetrics>,
+) {
+    while let Some(metrics) = waiting.recv().await {
+        let request = v1::ReportStepRequest {
+            member: Some(member.clone()),
+            metrics: Some(metrics),
+        };
+        let sent = retry("reporting metrics", || {
+            let mut client = client.clone();
+            let request = with_timeout(request.clone());
+            async move { client.report_step(request).await }
+        });
+        if let Err(error) = sent.await {
+            tracing::warn!("{error:#}");
+        }
+    }
+}
+
+async fn upload(
+    client: Client,
+    member: v1::MemberContext,
+    store: RunStore,
+    mut waiting: mpsc::Receiver<Upload>,
+) -> anyhow::Result<()> {
+    let checkpoints = store.checkpoints();
+    while let Some(Upload { step, stage, parts }) = waiting.recv().await {
+        let mut records = Vec::with_capacity(parts.len());
+        for part in parts {
+            let stored = checkpoints
+                .put_part(step, &part.name, Bytes::from(part.bytes))
+                .await;
+            let record = stored.with_context(|| {
+                format!("checkpoint of step {step} cannot be stored in `{}`", store.url())
+            })?;
+            records.push(v1::CheckpointPart {
+                path: record.path,
+                bytes: record.bytes,
+                blake3: record.blake3,
+            });
+        }
+        let request = v1::ReportCheckpointPartsRequest {
+            member: Some(member.clone()),
+            step: step.0,
+            stage: v1::Stage::from(stage).into(),
+            parts: records,
+        };
+        retry("reporting a checkpoint", || {
+            let mut client = client.clone();
+            let request = with_timeout(request.clone());
+            async move { client.report_checkpoint_parts(request).await }
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+fn with_timeout<T>(request: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(request);
+    request.set_timeout(REQUEST_TIMEOUT);
+    request
+}
+
+/// Repeats a request while the coordinator is unavailable, for a minute at most.
+async fn retry<T, F>(what: &str, mut request: impl FnMut() -> F) -> anyhow::Result<T>
+where
+    F: Future<Output = Result<T, Status>>,
+{
+    let started = Instant::now();
+    loop {
+        match request().await {
+            Ok(response) => return Ok(response),
+            Err(status) if status.code() != Code::Unavailable => return Err(explain(what, &status)),
+            Err(status) => {
+                if started.elapsed() > COORDINATOR_TIMEOUT {
+                    bail!("{what}: this worker waited {COORDINATOR_TIMEOUT:?} for the coordinator: {status}");
+                }
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn explain(what: &str, status: &Status) -> anyhow::Error {
+    anyhow::anyhow!("{what}: {} ({:?})", status.message(), status.code())
+}

@@ -1,0 +1,194 @@
+//! `zipper-worker eval`: WER and CER of a manifest, by language.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+
+use comfy_table::{CellAlignment, Table, presets};
+use tch::Device;
+use tokio::runtime::Runtime;
+use zipper_checkpoint::{Manifest, RunStore, layout};
+use zipper_cli::{ExitStatus, UserError};
+use zipper_config::RunConfig;
+use zipper_data::{DurationLimits, Utterance, load_corpus};
+use zipper_score::{Counts, Headline, Report, ReportBuilder, score};
+use zipper_train::evaluate::{DecodeOptions, decode};
+use zipper_train::replica::Replica;
+use zipper_train::state::TrainState;
+use zipper_types::{Stage, Step};
+
+use crate::checkpoint::Parts;
+
+/// Examples:
+///   zipper-worker eval --run file:///data/runs/quickstart --manifest test.jsonl
+///   zipper-worker eval --run ./runs/quickstart --checkpoint step-00000500 --manifest test.jsonl --json
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Arguments {
+    /// Run URL: `file:///dir` or a folder.
+    #[arg(long)]
+    run: String,
+    /// Checkpoint, `step-00000500` or `500`. Left out: the newest that is whole.
+    #[arg(long, value_parser = parse_checkpoint)]
+    checkpoint: Option<Step>,
+    /// JSON-lines manifest to decode.
+    #[arg(long)]
+    manifest: PathBuf,
+    /// Silence the speech: what the model guesses without hearing.
+    #[arg(long)]
+    silenced: bool,
+    /// Print one JSON document instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// Torch threads. Left out: all cores.
+    #[arg(long)]
+    threads: Option<i32>,
+}
+
+fn parse_checkpoint(text: &str) -> Result<Step, String> {
+    let digits = text.strip_prefix("step-").unwrap_or(text);
+    digits
+        .parse()
+        .map(Step)
+        .map_err(|_| "expected a step such as `step-00000500` or `500`".to_owned())
+}
+
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
+    if let Some(threads) = arguments.threads {
+        tch::set_num_threads(threads);
+    }
+    let runtime = Runtime::new().context("the async runtime cannot start")?;
+    let store = RunStore::open(&arguments.run).map_err(|error| UserError::new(error.to_string()))?;
+    let config = runtime.block_on(store.get(layout::RUN_CONFIG)).map_err(|error| {
+        UserError::new(format!("`{}` is not a run: {error}", arguments.run))
+            .hint("give the URL that zipper-launch printed")
+    })?;
+    let config = String::from_utf8(config.to_vec()).context("run.yaml is not UTF-8")?;
+    let config = zipper_config::from_str(&config, layout::RUN_CONFIG, &[])
+        .map_err(|error| UserError::new(error.to_string()))?;
+    let limits = DurationLimits {
+        min_seconds: config.data.min_seconds,
+        max_seconds: config.data.max_seconds,
+    };
+    let corpus = load_corpus(
+        std::slice::from_ref(&arguments.manifest),
+        &config.data.languages,
+        limits,
+    )
+    .map_err(|error| UserError::new(error.to_string()))?;
+    let manifest = runtime.block_on(choose(&store, arguments))?;
+    let step = manifest.step;
+    let parts = Parts::new(runtime.handle().clone(), store.checkpoints(), manifest);
+    let replica = load(&config, &parts)?;
+
+    let utterances: Vec<&Utterance> = corpus.utterances.iter().collect();
+    let options = DecodeOptions {
+        silenced: arguments.silenced,
+        with_nll: false,
+    };
+    let total = utterances.len();
+    let decoded = decode(&replica, &utterances, options, |done| {
+        tracing::info!("decoded {done} of {total} utterances");
+        true
+    })?
+    .unwrap_or_default();
+    let mut builder = ReportBuilder::new(&config.evaluation.cer_languages);
+    for utterance in &decoded {
+        builder.add(
+            &utterance.lang,
+            score(&utterance.lang, &utterance.reference, &utterance.hypothesis),
+        );
+    }
+    let report = builder.finish();
+    let text = if arguments.json {
+        let utterances: Vec<_> = decoded
+            .iter()
+            .map(|utterance| {
+                serde_json::json!({"id": utterance.id, "lang": utterance.lang, "reference": utterance.reference,
+                                   "hypothesis": utterance.hypothesis})
+            })
+            .collect();
+        serde_json::json!({"step": step, "silenced": arguments.silenced, "report": report,
+                           "utterances": utterances})
+        .to_string()
+    } else {
+        table(&report).to_string()
+    };
+    print_line(&text)?;
+    Ok(ExitStatus::Done)
+}
+
+/// The checkpoint that was asked for, or the newest that is whole.
+async fn choose(store: &RunStore, arguments: &Arguments) -> anyhow::Result<Manifest> {
+    if let Some(step) = arguments.checkpoint {
+        return Ok(store.checkpoints().load_manifest(step).await.map_err(|error| {
+            UserError::new(error.to_string()).hint("`zipper-launch checkpoints --run ..` lists what is there")
+        })?);
+    }
+    let latest = store.checkpoints().latest_readable().await?;
+    for (step, error) in &latest.damaged {
+        tracing::warn!("checkpoint of step {step} is damaged, trying an older one: {error}");
+    }
+    latest
+        .manifest
+        .ok_or_else(|| UserError::new(format!("run `{}` has no checkpoint yet", arguments.run)).into())
+}
+
+/// The model as the checkpoint has it.
+fn load(config: &RunConfig, parts: &Parts) -> anyhow::Result<Replica> {
+    let state = TrainState::read(|name| parts.read(name))?;
+    let mut replica = Replica::load(config, Stage::Align, Device::Cpu).map_err(user_error_if_config)?;
+    if state.stage == Stage::Zipper {
+        replica.enter_zipper_stage()?;
+    }
+    replica.restore(|name| parts.read(name))?;
+    Ok(replica)
+}
+
+/// Faults of the configuration end with exit code 2.
+pub(crate) fn user_error_if_config(error: zipper_train::TrainError) -> anyhow::Error {
+    if error.is_config() {
+        UserError::new(error.to_string()).into()
+    } else {
+        error.into()
+    }
+}
+
+fn table(report: &Report) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header(["language", "utterances", "WER %", "CER %", "headline"]);
+    let percent = |counts: Counts| format!("{:.1}", 100.0 * counts.rate());
+    for (lang, of_language) in &report.by_language {
+        let headline = match of_language.headline {
+            Headline::Wer => "WER",
+            Headline::Cer => "CER",
+        };
+        table.add_row([
+            lang.clone(),
+            of_language.utterances.to_string(),
+            percent(of_language.wer),
+            percent(of_language.cer),
+            headline.to_owned(),
+        ]);
+    }
+    let overall = &report.overall;
+    table.add_row([
+        "all".to_owned(),
+        overall.utterances.to_string(),
+        percent(overall.wer),
+        percent(overall.cer),
+        String::new(),
+    ]);
+    for column in 1..=3 {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn print_line(text: &str) -> anyhow::Result<()> {
+    use std::io::Write;
+    writeln!(std::io::stdout().lock(), "{text}").context("stdout is closed")
+}

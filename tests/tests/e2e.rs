@@ -1,0 +1,193 @@
+//! Goal: the main job end to end, with the real programs: `zipper-launch` starts coordinator, node agents and workers, which
+//! talk gRPC and c10d on this machine, train both stages, write checkpoints, evaluate, and end with a table.
+//! Method: a tiny Speech-LLM with random weights and real audio files, in a temporary folder.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use zipper_tests::{Finished, Fixture, Launched};
+
+fn launch(fixture: &Fixture, config: &str, run: &str, more: &[&str]) -> Vec<String> {
+    let config = fixture.path().join(config).display().to_string();
+    let mut arguments = vec![
+        "--config".to_owned(),
+        config,
+        "--run".to_owned(),
+        fixture.run_url(run),
+    ];
+    arguments.extend(more.iter().map(ToString::to_string));
+    arguments
+}
+
+fn run(arguments: &[String]) -> Finished {
+    Launched::run(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+fn assert_code(finished: &Finished, code: i32) {
+    assert_eq!(
+        finished.code,
+        Some(code),
+        "stdout:\n{}\nstderr:\n{}",
+        finished.stdout,
+        finished.stderr
+    );
+}
+
+#[test]
+fn a_whole_run_ends_with_a_table_and_everything_on_disk() {
+    let fixture = Fixture::new();
+    let finished = run(&launch(&fixture, "run.yaml", "run", &["--nodes", "2"]));
+    assert_code(&finished, 0);
+    for word in ["numbers", "en", "de", "vi", "WER", "CER"] {
+        assert!(
+            finished.stdout.contains(word),
+            "no `{word}` in the table:\n{}",
+            finished.stdout
+        );
+    }
+    let steps: Vec<u64> = fixture.losses("run").into_iter().map(|(step, _)| step).collect();
+    assert_eq!(
+        steps,
+        (1..=12).collect::<Vec<_>>(),
+        "one line of metrics for each step of both stages"
+    );
+    let run = fixture.path().join("run");
+    for step in [4, 6, 8, 12] {
+        let folder = run.join(format!("checkpoints/step-{step:08}"));
+        assert!(
+            folder.join("MANIFEST.json").exists(),
+            "no checkpoint of step {step}"
+        );
+        assert_eq!(
+            folder.join("banks/de.safetensors").exists(),
+            step > 6,
+            "banks belong to stage 2"
+        );
+    }
+    assert!(run.join("run.yaml").exists() && run.join("eval/table.json").exists());
+}
+
+/// 50 steps through both stages as real processes: two workers and one worker report the same losses.
+#[test]
+fn two_workers_and_one_worker_give_the_same_trajectory() {
+    let fixture = Fixture::new();
+    fixture.write_config("long.yaml", |text| {
+        text.replace("steps: 6,", "steps: 25,")
+            .replace("every_steps: 4", "every_steps: 0")
+            .replace("untrained: true", "untrained: false")
+    });
+    assert_code(&run(&launch(&fixture, "long.yaml", "one", &["--nodes", "1"])), 0);
+    assert_code(&run(&launch(&fixture, "long.yaml", "two", &["--nodes", "2"])), 0);
+    let (one, two) = (fixture.losses("one"), fixture.losses("two"));
+    assert_eq!((one.len(), two.len()), (50, 50));
+    for ((step, one), (_, two)) in one.iter().zip(&two) {
+        let difference = (one - two).abs() / one;
+        assert!(
+            difference < 1e-4,
+            "step {step}: {one} with one worker, {two} with two"
+        );
+    }
+}
+
+/// Ctrl-C ends the run with a checkpoint and exit code 75; resumed, its losses are those of a run that was not stopped.
+#[test]
+fn stopped_and_resumed_equals_uninterrupted() {
+    let fixture = Fixture::new();
+    fixture.write_config("long.yaml", |text| {
+        text.replace("steps: 6,", "steps: 60,")
+            .replace("every_steps: 4", "every_steps: 0")
+            .replace("untrained: true", "untrained: false")
+    });
+    assert_code(
+        &run(&launch(&fixture, "long.yaml", "whole", &["--nodes", "2"])),
+        0,
+    );
+
+    let arguments = launch(&fixture, "long.yaml", "stopped", &["--nodes", "2"]);
+    let launched = Launched::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let metrics = fixture.path().join("stopped/metrics/train.jsonl");
+    wait_until("the first metrics are written", || metrics.exists());
+    kill(Pid::from_raw(launched.pid() as i32), Signal::SIGINT).expect("zipper-launch is running");
+    let finished = launched.wait();
+    assert_code(&finished, 75);
+    let before = fixture.losses("stopped");
+    let stopped_at = before.last().expect("some steps were made").0;
+    assert!(stopped_at < 120, "the run was over before it was stopped");
+
+    // Another number of workers goes on: nothing of a checkpoint belongs to a rank.
+    let resumed = run(&launch(
+        &fixture,
+        "long.yaml",
+        "stopped",
+        &["--nodes", "1", "--resume", "require"],
+    ));
+    assert_code(&resumed, 0);
+    let (whole, resumed) = (fixture.losses("whole"), fixture.losses("stopped"));
+    assert_eq!(whole.len(), resumed.len(), "every step is there once");
+    for ((step, whole), (again, resumed)) in whole.iter().zip(&resumed) {
+        assert_eq!(step, again);
+        let difference = (whole - resumed).abs() / whole;
+        assert!(
+            difference < 1e-4,
+            "step {step} (stopped at {stopped_at}): {whole} and {resumed}"
+        );
+    }
+}
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(
+            started.elapsed() < Duration::from_secs(120),
+            "waited two minutes until {what}"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// What only a worker can find out still ends with exit code 2 and a message that says what to mend.
+#[test]
+fn faults_of_the_model_directory_are_configuration_errors() {
+    let fixture = Fixture::new();
+    let expect = |name: &str, set: &str, words: &[&str]| {
+        let finished = run(&launch(
+            &fixture,
+            "run.yaml",
+            name,
+            &["--nodes", "2", "--set", set],
+        ));
+        assert_code(&finished, 2);
+        for word in words {
+            assert!(
+                finished.stderr.contains(word),
+                "no `{word}` in:\n{}",
+                finished.stderr
+            );
+        }
+    };
+    let broken = fixture.path().join("broken-llm");
+    copy(&fixture.path().join("llm"), &broken);
+    let config = fs::read_to_string(broken.join("config.json")).expect("a config.json");
+    fs::write(
+        broken.join("config.json"),
+        config.replace("\"intermediate_size\":40", "\"intermediate_size\":41"),
+    )
+    .expect("the fixture is writable");
+    let set = format!("model.llm.path={}", broken.display());
+    expect("shape", &set, &["gate_proj.weight", "[40, 24]", "[41, 24]"]);
+
+    fs::remove_file(broken.join("model.safetensors")).expect("the file was there");
+    expect("missing", &set, &["model.safetensors"]);
+    expect("rank", "adapter.rank=13", &["adapter.rank", "13", "12"]);
+    expect("target", "adapter.targets=[q_prj]", &["q_prj", "q_proj"]);
+}
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    fs::create_dir_all(to).expect("the fixture is writable");
+    for entry in fs::read_dir(from).expect("the folder is there") {
+        let entry = entry.expect("it can be listed");
+        fs::copy(entry.path(), to.join(entry.file_name())).expect("it can be copied");
+    }
+}
