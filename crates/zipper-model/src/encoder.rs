@@ -93,7 +93,7 @@ impl WhisperEncoder {
             );
             return Err(ModelError::Invalid { path, problem });
         }
-        if config.d_model % config.encoder_attention_heads != 0 {
+        if config.encoder_attention_heads < 1 || config.d_model % config.encoder_attention_heads != 0 {
             let problem = format!(
                 "d_model = {} is not a multiple of encoder_attention_heads = {}",
                 config.d_model, config.encoder_attention_heads

@@ -30,6 +30,8 @@ pub struct Prompt {
     /// Every token that ends a text; includes `eos`.
     stops: Vec<i64>,
     special: TokenizerConfig,
+    /// Rows of the LLM's embedding.
+    vocab_size: i64,
     frames: Mutex<BTreeMap<String, Frame>>,
 }
 
@@ -120,6 +122,17 @@ impl Prompt {
                     "no end-of-text token: neither eos_token_id here nor eos_token in tokenizer_config.json"
                         .to_owned(),
             })?;
+        let mut needed = bos.into_iter().chain([eos]);
+        if let Some(id) = needed.find(|id| !(0..llm.vocab_size).contains(id)) {
+            let problem = format!(
+                "vocab_size = {}, but {id} is the bos or eos token of this file or of tokenizer_config.json",
+                llm.vocab_size
+            );
+            return Err(ModelError::Invalid {
+                path: folder.join(hub::CONFIG),
+                problem,
+            });
+        }
         stops.push(eos);
         stops.sort_unstable();
         stops.dedup();
@@ -131,6 +144,7 @@ impl Prompt {
             eos,
             stops,
             special,
+            vocab_size: llm.vocab_size,
             frames: Mutex::new(BTreeMap::new()),
         })
     }
@@ -265,7 +279,14 @@ impl Prompt {
             .tokenizer
             .encode(text, false)
             .map_err(|error| ModelError::Tokenizer(format!("cannot encode `{text}`: {error}")))?;
-        Ok(encoding.get_ids().iter().map(|&id| i64::from(id)).collect())
+        let ids: Vec<i64> = encoding.get_ids().iter().map(|&id| i64::from(id)).collect();
+        match ids.iter().find(|&&id| id >= self.vocab_size) {
+            None => Ok(ids),
+            Some(id) => Err(ModelError::Tokenizer(format!(
+                "`{text}` holds token {id}, but the LLM knows {} tokens: is tokenizer.json that of another model?",
+                self.vocab_size
+            ))),
+        }
     }
 
     /// The text of token ids; special tokens are left out.

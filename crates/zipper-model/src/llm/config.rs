@@ -114,6 +114,7 @@ struct Raw {
     mlp_bias: bool,
     #[serde(default)]
     use_sliding_window: bool,
+    partial_rotary_factor: Option<f64>,
     hidden_act: Option<String>,
     bos_token_id: Option<i64>,
     eos_token_id: Option<Value>,
@@ -122,9 +123,11 @@ struct Raw {
 /// `rope_scaling` of transformers 4 and `rope_parameters` of transformers 5.
 #[derive(Debug, Clone, Deserialize)]
 struct RawRope {
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// The older name of `rope_type`; some files have both.
+    r#type: Option<String>,
     rope_theta: Option<f64>,
+    partial_rotary_factor: Option<f64>,
     factor: Option<f64>,
     low_freq_factor: Option<f64>,
     high_freq_factor: Option<f64>,
@@ -181,7 +184,18 @@ impl Raw {
             Some(other) => return Err(format!("hidden_act `{other}` is not supported; use silu")),
         }
         let num_key_value_heads = self.num_key_value_heads.unwrap_or(self.num_attention_heads);
-        if num_key_value_heads <= 0 || self.num_attention_heads % num_key_value_heads != 0 {
+        for (key, value) in [
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_attention_heads", self.num_attention_heads),
+            ("num_key_value_heads", num_key_value_heads),
+            ("vocab_size", self.vocab_size),
+        ] {
+            if value < 1 {
+                return Err(format!("{key} = {value} must be at least 1"));
+            }
+        }
+        if self.num_attention_heads % num_key_value_heads != 0 {
             return Err(format!(
                 "num_attention_heads = {} is not a multiple of num_key_value_heads = {num_key_value_heads}",
                 self.num_attention_heads
@@ -190,7 +204,20 @@ impl Raw {
         let head_dim = self
             .head_dim
             .unwrap_or(self.hidden_size / self.num_attention_heads);
+        if head_dim < 2 || head_dim % 2 != 0 {
+            return Err(format!(
+                "head_dim = {head_dim} must be even: rotary positions turn pairs"
+            ));
+        }
         let rope = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
+        let rotated = rope
+            .and_then(|rope| rope.partial_rotary_factor)
+            .or(self.partial_rotary_factor);
+        if let Some(part) = rotated.filter(|part| (part - 1.0).abs() > f64::EPSILON) {
+            return Err(format!(
+                "partial_rotary_factor = {part} is not supported; only 1 is"
+            ));
+        }
         let rope_theta = rope
             .and_then(|rope| rope.rope_theta)
             .or(self.rope_theta)
@@ -233,7 +260,11 @@ pub(crate) fn token_ids(value: Option<&Value>) -> Vec<i64> {
 
 impl RawRope {
     fn resolve(&self, max_positions: f64) -> Result<RopeScaling, String> {
-        let kind = self.rope_type.as_deref().unwrap_or("default");
+        let kind = self
+            .rope_type
+            .as_ref()
+            .or(self.r#type.as_ref())
+            .map_or("default", String::as_str);
         let need = |value: Option<f64>, key: &str| {
             value.ok_or_else(|| format!("rope scaling `{kind}` needs the key `{key}`"))
         };

@@ -141,6 +141,14 @@ fn what_is_not_supported_says_what_is() {
             json!(4),
             &["num_attention_heads = 6", "num_key_value_heads = 4"],
         ),
+        ("num_attention_heads", json!(0), &["num_attention_heads = 0"]),
+        ("head_dim", json!(7), &["head_dim = 7", "even"]),
+        (
+            "partial_rotary_factor",
+            json!(0.5),
+            &["partial_rotary_factor = 0.5"],
+        ),
+        ("use_sliding_window", json!(true), &["use_sliding_window"]),
     ] {
         let folder = copy("qwen3");
         set(folder.path(), key, value);
@@ -179,6 +187,24 @@ fn unknown_targets_list_the_choices() {
     refused(
         model.lora_sites(&names(&["o_proj"]), 0),
         &["adapter.encoder_targets", "`o_proj`", "out_proj"],
+    );
+}
+
+#[test]
+fn a_tokenizer_of_another_model_is_noticed() {
+    let mut config = LlmConfig::read(&models().join("qwen3/config.json")).expect("it is good");
+    config.vocab_size = 20;
+    let prompt =
+        Prompt::load(&models().join("qwen3"), &PromptConfig::default(), &config).expect("eos is known");
+    assert_eq!(prompt.encode("abc").expect("known tokens"), [9, 10, 11]);
+    refused(
+        prompt.encode("xyz"),
+        &["`xyz`", "token 32", "20 tokens", "tokenizer.json"],
+    );
+    config.vocab_size = 1;
+    refused(
+        Prompt::load(&models().join("qwen3"), &PromptConfig::default(), &config),
+        &["config.json", "vocab_size = 1", "eos"],
     );
 }
 

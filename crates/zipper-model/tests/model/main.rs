@@ -5,5 +5,6 @@ mod decoding;
 mod encoder;
 mod errors;
 mod llm;
+mod projector;
 mod prompt;
 mod support;
