@@ -188,7 +188,8 @@ def write_llm(folder, case, seed):
         config = json.loads(path.read_text())
         rope = config.pop("rope_parameters")
         config["rope_theta"] = rope.pop("rope_theta")
-        config["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+        # Files of some versions hold the kind under its older name too.
+        config["rope_scaling"] = None if rope["rope_type"] == "default" else rope | {"type": rope["rope_type"]}
         path.write_text(json.dumps(config, indent=2) + "\n")
     write_tokenizer(folder, case)
 
