@@ -1,2 +1,59 @@
-//! Placeholder.
-fn main() {}
+//! `zipper-launch`: what people type. Checks a run's input, starts its processes, shows how it goes.
+//!
+//! Reading order: `run` (the main job), `preflight` (everything that can be refused before anything starts), `processes`
+//! (coordinator and node agents), `agent` (one node's workers), `display` and `table` (what people see), `checkpoints`.
+
+mod agent;
+mod checkpoints;
+mod display;
+mod preflight;
+mod processes;
+mod run;
+mod table;
+
+use clap::{Parser, Subcommand};
+use zipper_cli::{ExitStatus, finish, init_tracing};
+
+/// Train Zipper-LoRA adapters for multilingual speech recognition on many workers, from one YAML file.
+///
+/// Examples:
+///   zipper-launch --nodes 2 --config configs/quickstart.yaml
+///   zipper-launch --nodes 2 --workers-per-node 4 --config run.yaml --run file:///data/runs/a --resume auto
+///   zipper-launch --nodes 1 --config run.yaml --set training.align.lr=1e-3 --set adapter.variant=hard
+///   zipper-launch checkpoints --run file:///data/runs/a --verify
+///
+/// Ctrl-C stops the run at the next step with a checkpoint (exit code 75); the same command goes on from there. Exit codes:
+/// 0 done, 1 the run failed, 2 usage or configuration error, 75 stopped so that it can be resumed.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    verbatim_doc_comment,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: run::Arguments,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List the checkpoints of a run, and verify them.
+    Checkpoints(checkpoints::Arguments),
+    /// Start and watch the workers of one node; zipper-launch starts this.
+    #[command(hide = true)]
+    Agent(agent::Arguments),
+}
+
+#[tokio::main]
+async fn main() -> ExitStatus {
+    let arguments = Arguments::parse();
+    init_tracing("warn");
+    finish(match arguments.command {
+        None => run::run(arguments.run).await,
+        Some(Command::Checkpoints(arguments)) => checkpoints::run(&arguments).await,
+        Some(Command::Agent(arguments)) => agent::run(&arguments).await,
+    })
+}

@@ -1,0 +1,163 @@
+//! How a run goes: progress bars on a terminal, plain lines elsewhere; always on stderr.
+
+use std::io::IsTerminal;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use zipper_config::RunConfig;
+use zipper_plan::StageSchedule;
+use zipper_proto::v1;
+use zipper_proto::v1::watch_response::Event;
+use zipper_types::{Stage, Step};
+
+/// Columns from which the losses of all languages are shown.
+const WIDE: u16 = 120;
+
+/// Shows events.
+pub(crate) struct Display {
+    stages: StageSchedule,
+    languages: Vec<String>,
+    terminal: bool,
+    bar: Option<(Stage, ProgressBar)>,
+}
+
+impl Display {
+    pub(crate) fn new(config: &RunConfig) -> Self {
+        Self {
+            stages: StageSchedule {
+                align_steps: config.training.align.steps,
+                zipper_steps: config.training.zipper.steps,
+                validate_every: 0,
+            },
+            languages: config.data.languages.clone(),
+            terminal: std::io::stderr().is_terminal(),
+            bar: None,
+        }
+    }
+
+    /// Prints a line above the bar.
+    pub(crate) fn line(&self, text: &str) {
+        match &self.bar {
+            Some((_, bar)) if self.terminal => bar.println(text),
+            _ => eprintln!("{text}"),
+        }
+    }
+
+    pub(crate) fn finish(&mut self) {
+        if let Some((_, bar)) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    pub(crate) fn show(&mut self, event: &Event) {
+        match event {
+            Event::GenerationFormed(formed) => {
+                self.line(&format!(
+                    "{} workers joined (generation {})",
+                    formed.world_size, formed.generation
+                ));
+            }
+            Event::TrainingStarted(started) => self.begin(started),
+            Event::Step(metrics) => self.step(metrics),
+            Event::EvaluationStarted(started) => self.line(&format!("evaluating {} ...", started.name)),
+            Event::EvaluationDone(done) => {
+                let loss = done
+                    .loss
+                    .map_or_else(String::new, |loss| format!(", loss {loss:.3}"));
+                let (wer, cer) = (100.0 * done.wer, 100.0 * done.cer);
+                self.line(&format!(
+                    "  {} at step {}: WER {wer:.1} %, CER {cer:.1} %{loss}",
+                    done.name, done.step
+                ));
+            }
+            Event::CheckpointCommitted(committed) => {
+                if !self.terminal {
+                    self.line(&format!("checkpoint of step {} is stored", committed.step));
+                }
+            }
+            Event::Verdict(_) => {}
+        }
+    }
+
+    fn begin(&mut self, started: &v1::TrainingStarted) {
+        let Ok(stage) = zipper_proto::stage(started.stage) else {
+            return;
+        };
+        if self.bar.as_ref().is_some_and(|(shown, _)| *shown == stage) {
+            return;
+        }
+        self.finish();
+        let (number, steps) = match stage {
+            Stage::Align => (1, self.stages.align_steps),
+            Stage::Zipper => (2, self.stages.zipper_steps),
+        };
+        self.line(&format!(
+            "stage {number} ({stage}): steps {} to {}",
+            started.from_step + 1,
+            match stage {
+                Stage::Align => self.stages.align_steps,
+                Stage::Zipper => self.stages.last_step().0,
+            }
+        ));
+        if self.terminal {
+            let style = ProgressStyle::with_template("{prefix} {bar:24} {pos}/{len} {msg} ETA {eta}")
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
+            let bar = ProgressBar::new(steps)
+                .with_style(style)
+                .with_prefix(stage.name());
+            bar.set_position(started.from_step - self.first_step(stage));
+            bar.reset_eta();
+            self.bar = Some((stage, bar));
+        }
+    }
+
+    /// Steps of the run before `stage`.
+    fn first_step(&self, stage: Stage) -> u64 {
+        match stage {
+            Stage::Align => 0,
+            Stage::Zipper => self.stages.align_steps,
+        }
+    }
+
+    fn step(&self, metrics: &v1::StepMetrics) {
+        let Ok(stage) = zipper_proto::stage(metrics.stage) else {
+            return;
+        };
+        let speed = metrics.audio_seconds / metrics.seconds.max(1e-9);
+        let skipped = if metrics.skipped {
+            " UPDATE LEFT OUT (not finite)"
+        } else {
+            ""
+        };
+        let mut text = format!(
+            "loss {:.3} lr {:.1e} {speed:.0} audio-s/s{skipped}",
+            metrics.loss, metrics.lr
+        );
+        match &self.bar {
+            Some((_, bar)) => {
+                if console::Term::stderr().size().1 >= WIDE {
+                    text = format!("{text} [{}]", self.by_language(metrics));
+                }
+                bar.set_message(text);
+                bar.set_position(self.stages.step_in_stage(Step(metrics.step)));
+            }
+            None => eprintln!(
+                "{stage} step {}/{}: {text} grad {:.2}",
+                metrics.step,
+                self.stages.last_step(),
+                metrics.grad_norm
+            ),
+        }
+    }
+
+    /// `en 1.23 de 2.34`, in the order of the configuration.
+    fn by_language(&self, metrics: &v1::StepMetrics) -> String {
+        let losses = self.languages.iter().filter_map(|lang| {
+            let language = metrics.by_language.get(lang)?;
+            Some(format!(
+                "{lang} {:.2}",
+                language.nll / language.tokens.max(1) as f64
+            ))
+        });
+        losses.collect::<Vec<_>>().join(" ")
+    }
+}

@@ -1,0 +1,239 @@
+//! Everything that can be refused before a process starts: configuration, manifests, audio, the run itself.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use bytes::Bytes;
+use indicatif::{ProgressBar, ProgressStyle};
+use zipper_checkpoint::{RunStore, layout};
+use zipper_cli::UserError;
+use zipper_config::RunConfig;
+use zipper_config::schema::OnBadAudio;
+use zipper_data::{BadAudio, Corpus, DurationLimits, Utterance, check_audio, load_corpus};
+use zipper_plan::SamplerProblem;
+use zipper_types::{Step, WorldSize};
+
+use crate::run::{Arguments, Resume};
+
+/// Where the hours of every language are left for the table.
+const CORPUS_REPORT: &str = "data/report.json";
+/// Bad utterances that a message names; the others are counted.
+const NAMED: usize = 20;
+
+/// A run that may start.
+pub(crate) struct Prepared {
+    pub(crate) config: RunConfig,
+    pub(crate) store: RunStore,
+    /// Completed steps to go on from.
+    pub(crate) resume: Step,
+    /// Folder for the logs of all processes.
+    pub(crate) logs: PathBuf,
+}
+
+/// Checks everything, and leaves in the run what its processes need: run.yaml, the corpus report, the ids to skip.
+pub(crate) async fn prepare(arguments: &Arguments) -> anyhow::Result<Prepared> {
+    let file = arguments.config.as_deref().context("--config is required")?;
+    let source = file.display().to_string();
+    let user = |error: &dyn std::error::Error| UserError::new(error.to_string());
+    let config = zipper_config::load(file, &arguments.overrides).map_err(|error| user(&error))?;
+    config.check_paths(&source).map_err(|error| {
+        user(&error).hint("paths are relative to the directory that zipper-launch is called in")
+    })?;
+    for warning in config.warnings() {
+        eprintln!("warning: {source}: {warning}");
+    }
+    let url = arguments
+        .run
+        .clone()
+        .unwrap_or_else(|| format!("./runs/{}", config.name));
+    let store = RunStore::open(&url).map_err(|error| user(&error))?;
+    let resume = check_run(&store, &config, arguments.resume).await?;
+
+    let (train, skipped) = check_data(&config)?;
+    let world_size = WorldSize(arguments.nodes * arguments.workers_per_node);
+    sampler_problem(&config, &train.utterances)
+        .check_world_size(world_size)
+        .map_err(|error| user(&error))?;
+
+    if !store.exists(layout::RUN_CONFIG).await? {
+        store
+            .put_create(layout::RUN_CONFIG, Bytes::from(config.to_yaml()))
+            .await
+            .context("the run cannot be created")?;
+    }
+    let report = serde_json::to_vec_pretty(&train.report).context("the corpus report")?;
+    store.put(CORPUS_REPORT, Bytes::from(report)).await?;
+    let skipped = serde_json::to_vec(&skipped).context("the list of skipped utterances")?;
+    store.put(layout::SKIPPED, Bytes::from(skipped)).await?;
+    let logs = log_folder(&store, &config)?;
+    Ok(Prepared {
+        config,
+        store,
+        resume,
+        logs,
+    })
+}
+
+/// Decides whether the run begins or goes on, and from which step.
+async fn check_run(store: &RunStore, config: &RunConfig, resume: Resume) -> anyhow::Result<Step> {
+    let url = store.url();
+    if !store.exists(layout::RUN_CONFIG).await? {
+        if resume == Resume::Require {
+            let error = UserError::new(format!("--resume require: there is no run in `{url}`"));
+            return Err(error.hint("begin one with `--resume auto`").into());
+        }
+        return Ok(Step(0));
+    }
+    if resume == Resume::Never {
+        let error = UserError::new(format!("--resume never: there is a run in `{url}` already"));
+        return Err(error
+            .hint("choose another `--run`, or go on with `--resume auto`")
+            .into());
+    }
+    let text = store.get(layout::RUN_CONFIG).await?;
+    let text = std::str::from_utf8(&text).context("run.yaml is not UTF-8")?;
+    let differences = differences(text, &config.to_yaml())?;
+    if !differences.is_empty() {
+        let message = format!(
+            "the run in `{url}` was begun with another configuration:\n  {}",
+            differences.join("\n  ")
+        );
+        let error = UserError::new(message);
+        return Err(error
+            .hint("undo the changes, or choose another `--run` for them")
+            .into());
+    }
+    let latest = store.checkpoints().latest_readable().await?;
+    for (step, error) in &latest.damaged {
+        eprintln!("warning: the checkpoint of step {step} is damaged and will be written again: {error}");
+        store.checkpoints().remove(*step).await?;
+    }
+    match latest.manifest {
+        Some(manifest) => Ok(manifest.step),
+        None if resume == Resume::Require => {
+            let error = UserError::new(format!("--resume require: the run in `{url}` has no checkpoint"));
+            Err(error.hint("begin it again with `--resume auto`").into())
+        }
+        None => Ok(Step(0)),
+    }
+}
+
+/// `training.align.lr: 0.001 in the run, 0.002 now` for every key whose value differs.
+fn differences(of_run: &str, now: &str) -> anyhow::Result<Vec<String>> {
+    let parse = |text: &str| -> anyhow::Result<serde_json::Value> {
+        serde_yaml::from_str(text).context("a configuration is not YAML")
+    };
+    let mut found = Vec::new();
+    compare("", &parse(of_run)?, &parse(now)?, &mut found);
+    Ok(found)
+}
+
+fn compare(key: &str, of_run: &serde_json::Value, now: &serde_json::Value, found: &mut Vec<String>) {
+    use serde_json::Value::{Null, Object};
+    match (of_run, now) {
+        (Object(a), Object(b)) => {
+            let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+            for name in keys {
+                let key = if key.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{key}.{name}")
+                };
+                compare(
+                    &key,
+                    a.get(name).unwrap_or(&Null),
+                    b.get(name).unwrap_or(&Null),
+                    found,
+                );
+            }
+        }
+        (a, b) if a != b => found.push(format!("{key}: {a} in the run, {b} now")),
+        _ => {}
+    }
+}
+
+/// Reads all manifests and decodes all audio; returns the training corpus without what cannot be used, and the ids of
+/// what cannot be.
+fn check_data(config: &RunConfig) -> anyhow::Result<(Corpus, Vec<String>)> {
+    let limits = DurationLimits {
+        min_seconds: config.data.min_seconds,
+        max_seconds: config.data.max_seconds,
+    };
+    let load = |paths: &[PathBuf]| {
+        load_corpus(paths, &config.data.languages, limits).map_err(|error| UserError::new(error.to_string()))
+    };
+    let mut train = load(&config.data.train)?;
+    eprintln!("Training data:\n{}", train.report);
+    let mut all = train.utterances.clone();
+    all.extend(load(&config.data.validation)?.utterances);
+    for test in &config.evaluation.tests {
+        all.extend(load(std::slice::from_ref(&test.manifest))?.utterances);
+    }
+    let bad = check_all_audio(&all);
+    if bad.is_empty() {
+        return Ok((train, Vec::new()));
+    }
+    let mut named: Vec<String> = bad.iter().take(NAMED).map(ToString::to_string).collect();
+    if bad.len() > NAMED {
+        named.push(format!("and {} more", bad.len() - NAMED));
+    }
+    let named = named.join("\n  ");
+    match config.data.on_bad_audio {
+        OnBadAudio::Fail => {
+            let message = format!(
+                "{} of {} utterances have bad audio:\n  {named}",
+                bad.len(),
+                all.len()
+            );
+            let hint = "mend or remove them, or leave them out with `--set data.on_bad_audio=skip`";
+            Err(UserError::new(message).hint(hint).into())
+        }
+        OnBadAudio::Skip => {
+            eprintln!(
+                "warning: {} of {} utterances have bad audio and are left out:\n  {named}",
+                bad.len(),
+                all.len()
+            );
+            let ids: Vec<String> = bad.into_iter().map(|bad| bad.id).collect();
+            train.utterances.retain(|utterance| !ids.contains(&utterance.id));
+            Ok((train, ids))
+        }
+    }
+}
+
+fn check_all_audio(utterances: &[Utterance]) -> Vec<BadAudio> {
+    let style = ProgressStyle::with_template("Checking audio {bar:30} {pos}/{len} {eta}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::new(utterances.len() as u64).with_style(style);
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let bad = check_audio(utterances, threads, |done| bar.set_position(done as u64));
+    bar.finish_and_clear();
+    bad
+}
+
+fn sampler_problem(config: &RunConfig, utterances: &[Utterance]) -> SamplerProblem {
+    let mut durations = vec![Vec::new(); config.data.languages.len()];
+    for utterance in utterances {
+        durations[utterance.language].push(utterance.duration);
+    }
+    SamplerProblem {
+        seed: config.seed,
+        temperature: config.data.temperature,
+        batch_seconds: config.training.batch_audio_seconds,
+        durations,
+    }
+}
+
+/// Logs stay on this machine: inside the run if it is a folder, else beside where zipper-launch was called.
+fn log_folder(store: &RunStore, config: &RunConfig) -> anyhow::Result<PathBuf> {
+    let local = url::Url::parse(store.url())
+        .ok()
+        .filter(|url| url.scheme() == "file")
+        .and_then(|url| url.to_file_path().ok())
+        .or_else(|| (!store.url().contains("://")).then(|| PathBuf::from(store.url())));
+    let folder = local
+        .unwrap_or_else(|| Path::new("runs").join(&config.name))
+        .join("logs");
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make `{}`", folder.display()))?;
+    Ok(folder)
+}

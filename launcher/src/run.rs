@@ -1,0 +1,195 @@
+//! The main job: check, start, watch, end.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tokio::signal::unix::{SignalKind, signal};
+use tonic::transport::Channel;
+use zipper_checkpoint::RunStore;
+use zipper_cli::ExitStatus;
+use zipper_proto::v1;
+use zipper_proto::v1::run_service_client::RunServiceClient;
+use zipper_proto::v1::watch_response::Event;
+use zipper_score::{RESULT_TABLE, ResultTable};
+
+use crate::display::Display;
+use crate::preflight::{self, Prepared};
+use crate::processes::Processes;
+use crate::table;
+
+/// How long processes may take to end after the verdict.
+const FAREWELL: Duration = Duration::from_secs(20);
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Nodes of the run; on this machine each is a group of processes of its own.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) nodes: u32,
+    /// Workers (ranks) on each node.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) workers_per_node: u32,
+    /// The run's YAML file.
+    #[arg(long, required = true)]
+    pub(crate) config: Option<PathBuf>,
+    /// Where the run is kept: `file:///dir` or a folder. Left out: `./runs/<name>`.
+    #[arg(long)]
+    pub(crate) run: Option<String>,
+    /// What to do if the run is there already: go on from its newest checkpoint, refuse, or refuse to begin anew.
+    #[arg(long, value_enum, default_value_t = Resume::Auto)]
+    pub(crate) resume: Resume,
+    /// Change a key of the file: `training.align.lr=1e-3`. Can be given several times.
+    #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
+    pub(crate) overrides: Vec<String>,
+    /// Print the result as one JSON document on stdout.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What to do with a run that exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Resume {
+    /// Go on from the newest checkpoint if there is one, else begin.
+    Auto,
+    /// Begin; refuse if the run exists.
+    Never,
+    /// Go on; refuse if there is no checkpoint.
+    Require,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
+    let prepared = preflight::prepare(&arguments).await?;
+    let processes = Processes::start(&prepared, arguments.nodes, arguments.workers_per_node).await?;
+    let verdict = watch(&prepared, processes).await?;
+    let outcome = verdict.outcome();
+    if outcome == v1::verdict::Outcome::Done {
+        show_results(&prepared.store, arguments.json).await?;
+    } else if arguments.json {
+        print(&serde_json::json!({"outcome": word(outcome), "reason": verdict.reason}).to_string())?;
+    }
+    Ok(end(&prepared, &verdict))
+}
+
+/// Shows the run until its verdict, passing Ctrl-C on, and sees its processes off.
+async fn watch(prepared: &Prepared, mut processes: Processes) -> anyhow::Result<v1::Verdict> {
+    let mut client = RunServiceClient::connect(processes.coordinator_address().to_owned())
+        .await
+        .context("zipper-launch cannot reach the coordinator that it started")?;
+    let mut events = client
+        .watch(v1::WatchRequest {})
+        .await
+        .context("the run cannot be watched")?
+        .into_inner();
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be handled")?;
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?;
+    let mut display = Display::new(&prepared.config);
+    let mut stopping = false;
+    loop {
+        let event = tokio::select! {
+            event = events.message() => event,
+            _ = interrupt.recv() => { stop(&client, &mut stopping, &display, "Ctrl-C")?; continue },
+            _ = terminate.recv() => { stop(&client, &mut stopping, &display, "SIGTERM")?; continue },
+        };
+        let event = event.ok().flatten().and_then(|response| response.event);
+        match event {
+            Some(Event::Verdict(verdict)) => {
+                display.finish();
+                processes.wait(FAREWELL).await;
+                return Ok(verdict);
+            }
+            Some(event) => display.show(&event),
+            None => {
+                display.finish();
+                bail!(
+                    "the coordinator ended without a verdict; the end of its log `{}`:\n{}",
+                    processes.coordinator_log().display(),
+                    processes.end_of_coordinator_log()
+                );
+            }
+        }
+    }
+}
+
+/// The first request stops the run with a checkpoint; the second gives up on it.
+fn stop(
+    client: &RunServiceClient<Channel>,
+    stopping: &mut bool,
+    display: &Display,
+    signal: &str,
+) -> anyhow::Result<()> {
+    if *stopping {
+        // Dropping the processes ends them.
+        bail!("ended by a second {signal}: what was done since the last checkpoint is lost");
+    }
+    *stopping = true;
+    display.line(&format!(
+        "{signal}: stopping at the next step, with a checkpoint; once more ends the run at once"
+    ));
+    let mut client = client.clone();
+    let reason = format!("{signal} to zipper-launch");
+    tokio::spawn(async move {
+        if let Err(status) = client.stop(v1::StopRequest { reason }).await {
+            tracing::warn!("the coordinator did not take the request to stop: {status}");
+        }
+    });
+    Ok(())
+}
+
+async fn show_results(store: &RunStore, json: bool) -> anyhow::Result<()> {
+    let bytes = store
+        .get(RESULT_TABLE)
+        .await
+        .context("the run has no table of results")?;
+    if json {
+        let table: serde_json::Value = serde_json::from_slice(&bytes).context(RESULT_TABLE)?;
+        let document = serde_json::json!({"outcome": "done", "run": store.url(), "results": table});
+        return print(&document.to_string());
+    }
+    let table: ResultTable = serde_json::from_slice(&bytes).context(RESULT_TABLE)?;
+    print(&table::render(&table))
+}
+
+fn end(prepared: &Prepared, verdict: &v1::Verdict) -> ExitStatus {
+    let url = prepared.store.url();
+    match verdict.outcome() {
+        v1::verdict::Outcome::Done => {
+            eprintln!("Done. Checkpoints, metrics and transcripts: {url}");
+            ExitStatus::Done
+        }
+        v1::verdict::Outcome::Stopped => {
+            eprintln!(
+                "Stopped ({}). The same command with `--resume auto` goes on: {url}",
+                verdict.reason
+            );
+            ExitStatus::Stopped
+        }
+        v1::verdict::Outcome::Config => {
+            eprintln!("error: {}", verdict.reason);
+            ExitStatus::Usage
+        }
+        v1::verdict::Outcome::Failed | v1::verdict::Outcome::Unspecified => {
+            eprintln!(
+                "error: {}\n\nhint: the logs of all processes are in `{}`",
+                verdict.reason,
+                prepared.logs.display()
+            );
+            eprintln!("hint: `--resume auto` goes on from the newest checkpoint");
+            ExitStatus::Failed
+        }
+    }
+}
+
+fn word(outcome: v1::verdict::Outcome) -> &'static str {
+    match outcome {
+        v1::verdict::Outcome::Done => "done",
+        v1::verdict::Outcome::Stopped => "stopped",
+        v1::verdict::Outcome::Config => "config",
+        v1::verdict::Outcome::Failed | v1::verdict::Outcome::Unspecified => "failed",
+    }
+}
+
+/// Prints a document on stdout.
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    use std::io::Write;
+    writeln!(std::io::stdout().lock(), "{text}").context("stdout is closed")
+}
