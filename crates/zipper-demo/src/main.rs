@@ -1,2 +1,52 @@
-//! Placeholder.
-fn main() {}
+//! `zipper-demo`: makes the toy language model of the quickstart.
+//!
+//! The rest of the demo, corpora and pretrained models, is made by the Python scripts beside this crate's sources.
+//!
+//! Reading order: [`words`] (the text), [`directory`] (the Hugging Face directory), [`pretrain`].
+
+mod directory;
+mod pretrain;
+mod words;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use zipper_cli::ExitStatus;
+
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Pretrain a character-level Llama on lines of text and save it as a Hugging Face directory.
+    PretrainLm {
+        /// Lines of `language<TAB>text`.
+        #[arg(long)]
+        words: PathBuf,
+        /// The directory to write; kept as it is if it was made from the same text with the same settings.
+        #[arg(long)]
+        output: PathBuf,
+        /// Optimizer steps.
+        #[arg(long, default_value_t = 600)]
+        steps: u32,
+        /// Torch threads.
+        #[arg(long, default_value_t = 2)]
+        threads: u16,
+    },
+}
+
+fn main() -> ExitStatus {
+    zipper_cli::init_tracing("info");
+    let Command::PretrainLm {
+        words,
+        output,
+        steps,
+        threads,
+    } = Cli::parse().command;
+    tch::set_num_threads(i32::from(threads));
+    zipper_cli::finish(pretrain::run(&words, &output, steps).map(|()| ExitStatus::Done))
+}

@@ -1,0 +1,228 @@
+//! Pretraining: next-token prediction on `<|lang|>`, text, end of text.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::Context;
+use rand::seq::IndexedRandom;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tch::nn::{self, OptimizerConfig};
+use tch::{Device, Kind, Tensor};
+use zipper_cli::UserError;
+use zipper_config::schema::{PromptConfig, PromptKind};
+use zipper_model::init;
+use zipper_model::llm::{CausalLm, LlmConfig};
+use zipper_model::prompt::Prompt;
+
+use crate::directory::{self, Shape, Vocabulary};
+use crate::words::{self, Words};
+
+const SHAPE: Shape = Shape {
+    hidden: 192,
+    ffn: 512,
+    layers: 4,
+    heads: 4,
+    kv_heads: 2,
+};
+const BATCH: usize = 48;
+const PEAK_LR: f64 = 2e-3;
+const WARMUP_STEPS: u32 = 20;
+const WEIGHT_DECAY: f64 = 0.01;
+const CLIP_NORM: f64 = 1.0;
+/// Standard deviation of the initial weights, as in transformers.
+const DEVIATION: f64 = 0.02;
+const SEED: u64 = 1;
+const LOG_EVERY: u32 = 100;
+/// Bumped when the model or its training changes, so that directories made before are made again.
+const RECIPE: u32 = 1;
+const STAMP: &str = ".stamp";
+/// What a target that does not count is marked with: the prompt and the padding.
+const IGNORED: i64 = -100;
+
+/// Makes the directory `output` from the text in `words`, unless that has been done.
+pub(crate) fn run(words: &Path, output: &Path, steps: u32) -> anyhow::Result<()> {
+    let text = fs::read_to_string(words)
+        .map_err(|error| UserError::new(format!("cannot read `{}`: {error}", words.display())))?;
+    let settings = format!("{RECIPE} {steps} {}\n", blake3::hash(text.as_bytes()));
+    if fs::read_to_string(output.join(STAMP)).is_ok_and(|stamp| stamp == settings) {
+        tracing::info!("kept {}", output.display());
+        return Ok(());
+    }
+    let words = words::parse(&text).with_context(|| format!("`{}`", words.display()))?;
+    fs::create_dir_all(output).with_context(|| format!("cannot make `{}`", output.display()))?;
+    let vocabulary = Vocabulary::new(words.keys(), &words::characters(&words));
+    directory::write_description(output, &SHAPE, &vocabulary)?;
+    let config = LlmConfig::read(&output.join("config.json"))?;
+    let prompt = Prompt::load(output, &language_prompt(), &config)?;
+    let model = Trainable::new(config)?;
+    train(&model, &sequences(&words, &prompt)?, steps)?;
+    directory::write_weights(output, &model.tensors)?;
+    let stamp = output.join(STAMP);
+    fs::write(&stamp, settings).with_context(|| format!("cannot write `{}`", stamp.display()))
+}
+
+/// The prompt that the quickstart uses: one token that names the language.
+fn language_prompt() -> PromptConfig {
+    PromptConfig {
+        kind: PromptKind::Plain,
+        template: "<|{lang}|>".to_owned(),
+    }
+}
+
+/// Token ids of every text, by language.
+fn sequences(words: &Words, prompt: &Prompt) -> anyhow::Result<Vec<Vec<Vec<i64>>>> {
+    let sequence = |before: &[i64], text: &String| {
+        let mut ids = before.to_vec();
+        ids.extend(prompt.encode(text)?);
+        ids.push(prompt.eos());
+        Ok(ids)
+    };
+    words
+        .iter()
+        .map(|(lang, texts)| {
+            let before = prompt.frame(lang)?.before;
+            texts.iter().map(|text| sequence(&before, text)).collect()
+        })
+        .collect()
+}
+
+/// A model whose every weight is trained.
+struct Trainable {
+    model: CausalLm,
+    store: nn::VarStore,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+impl Trainable {
+    fn new(config: LlmConfig) -> anyhow::Result<Self> {
+        let store = nn::VarStore::new(Device::Cpu);
+        let mut tensors = BTreeMap::new();
+        let model = CausalLm::build(config, Device::Cpu, |name, shape| {
+            let value = if shape.len() == 1 {
+                Tensor::ones(shape, tch::kind::FLOAT_CPU)
+            } else {
+                init::normal(SEED, name, shape, DEVIATION)
+            };
+            // A dot would mean a sub-path to the store.
+            let tensor = store.root().var_copy(&name.replace('.', "/"), &value);
+            tensors.insert(name.to_owned(), tensor.shallow_clone());
+            Ok(tensor)
+        })?;
+        Ok(Self {
+            model,
+            store,
+            tensors,
+        })
+    }
+}
+
+fn train(model: &Trainable, sequences: &[Vec<Vec<i64>>], steps: u32) -> anyhow::Result<()> {
+    let mut optimizer = nn::AdamW {
+        wd: WEIGHT_DECAY,
+        ..nn::AdamW::default()
+    }
+    .build(&model.store, PEAK_LR)?;
+    let mut random = ChaCha8Rng::seed_from_u64(SEED);
+    let started = Instant::now();
+    let mut recent = 0.0;
+    for step in 1..=steps {
+        optimizer.set_lr(learning_rate(step, steps));
+        let (inputs, targets) = batch(sequences, &mut random);
+        let hidden = model.model.forward(&model.model.embed(&inputs), None);
+        let logits = model.model.logits(&hidden).flatten(0, 1);
+        let loss =
+            logits.cross_entropy_loss::<Tensor>(&targets.view(-1), None, tch::Reduction::Mean, IGNORED, 0.0);
+        optimizer.backward_step_clip_norm(&loss, CLIP_NORM);
+        recent += loss.double_value(&[]) / f64::from(LOG_EVERY);
+        if step % LOG_EVERY == 0 {
+            let seconds = started.elapsed().as_secs_f64();
+            tracing::info!("language model: step {step} of {steps}, loss {recent:.3}, {seconds:.0} s");
+            recent = 0.0;
+        }
+    }
+    Ok(())
+}
+
+/// Rises in a line over the warm-up, then falls in a line to nearly 0.
+fn learning_rate(step: u32, steps: u32) -> f64 {
+    let rising = f64::from(step) / f64::from(WARMUP_STEPS);
+    let falling = 1.0 - f64::from(step - 1) / f64::from(steps);
+    PEAK_LR * rising.min(1.0) * falling
+}
+
+/// Inputs and targets, `[BATCH, time]` each: languages drawn evenly, then a text of the language.
+fn batch(sequences: &[Vec<Vec<i64>>], random: &mut impl RngExt) -> (Tensor, Tensor) {
+    let rows: Vec<&Vec<i64>> = (0..BATCH)
+        .map(|_| {
+            let texts = sequences.choose(random).expect("there is a language");
+            texts.choose(random).expect("a language has texts")
+        })
+        .collect();
+    let width = rows
+        .iter()
+        .map(|row| row.len())
+        .max()
+        .expect("a batch is not empty")
+        - 1;
+    let padded = |row: &[i64], padding: i64| {
+        let mut row = row.to_vec();
+        row.resize(width, padding);
+        row
+    };
+    let inputs: Vec<i64> = rows
+        .iter()
+        .flat_map(|row| padded(&row[..row.len() - 1], 0))
+        .collect();
+    let targets: Vec<i64> = rows.iter().flat_map(|row| padded(&row[1..], IGNORED)).collect();
+    let tensor = |values: &[i64]| {
+        Tensor::from_slice(values)
+            .view([BATCH as i64, width as i64])
+            .to_kind(Kind::Int64)
+    };
+    (tensor(&inputs), tensor(&targets))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A short run writes a directory that the rest of Zipper reads, and whose model has learned something: after a
+    /// language token it prefers how that language's texts begin. A second run keeps it.
+    #[test]
+    fn a_pretrained_directory_loads_and_knows_its_languages() {
+        tch::set_num_threads(1);
+        let folder = tempfile::tempdir().unwrap();
+        let (text, output) = (folder.path().join("words.tsv"), folder.path().join("lm"));
+        fs::write(&text, "en\tone\nen\tone two\nvi\tm\u{1ed9}t\n").unwrap();
+        run(&text, &output, 30).unwrap();
+
+        let model = CausalLm::load(&output, Device::Cpu, Kind::Float).unwrap();
+        let prompt = Prompt::load(&output, &language_prompt(), model.config()).unwrap();
+        for (lang, first) in [("en", "o"), ("vi", "m")] {
+            let ids = prompt.frame(lang).unwrap().before;
+            assert_eq!(ids.len(), 1, "the language is one token");
+            let hidden = model.forward(&model.embed(&Tensor::from_slice(&ids).unsqueeze(0)), None);
+            let best = model.logits(&hidden).argmax(-1, false).int64_value(&[0, 0]);
+            assert_eq!(prompt.decode(&[best]).unwrap(), first);
+        }
+        assert_eq!(
+            prompt.decode(&prompt.encode("one m\u{1ed9}t").unwrap()).unwrap(),
+            "one m\u{1ed9}t"
+        );
+
+        let weights = output.join("model.safetensors");
+        let written = fs::metadata(&weights).unwrap().modified().unwrap();
+        run(&text, &output, 30).unwrap();
+        assert_eq!(fs::metadata(&weights).unwrap().modified().unwrap(), written);
+    }
+
+    #[test]
+    fn the_rate_warms_up_and_falls() {
+        assert!(learning_rate(1, 500) < learning_rate(10, 500));
+        assert!(learning_rate(21, 500) > learning_rate(250, 500));
+        assert!(learning_rate(500, 500) > 0.0);
+    }
+}
