@@ -1,2 +1,69 @@
-//! Placeholder.
-fn main() {}
+//! `cargo xtask`: set-up, quickstart, demo corpora and models, and the whole test suite.
+//!
+//! Owns what has to run before anything that links libtorch can be built, so it links nothing of the kind. Everything it
+//! fetches or makes goes under `.deps/` and `demo/`.
+//!
+//! Reading order: `workspace` (folders, running programs), `setup`, `demo`, `quickstart`, `checks` (`cargo xtask test`).
+
+mod checks;
+mod demo;
+mod phases;
+mod quickstart;
+mod setup;
+mod workspace;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use zipper_cli::ExitStatus;
+
+use crate::demo::{Corpus, Model};
+use crate::setup::Flavor;
+use crate::workspace::Workspace;
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Zipper's set-up, quickstart and tests")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// The folder that takes what is fetched; tests use another one than the default, `.deps`.
+    #[arg(long, global = true, hide = true)]
+    deps: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Fetch libtorch into `.deps/`, after which `cargo build` works.
+    Setup {
+        /// The CUDA-capable install of the same version: 4 GB instead of 1.3.
+        #[arg(long)]
+        cuda: bool,
+    },
+    /// Everything: set up, make the demo, train both stages with 2 workers, evaluate.
+    Quickstart,
+    /// Everything that CI runs.
+    Test,
+    /// Make a demo corpus under `demo/`.
+    Corpus {
+        #[arg(value_enum)]
+        corpus: Corpus,
+    },
+    /// Make a demo model under `demo/models/`.
+    Model {
+        #[arg(value_enum)]
+        model: Model,
+    },
+}
+
+fn main() -> ExitStatus {
+    let cli = Cli::parse();
+    let workspace = Workspace::new(cli.deps);
+    let result = match cli.command {
+        Command::Setup { cuda } => setup::run(&workspace, if cuda { Flavor::Cuda } else { Flavor::Cpu }),
+        Command::Quickstart => quickstart::run(&workspace),
+        Command::Test => checks::run(&workspace),
+        Command::Corpus { corpus } => demo::corpus(&workspace, corpus),
+        Command::Model { model } => demo::model(&workspace, model),
+    };
+    zipper_cli::finish(result.map(|()| ExitStatus::Done))
+}

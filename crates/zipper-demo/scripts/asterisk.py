@@ -32,13 +32,23 @@ def sounds(language):
 
 
 def texts(language):
-    """What is said in each recording, by its path without suffix."""
+    """What is said in each recording, by its path without suffix; where two lines disagree, neither is believed."""
     name = f"asterisk-core-sounds-{language}"
     package = packages.debian(name, VERSION, TEXTS[language])
     listing = package / "usr/share/doc" / name / f"core-sounds-{language}.txt.gz"
-    with gzip.open(listing, "rt", encoding="utf-8", errors="replace") as file:
-        lines = [line.split(":", 1) for line in file if ":" in line and not line.startswith(";")]
-    return {name.strip(): text.strip() for name, text in lines}
+    content = gzip.decompress(listing.read_bytes())
+    try:
+        lines = content.decode("utf-8").splitlines()
+    except UnicodeDecodeError:
+        lines = content.decode("latin-1").splitlines()
+    found, contradicted = {}, set()
+    for line in lines:
+        name, separator, text = line.partition(":")
+        name, text = name.strip(), text.strip()
+        if separator and not line.startswith(";"):
+            if found.setdefault(name, text) != text:
+                contradicted.add(name)
+    return {name: text for name, text in found.items() if name not in contradicted}
 
 
 def samples(path):

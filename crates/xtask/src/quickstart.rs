@@ -1,0 +1,46 @@
+//! `cargo xtask quickstart`: from a fresh clone to the table of word error rates.
+
+use crate::demo::{self, Corpus, Model};
+use crate::phases::Phases;
+use crate::setup::{self, Flavor};
+use crate::workspace::{self, Workspace};
+
+const CONFIG: &str = "configs/quickstart.yaml";
+const PACKAGES: [&str; 4] = [
+    "zipper-launch",
+    "zipper-coordinator",
+    "zipper-worker",
+    "zipper-demo",
+];
+const NODES: &str = "2";
+
+pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
+    let mut phases = Phases::default();
+    phases.run("set-up", || setup::run(workspace, Flavor::Cpu))?;
+    phases.run("build", || build(workspace))?;
+    phases.run("corpus", || demo::corpus(workspace, Corpus::Numbers))?;
+    phases.run("speech encoder", || demo::model(workspace, Model::WhisperBase))?;
+    phases.run("language model", || demo::language_model(workspace))?;
+    phases.run("training and evaluation", || train(workspace))?;
+    phases.summarize();
+    println!(
+        "\nThe run is in runs/quickstart: run.yaml, metrics/train.jsonl, checkpoints/, the tables.\n\
+         docs/quickstart.md says how to read the table and where to go from here."
+    );
+    Ok(())
+}
+
+fn build(workspace: &Workspace) -> anyhow::Result<()> {
+    let packages = PACKAGES.iter().flat_map(|package| ["--package", package]);
+    workspace::run(workspace.cargo().args(["build", "--release"]).args(packages))
+}
+
+fn train(workspace: &Workspace) -> anyhow::Result<()> {
+    let program = workspace.root().join("target/release/zipper-launch");
+    workspace::run(
+        workspace
+            .command(program)
+            .args(["--nodes", NODES, "--workers-per-node", "1"])
+            .args(["--config", CONFIG, "--resume", "auto"]),
+    )
+}

@@ -1,0 +1,23 @@
+//! `cargo xtask setup`: checks this machine and fetches libtorch.
+//!
+//! Nothing outside the repository is touched: system packages are named, not installed.
+
+mod libtorch;
+pub(crate) mod python;
+mod system;
+
+pub(crate) use libtorch::Flavor;
+
+use crate::workspace::Workspace;
+
+/// Leaves the repository ready for `cargo build`.
+///
+/// # Errors
+/// [`zipper_cli::UserError`] naming what the machine lacks and how to get it.
+pub(crate) fn run(workspace: &Workspace, flavor: Flavor) -> anyhow::Result<()> {
+    let python = python::System::find()?;
+    system::check_packages()?;
+    libtorch::install(workspace, &python, flavor)?;
+    println!("setup: ready; `cargo build` works now");
+    Ok(())
+}

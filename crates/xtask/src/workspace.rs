@@ -1,0 +1,69 @@
+//! The repository's folders, and programs run in it.
+
+use std::ffi::OsStr;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, bail};
+
+/// Where things are.
+#[derive(Debug)]
+pub(crate) struct Workspace {
+    root: PathBuf,
+    deps: PathBuf,
+}
+
+impl Workspace {
+    /// The repository that this program was built in; what is fetched goes to `deps`, by default `.deps`.
+    pub(crate) fn new(deps: Option<PathBuf>) -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let root = root.canonicalize().unwrap_or(root);
+        let deps = deps.unwrap_or_else(|| root.join(".deps"));
+        Self { root, deps }
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn deps(&self) -> &Path {
+        &self.deps
+    }
+
+    /// A command that will run in the root of the repository.
+    pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(&self.root);
+        command
+    }
+
+    /// Cargo, in the root of the repository.
+    pub(crate) fn cargo(&self) -> Command {
+        self.command("cargo")
+    }
+}
+
+/// Shows a command, runs it, and fails if it fails.
+pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
+    let line = shown(command);
+    println!("$ {line}");
+    let status = command.status().with_context(|| format!("cannot run `{line}`"))?;
+    if !status.success() {
+        bail!("`{line}` failed ({status})");
+    }
+    Ok(())
+}
+
+fn shown(command: &Command) -> String {
+    let program = Path::new(command.get_program());
+    let mut line = program
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned();
+    for argument in command.get_args() {
+        let _ = write!(line, " {}", argument.to_string_lossy());
+    }
+    line
+}
