@@ -77,7 +77,13 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
                     arguments.node_rank
                 )
             })?;
-        workers.spawn(async move { (local_rank, log, child.wait().await) });
+        // Waiting closes stdin, which would tell the worker that this agent is gone.
+        let stdin = child.stdin.take();
+        workers.spawn(async move {
+            let ended = child.wait().await;
+            drop(stdin);
+            (local_rank, log, ended)
+        });
     }
     let mut stdin = tokio::io::stdin();
     let mut status = ExitStatus::Done;

@@ -22,6 +22,7 @@ use crate::table;
 const FAREWELL: Duration = Duration::from_secs(20);
 
 #[derive(Debug, clap::Args)]
+#[group(skip)]
 pub(crate) struct Arguments {
     /// Nodes of the run; on this machine each is a group of processes of its own.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]

@@ -66,8 +66,9 @@ fn losses_on(config: &RunConfig, world_size: u32) -> Vec<Vec<f64>> {
                 scope.spawn(move || {
                     tch::set_num_threads(1);
                     let store = Store::connect("127.0.0.1", port, TIMEOUT).expect("the store answers");
-                    let group = ProcessGroup::gloo(&store, rank, world_size, "127.0.0.1", TIMEOUT)
-                        .expect("the group forms");
+                    let group =
+                        ProcessGroup::gloo(&store, Rank(rank), WorldSize(world_size), "127.0.0.1", TIMEOUT)
+                            .expect("the group forms");
                     train(&mut session(config), &group, until)
                 })
             })
@@ -83,7 +84,8 @@ fn losses_on(config: &RunConfig, world_size: u32) -> Vec<Vec<f64>> {
 
 fn alone() -> (Store, ProcessGroup) {
     let (store, _) = Store::serve("127.0.0.1", TIMEOUT).expect("a port is free");
-    let group = ProcessGroup::gloo(&store, 0, 1, "127.0.0.1", TIMEOUT).expect("a group of one forms");
+    let group = ProcessGroup::gloo(&store, Rank(0), WorldSize(1), "127.0.0.1", TIMEOUT)
+        .expect("a group of one forms");
     (store, group)
 }
 

@@ -67,7 +67,8 @@ fn end_with_parent() {
         let mut buffer = [0; 64];
         while stdin.read(&mut buffer).is_ok_and(|count| count > 0) {}
         tracing::error!("the node agent is gone");
-        std::process::exit(i32::from(ExitStatus::Failed.code()));
+        // Not `exit`: it would tear libtorch down under the training thread.
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
     });
 }
 
