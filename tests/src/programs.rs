@@ -5,7 +5,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// Longest that any run of a test may take; a hang becomes a failure with its output.
-const DEADLINE: Duration = Duration::from_secs(180);
+const DEADLINE: Duration = Duration::from_mins(3);
 
 /// The path of a program of this workspace, built beside this test.
 ///
@@ -83,7 +83,7 @@ impl Launched {
             panic!(
                 "zipper-launch did not end within {:?}:\n{}",
                 started.elapsed(),
-                finished(output).stderr
+                finished(&output).stderr
             );
         }
         finished(
@@ -100,7 +100,7 @@ impl Launched {
     }
 }
 
-fn finished(output: Output) -> Finished {
+fn finished(output: &Output) -> Finished {
     Finished {
         code: output.status.code(),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),

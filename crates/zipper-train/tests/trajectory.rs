@@ -33,6 +33,8 @@ fn config(fixture: &Fixture, edit: impl Fn(&mut RunConfig)) -> RunConfig {
 }
 
 fn session(config: &RunConfig) -> Session {
+    // Tensors are tiny: threads would only wait for each other.
+    tch::set_num_threads(1);
     let limits = DurationLimits {
         min_seconds: config.data.min_seconds,
         max_seconds: config.data.max_seconds,
@@ -64,7 +66,6 @@ fn losses_on(config: &RunConfig, world_size: u32) -> Vec<Vec<f64>> {
         let ranks: Vec<_> = (0..world_size)
             .map(|rank| {
                 scope.spawn(move || {
-                    tch::set_num_threads(1);
                     let store = Store::connect("127.0.0.1", port, TIMEOUT).expect("the store answers");
                     let group =
                         ProcessGroup::gloo(&store, Rank(rank), WorldSize(world_size), "127.0.0.1", TIMEOUT)

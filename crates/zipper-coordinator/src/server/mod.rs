@@ -211,7 +211,7 @@ struct Owner {
     metrics: Metrics,
     view: watch::Sender<View>,
     history: History,
-    /// Workers that have fetched the verdict.
+    /// Workers that have fetched the verdict, or ended without it.
     farewell: BTreeSet<WorkerId>,
 }
 
@@ -244,6 +244,10 @@ impl Owner {
         // An answer that nobody waits for any more is no failure.
         match message {
             Message::Event(event, done) => {
+                if let Event::Exited(ended) = &event {
+                    // Who has ended does not fetch the verdict.
+                    self.farewell.insert(ended.worker.clone());
+                }
                 self.apply(event).await?;
                 let _ = done.send(());
             }
