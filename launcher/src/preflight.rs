@@ -50,7 +50,7 @@ pub(crate) async fn prepare(arguments: &Arguments) -> anyhow::Result<Prepared> {
     let resume = check_run(&store, &config, arguments.resume).await?;
 
     let (train, skipped) = check_data(&config)?;
-    let world_size = WorldSize(arguments.nodes * arguments.workers_per_node);
+    let world_size = WorldSize(arguments.nodes.saturating_mul(arguments.workers_per_node));
     sampler_problem(&config, &train.utterances)
         .check_world_size(world_size)
         .map_err(|error| user(&error))?;
@@ -90,9 +90,14 @@ async fn check_run(store: &RunStore, config: &RunConfig, resume: Resume) -> anyh
             .hint("choose another `--run`, or go on with `--resume auto`")
             .into());
     }
-    let text = store.get(layout::RUN_CONFIG).await?;
-    let text = std::str::from_utf8(&text).context("run.yaml is not UTF-8")?;
-    let differences = differences(text, &config.to_yaml())?;
+    let of_run = yaml(&store.get(layout::RUN_CONFIG).await?).map_err(|error| {
+        let object = store.object_url(layout::RUN_CONFIG);
+        UserError::new(format!("`{object}` is not YAML: {error}"))
+            .hint("no run can go on from there: choose another `--run`")
+    })?;
+    let now = yaml(config.to_yaml().as_bytes()).context("the configuration is not YAML")?;
+    let mut differences = Vec::new();
+    compare("", &of_run, &now, &mut differences);
     if !differences.is_empty() {
         let message = format!(
             "the run in `{url}` was begun with another configuration:\n  {}",
@@ -118,16 +123,11 @@ async fn check_run(store: &RunStore, config: &RunConfig, resume: Resume) -> anyh
     }
 }
 
-/// `training.align.lr: 0.001 in the run, 0.002 now` for every key whose value differs.
-fn differences(of_run: &str, now: &str) -> anyhow::Result<Vec<String>> {
-    let parse = |text: &str| -> anyhow::Result<serde_json::Value> {
-        serde_yaml::from_str(text).context("a configuration is not YAML")
-    };
-    let mut found = Vec::new();
-    compare("", &parse(of_run)?, &parse(now)?, &mut found);
-    Ok(found)
+fn yaml(text: &[u8]) -> Result<serde_json::Value, serde_yaml::Error> {
+    serde_yaml::from_slice(text)
 }
 
+/// Finds `training.align.lr: 0.001 in the run, 0.002 now` for every key whose value differs.
 fn compare(key: &str, of_run: &serde_json::Value, now: &serde_json::Value, found: &mut Vec<String>) {
     use serde_json::Value::{Null, Object};
     match (of_run, now) {

@@ -15,7 +15,7 @@ use tokio::process::{Child, Command};
 use crate::preflight::Prepared;
 
 /// How long the coordinator may take until it listens.
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_mins(1);
 const LAST_LINES: usize = 20;
 
 /// Running processes; dropping them ends them.

@@ -53,14 +53,12 @@ fn cells(row: &ResultRow, has_silenced: bool, has_untrained: bool) -> Vec<String
         .train_hours
         .map_or_else(|| "-".to_owned(), |hours| format!("{hours:.2}"));
     let mut cells = vec![row.lang.clone(), hours, row.utterances.to_string()];
-    let rates: [(fn(&Rates) -> f64, Headline); 2] = [
-        (|rates| rates.wer, Headline::Wer),
-        (|rates| rates.cer, Headline::Cer),
-    ];
-    for (rate, figure) in rates {
+    for figure in [Headline::Wer, Headline::Cer] {
         let mark = if row.headline == Some(figure) { "*" } else { "" };
-        let percent = |rates: Option<&Rates>| {
-            rates.map_or_else(|| "-".to_owned(), |rates| format!("{:.1}", 100.0 * rate(rates)))
+        let percent = |rates: Option<&Rates>| match (rates, figure) {
+            (None, _) => "-".to_owned(),
+            (Some(rates), Headline::Wer) => format!("{:.1}", 100.0 * rates.wer),
+            (Some(rates), Headline::Cer) => format!("{:.1}", 100.0 * rates.cer),
         };
         cells.push(format!("{}{mark}", percent(Some(&row.trained))));
         if has_silenced {

@@ -87,7 +87,7 @@ impl Launched {
             );
         }
         finished(
-            waiter
+            &waiter
                 .join()
                 .expect("the waiter does not panic")
                 .expect("the output can be read"),

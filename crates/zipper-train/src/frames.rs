@@ -81,7 +81,7 @@ impl Frames {
             return tch::no_grad(|| self.adapted(utterance, None));
         };
         let file = cache.file_of(utterance)?;
-        if let Some(frames) = cache.read(&file) {
+        if let Some(frames) = Cache::read(&file) {
             return Ok(frames.to_device(self.device).to_kind(Kind::Float));
         }
         // The first use sees what later uses will read, so that a run does not depend on what was cached before it.
@@ -171,7 +171,7 @@ impl Cache {
     }
 
     /// The cached frames, or nothing where there is no whole file.
-    fn read(&self, file: &Path) -> Option<Tensor> {
+    fn read(file: &Path) -> Option<Tensor> {
         let bytes = fs::read(file).ok()?;
         let tensors = SafeTensors::deserialize(&bytes).ok()?;
         let view = tensors.tensor("frames").ok()?;

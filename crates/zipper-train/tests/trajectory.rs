@@ -16,7 +16,7 @@ use zipper_train::replica::Replica;
 use zipper_train::session::Session;
 use zipper_types::{Rank, Stage, Variant, WorldSize};
 
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_mins(1);
 const VARIANTS: [Variant; 5] = [
     Variant::Shared,
     Variant::Independent,

@@ -26,7 +26,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a long poll for a task may take; the coordinator answers within a minute.
 const POLL_TIMEOUT: Duration = Duration::from_secs(90);
 /// How long the coordinator may be away before the worker gives up.
-const COORDINATOR_TIMEOUT: Duration = Duration::from_secs(60);
+const COORDINATOR_TIMEOUT: Duration = Duration::from_mins(1);
 const RETRY_PAUSE: Duration = Duration::from_millis(300);
 /// Checkpoints that may wait for upload; the training thread waits when there are more.
 const UPLOADS_WAITING: usize = 1;

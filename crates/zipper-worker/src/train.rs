@@ -179,12 +179,12 @@ impl Worker {
             {
                 task::Kind::Train(train) => self.train(&train),
                 task::Kind::Evaluate(evaluate) => self.evaluate(&evaluate),
-                task::Kind::Finish(finish) => return exit_status(finish.verdict.unwrap_or_default()),
+                task::Kind::Finish(finish) => return exit_status(&finish.verdict.unwrap_or_default()),
             };
             match outcome {
                 Ok(outcome) => self.control.complete_task(task.id, outcome)?,
                 Err(error) => {
-                    let config = error.chain().any(|cause| cause.is::<UserError>());
+                    let config = error.chain().any(<dyn std::error::Error>::is::<UserError>);
                     let failed = v1::Failed {
                         config,
                         message: format!("{error:#}"),
@@ -365,7 +365,7 @@ fn is_collective(error: &anyhow::Error) -> bool {
     })
 }
 
-fn exit_status(verdict: v1::Verdict) -> anyhow::Result<ExitStatus> {
+fn exit_status(verdict: &v1::Verdict) -> anyhow::Result<ExitStatus> {
     match verdict.outcome() {
         verdict::Outcome::Done => Ok(ExitStatus::Done),
         verdict::Outcome::Stopped => Ok(ExitStatus::Stopped),
