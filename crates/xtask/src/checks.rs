@@ -34,10 +34,7 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
     phases.run("dependencies", || {
         workspace::run(tool(workspace, "deny").args(["check", "bans", "licenses", "sources"]))
     })?;
-    // The direction of dependencies between crates is a test too: tests/tests/architecture.rs.
-    phases.run("tests", || {
-        workspace::run(tool(workspace, "nextest").args(["run", "--workspace"]))
-    })?;
+    phases.run("scripts", || check_scripts(workspace))?;
     phases.run("examples in the documentation", || {
         // Cargo's link arguments do not reach these programs, so libtorch must be found another way.
         let libraries = workspace.deps().join("libtorch/torch/lib");
@@ -45,14 +42,36 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
         test.env("LD_LIBRARY_PATH", libraries);
         workspace::run(test.args(["test", "--workspace", "--doc", "--quiet"]))
     })?;
-    phases.summarize();
+    // The end-to-end tests run programs of other packages, which building tests alone does not build.
+    phases.run("programs", || {
+        workspace::run(workspace.cargo().args(["build", "--workspace"]))
+    })?;
+    // The direction of dependencies between crates is a test too: tests/tests/architecture.rs.
+    // Last, so that the counts of passed and failed tests end the output.
+    phases.run("tests", || {
+        workspace::run(tool(workspace, "nextest").args(["run", "--workspace"]))
+    })?;
+    println!("== all checks passed");
+    Ok(())
+}
+
+/// Parses every Python script, and gives shell scripts to shellcheck where it is installed.
+fn check_scripts(workspace: &Workspace) -> anyhow::Result<()> {
+    let mut compile = workspace.command("python3");
+    compile.env("PYTHONPYCACHEPREFIX", workspace.root().join("target/pycache"));
+    workspace::run(compile.args(["-m", "compileall", "-q", "crates"]))?;
+    if runs(&mut workspace.command("shellcheck")) {
+        workspace::run(workspace.command("shellcheck").arg(".ci/run"))?;
+    } else {
+        println!("shellcheck is not installed: .ci/run is not checked");
+    }
     Ok(())
 }
 
 /// Installs the missing ones into `.deps/tools`.
 fn install_tools(workspace: &Workspace) -> anyhow::Result<()> {
     for (name, version) in TOOLS {
-        if is_there(workspace, name) {
+        if runs(&mut tool(workspace, name)) {
             continue;
         }
         let mut install = workspace.cargo();
@@ -64,8 +83,9 @@ fn install_tools(workspace: &Workspace) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn is_there(workspace: &Workspace, name: &str) -> bool {
-    tool(workspace, name)
+/// Whether a program can be asked its version.
+fn runs(command: &mut Command) -> bool {
+    command
         .arg("--version")
         .stdout(Stdio::null())
         .stderr(Stdio::null())

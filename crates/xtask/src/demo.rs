@@ -21,6 +21,8 @@ pub(crate) enum Model {
     WhisperBase,
     /// SmolLM2-135M-Instruct (downloads 93 MB).
     Smollm2,
+    /// The quickstart's character-level language model, pretrained on the words of `corpus numbers`.
+    NumbersLm,
 }
 
 pub(crate) fn corpus(workspace: &Workspace, corpus: Corpus) -> anyhow::Result<()> {
@@ -34,13 +36,16 @@ pub(crate) fn corpus(workspace: &Workspace, corpus: Corpus) -> anyhow::Result<()
 }
 
 pub(crate) fn model(workspace: &Workspace, model: Model) -> anyhow::Result<()> {
-    script(
-        workspace,
-        match model {
-            Model::WhisperBase => "whisper_base.py",
-            Model::Smollm2 => "smollm2.py",
-        },
-    )
+    match model {
+        Model::WhisperBase => script(workspace, "whisper_base.py"),
+        Model::Smollm2 => script(workspace, "smollm2.py"),
+        Model::NumbersLm => {
+            let mut build = workspace.cargo();
+            workspace::run(build.args(["build", "--release", "--package", "zipper-demo"]))?;
+            corpus(workspace, Corpus::Numbers)?;
+            language_model(workspace)
+        }
+    }
 }
 
 /// Pretrains the quickstart's language model with `target/release/zipper-demo`.

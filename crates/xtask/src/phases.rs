@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
+
 /// The phases so far.
 #[derive(Debug, Default)]
 pub(crate) struct Phases {
@@ -10,6 +12,9 @@ pub(crate) struct Phases {
 
 impl Phases {
     /// Does one phase under its heading.
+    ///
+    /// # Errors
+    /// What `work` fails with, after the name of the phase.
     pub(crate) fn run<T>(
         &mut self,
         name: &'static str,
@@ -17,7 +22,7 @@ impl Phases {
     ) -> anyhow::Result<T> {
         println!("\n== {name}");
         let started = Instant::now();
-        let result = work()?;
+        let result = work().with_context(|| format!("phase `{name}`"))?;
         let time = started.elapsed();
         println!("== {name}: {}", minutes(time));
         self.done.push((name, time));
@@ -49,5 +54,19 @@ mod tests {
     fn times_are_minutes_and_seconds() {
         assert_eq!(minutes(Duration::from_millis(61_900)), "1:01 min");
         assert_eq!(minutes(Duration::from_secs(754)), "12:34 min");
+    }
+
+    /// Whoever reads the last lines of a long output learns which phase failed, and keeps the hints.
+    #[test]
+    fn a_failure_names_its_phase_and_keeps_its_hints() {
+        let error = Phases::default()
+            .run("build", || -> anyhow::Result<()> {
+                Err(zipper_cli::UserError::new("no compiler").hint("get one").into())
+            })
+            .unwrap_err();
+        let mut printed = Vec::new();
+        zipper_cli::report(&error, &mut printed);
+        let printed = String::from_utf8(printed).unwrap();
+        assert_eq!(printed, "error: phase `build`: no compiler\n\nhint: get one\n");
     }
 }

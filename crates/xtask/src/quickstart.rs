@@ -1,5 +1,7 @@
 //! `cargo xtask quickstart`: from a fresh clone to the table of word error rates.
 
+use anyhow::Context;
+
 use crate::demo::{self, Corpus, Model};
 use crate::phases::Phases;
 use crate::setup::{self, Flavor};
@@ -14,7 +16,13 @@ const PACKAGES: [&str; 4] = [
 ];
 const NODES: &str = "2";
 
+/// # Errors
+/// What a phase fails with, after its name.
 pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
+    run_phases(workspace).context("the quickstart stopped; once mended, run it again: finished work is kept")
+}
+
+fn run_phases(workspace: &Workspace) -> anyhow::Result<()> {
     let mut phases = Phases::default();
     phases.run("set-up", || setup::run(workspace, Flavor::Cpu))?;
     phases.run("build", || build(workspace))?;
