@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressStyle};
-use zipper_checkpoint::{RunStore, layout};
+use zipper_checkpoint::{CheckpointError, ErrorKind, RunStore, layout};
 use zipper_cli::UserError;
 use zipper_config::RunConfig;
 use zipper_config::schema::OnBadAudio;
@@ -47,7 +47,7 @@ pub(crate) async fn prepare(arguments: &Arguments) -> anyhow::Result<Prepared> {
         .clone()
         .unwrap_or_else(|| format!("./runs/{}", config.name));
     let store = RunStore::open(&url).map_err(|error| user(&error))?;
-    let resume = check_run(&store, &config, arguments.resume).await?;
+    let (resume, damaged) = check_run(&store, &config, arguments.resume).await?;
 
     let (train, skipped) = check_data(&config)?;
     let world_size = WorldSize(arguments.nodes.saturating_mul(arguments.workers_per_node));
@@ -55,6 +55,9 @@ pub(crate) async fn prepare(arguments: &Arguments) -> anyhow::Result<Prepared> {
         .check_world_size(world_size)
         .map_err(|error| user(&error))?;
 
+    for step in damaged {
+        store.checkpoints().remove(step).await?;
+    }
     if !store.exists(layout::RUN_CONFIG).await? {
         store
             .put_create(layout::RUN_CONFIG, Bytes::from(config.to_yaml()))
@@ -74,15 +77,20 @@ pub(crate) async fn prepare(arguments: &Arguments) -> anyhow::Result<Prepared> {
     })
 }
 
-/// Decides whether the run begins or goes on, and from which step.
-async fn check_run(store: &RunStore, config: &RunConfig, resume: Resume) -> anyhow::Result<Step> {
+/// Decides whether the run begins or goes on, and from which step; also the damaged checkpoints after it, which have to make
+/// room for new ones.
+async fn check_run(
+    store: &RunStore,
+    config: &RunConfig,
+    resume: Resume,
+) -> anyhow::Result<(Step, Vec<Step>)> {
     let url = store.url();
     if !store.exists(layout::RUN_CONFIG).await? {
         if resume == Resume::Require {
             let error = UserError::new(format!("--resume require: there is no run in `{url}`"));
             return Err(error.hint("begin one with `--resume auto`").into());
         }
-        return Ok(Step(0));
+        return Ok((Step(0), Vec::new()));
     }
     if resume == Resume::Never {
         let error = UserError::new(format!("--resume never: there is a run in `{url}` already"));
@@ -108,18 +116,29 @@ async fn check_run(store: &RunStore, config: &RunConfig, resume: Resume) -> anyh
             .hint("undo the changes, or choose another `--run` for them")
             .into());
     }
-    let latest = store.checkpoints().latest_readable().await?;
+    let latest = store.checkpoints().latest_readable().await.map_err(fault)?;
     for (step, error) in &latest.damaged {
-        eprintln!("warning: the checkpoint of step {step} is damaged and will be written again: {error}");
-        store.checkpoints().remove(*step).await?;
+        eprintln!("warning: the checkpoint of step {step} is damaged and cannot be resumed from: {error}");
     }
+    let damaged = latest.damaged.iter().map(|(step, _)| *step).collect();
     match latest.manifest {
-        Some(manifest) => Ok(manifest.step),
+        Some(manifest) => Ok((manifest.step, damaged)),
         None if resume == Resume::Require => {
-            let error = UserError::new(format!("--resume require: the run in `{url}` has no checkpoint"));
+            let error = UserError::new(format!(
+                "--resume require: the run in `{url}` has no checkpoint to resume from"
+            ));
             Err(error.hint("begin it again with `--resume auto`").into())
         }
-        None => Ok(Step(0)),
+        None => Ok((Step(0), damaged)),
+    }
+}
+
+/// What trying again cannot help is the user's to mend.
+fn fault(error: CheckpointError) -> anyhow::Error {
+    if error.kind() == ErrorKind::Config {
+        UserError::new(error.to_string()).into()
+    } else {
+        error.into()
     }
 }
 
