@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tch::Device;
 use zipper_collectives::{ProcessGroup, Store};
-use zipper_config::schema::RunConfig;
+use zipper_config::schema::{OnNonFinite, RunConfig};
 use zipper_data::{DurationLimits, load_corpus};
 use zipper_tests::Fixture;
 use zipper_train::TrainError;
@@ -183,6 +183,81 @@ fn initial_b_continues_where_stage_1_ended() {
             .loss;
         assert_close(&[expected], &[found], 1e-6, variant.name());
     }
+}
+
+/// Adapters in the encoder train too, and their dropout does not depend on where an utterance lands.
+#[test]
+fn encoder_adapters_have_the_same_trajectory_on_two_ranks() {
+    let fixture = Fixture::new();
+    let config = config(&fixture, |config| {
+        config.model.encoder.cache = None;
+        config.adapter.encoder_targets = ["q_proj", "fc1"].map(str::to_owned).to_vec();
+        config.training.align.steps = 4;
+        config.training.zipper.steps = 4;
+    });
+    let one = losses_on(&config, 1).remove(0);
+    assert_close(&one, &losses_on(&config, 2)[0], 1e-4, "2 ranks");
+    let (_store, group) = alone();
+    let mut session = session(&config);
+    let names = |session: &Session| -> Vec<String> {
+        session
+            .replica()
+            .params()
+            .iter()
+            .map(|param| param.name.clone())
+            .collect()
+    };
+    assert!(names(&session).contains(&"lora.model.encoder.layers.1.fc1.A".to_owned()));
+    let before = value_of(&session, "lora.model.encoder.layers.1.fc1.B_shared");
+    train(&mut session, &group, 2);
+    assert_ne!(
+        before,
+        value_of(&session, "lora.model.encoder.layers.1.fc1.B_shared"),
+        "it is trained"
+    );
+}
+
+/// An update that is not finite is left out on all ranks and counted, or ends the run with the step's name: as configured.
+#[test]
+fn updates_that_are_not_finite_follow_the_policy() {
+    let fixture = Fixture::new();
+    let with = |policy| {
+        config(&fixture, |config| {
+            config.training.on_non_finite = policy;
+            config.training.align.lr = 1e30;
+            config.training.align.warmup_steps = 0;
+        })
+    };
+    let (_store, group) = alone();
+    let mut stopping = session(&with(OnNonFinite::Stop));
+    let error = (0..3)
+        .find_map(|_| stopping.train_step(&group, false).err())
+        .expect("it diverges");
+    assert!(matches!(error, TrainError::NonFinite { .. }), "{error}");
+    assert!(error.to_string().contains("training.on_non_finite"), "{error}");
+
+    let mut skipping = session(&with(OnNonFinite::Skip));
+    let reports: Vec<_> = (0..4)
+        .map(|_| skipping.train_step(&group, false).expect("the policy goes on"))
+        .collect();
+    let first = reports
+        .iter()
+        .position(|report| report.skipped)
+        .expect("it diverges");
+    assert!(
+        reports[first..].iter().all(|report| report.skipped),
+        "weights that diverged stay so"
+    );
+    assert_eq!(skipping.step().0, 4, "a step without an update is still a step");
+}
+
+fn value_of(session: &Session, name: &str) -> tch::Tensor {
+    let params = session.replica().params();
+    let param = params
+        .iter()
+        .find(|param| param.name == name)
+        .expect("the parameter exists");
+    param.tensor.detach().copy()
 }
 
 /// Every rank writes its own parts; together they are each part exactly once, for any number of ranks.
