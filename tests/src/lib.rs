@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 pub use corpus::{LANGUAGES, write_corpus};
 pub use models::{write_llm, write_whisper};
-pub use programs::{Finished, Launched, program};
+pub use programs::{Finished, Launched, processes, program};
 
 /// A folder with models, audio, manifests and a configuration.
 #[derive(Debug)]

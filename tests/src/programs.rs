@@ -26,6 +26,19 @@ pub fn program(name: &str) -> PathBuf {
     path
 }
 
+/// Process ids of this machine's processes whose command line has all of `words`; one that has ended but was not
+/// reaped does not count.
+pub fn processes(words: &[&str]) -> Vec<i32> {
+    let entries = std::fs::read_dir("/proc").expect("/proc is there").flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let matches = |pid: &i32| {
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command);
+        !command.is_empty() && words.iter().all(|word| command.contains(word))
+    };
+    pids.filter(matches).collect()
+}
+
 /// A finished program.
 #[derive(Debug)]
 pub struct Finished {
@@ -92,6 +105,12 @@ impl Launched {
                 .expect("the waiter does not panic")
                 .expect("the output can be read"),
         )
+    }
+
+    /// Ends it without a chance to clean up.
+    pub fn kill(mut self) {
+        self.child.kill().expect("zipper-launch is running");
+        self.child.wait().expect("it can be waited for");
     }
 
     /// Runs `zipper-launch` to its end.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use zipper_tests::{Finished, Fixture, Launched};
+use zipper_tests::{Finished, Fixture, Launched, processes, program};
 
 fn launch(fixture: &Fixture, config: &str, run: &str, more: &[&str]) -> Vec<String> {
     let config = fixture.path().join(config).display().to_string();
@@ -67,6 +67,100 @@ fn a_whole_run_ends_with_a_table_and_everything_on_disk() {
         );
     }
     assert!(run.join("run.yaml").exists() && run.join("eval/table.json").exists());
+}
+
+/// `zipper-worker eval` on the last checkpoint gives the figures that the run itself reported.
+#[test]
+fn eval_repeats_the_figures_of_the_run() {
+    let fixture = Fixture::new();
+    assert_code(&run(&launch(&fixture, "run.yaml", "run", &["--nodes", "2"])), 0);
+    let eval = |more: &[&str]| {
+        let output = std::process::Command::new(program("zipper-worker"))
+            .args([
+                "eval",
+                "--run",
+                &fixture.run_url("run"),
+                "--threads",
+                "1",
+                "--manifest",
+            ])
+            .arg(fixture.path().join("corpus/test.jsonl"))
+            .args(more)
+            .output()
+            .expect("zipper-worker can be started");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            output.status.success() == !more.contains(&"step-00000099"),
+            "{stderr}"
+        );
+        (
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr,
+            output.status.code(),
+        )
+    };
+    let (document, _, _) = eval(&["--json"]);
+    let document: serde_json::Value =
+        serde_json::from_str(&document).expect("one JSON document and nothing else");
+    let reported = fs::read(fixture.path().join("run/eval/numbers-step-00000012.json")).expect("a report");
+    let reported: serde_json::Value = serde_json::from_slice(&reported).expect("JSON");
+    assert_eq!(document["report"], reported["report"]);
+    assert_eq!(document["step"], 12);
+    let (table, _, _) = eval(&["--checkpoint", "step-00000006"]);
+    assert!(table.contains("WER") && table.contains("vi"), "{table}");
+    let (_, message, code) = eval(&["--checkpoint", "step-00000099"]);
+    assert!(code == Some(2) && message.contains("step-00000099"), "{message}");
+}
+
+/// A worker that is killed ends the run with exit code 1 and its name, and `--resume` goes on from the last checkpoint.
+#[test]
+fn a_lost_worker_is_named_and_the_run_can_be_resumed() {
+    let fixture = Fixture::new();
+    fixture.write_config("long.yaml", |text| {
+        text.replace("steps: 6,", "steps: 60,")
+            .replace("untrained: true", "untrained: false")
+    });
+    let arguments = launch(&fixture, "long.yaml", "run", &["--nodes", "2"]);
+    let launched = Launched::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let checkpoint = fixture.path().join("run/checkpoints/step-00000004/MANIFEST.json");
+    wait_until("the first checkpoint is written", || checkpoint.exists());
+    let run_url = fixture.run_url("run");
+    let worker = processes(&["zipper-worker", "train", &run_url, "--node-rank\u{0}1"]);
+    kill(Pid::from_raw(worker[0]), Signal::SIGKILL).expect("the worker is running");
+    let finished = launched.wait();
+    assert_code(&finished, 1);
+    for words in ["worker `node1/0` (rank 1)", "signal 9", "--resume auto"] {
+        assert!(
+            finished.stderr.contains(words),
+            "no `{words}` in:\n{}",
+            finished.stderr
+        );
+    }
+    wait_until("no process of the run is left", || {
+        processes(&[&run_url]).is_empty()
+    });
+    assert_code(&run(&arguments), 0);
+    assert_eq!(fixture.losses("run").len(), 120, "every step is there once");
+}
+
+/// Nothing outlives a zipper-launch that is killed.
+#[test]
+fn a_killed_launcher_leaves_no_process_behind() {
+    let fixture = Fixture::new();
+    fixture.write_config("long.yaml", |text| text.replace("steps: 6,", "steps: 5000,"));
+    let arguments = launch(&fixture, "long.yaml", "run", &["--nodes", "2"]);
+    let launched = Launched::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let metrics = fixture.path().join("run/metrics/train.jsonl");
+    wait_until("the run makes steps", || metrics.exists());
+    let run_url = fixture.run_url("run");
+    assert!(
+        processes(&[&run_url]).len() >= 6,
+        "launcher, coordinator, two agents, two workers"
+    );
+    launched.kill();
+    wait_until("no process of the run is left", || {
+        processes(&[&run_url]).is_empty()
+    });
 }
 
 /// 50 steps through both stages as real processes: two workers and one worker report the same losses.
