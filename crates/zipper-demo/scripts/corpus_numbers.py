@@ -28,6 +28,7 @@ VALIDATION_UTTERANCES = 15
 HUMAN_TEST_UTTERANCES = 100
 VOICE_VARIANTS = ["", *(f"+m{i}" for i in range(1, 8)), *(f"+f{i}" for i in range(1, 6))]
 SYNTHESIZERS = 2
+TELEPHONE_RATE = 8000
 
 # Silence around speech is cut off, but for this much.
 SILENCE = 100
@@ -54,17 +55,30 @@ def trimmed(samples, rate):
     return samples[max(0, loud[0] - margin) : loud[-1] + margin]
 
 
-def synthesize(text, language, key):
-    """Samples, rate and voice; everything about the voice is drawn from `key`."""
+def band_limited(samples, rate, new_rate):
+    """The samples at a lower rate: the spectrum is cut off at the new half rate."""
+    count = len(samples) * new_rate // rate
+    spectrum = np.fft.rfft(samples)[: count // 2 + 1]
+    return np.clip(np.fft.irfft(spectrum, count) * count / len(samples), -32768, 32767).astype(np.int16)
+
+
+def synthesize(text, language, key, varied):
+    """Samples, rate and voice, all drawn from `key`; `varied` adds slow speech, pauses and the telephone's 8 kHz."""
     draw = random.Random(zlib.crc32(key.encode()))
     voice = draw.choice(LANGUAGES[language].voices) + draw.choice(VOICE_VARIANTS)
-    options = {"-v": voice, "-p": draw.randint(25, 75), "-s": draw.randint(150, 200), "-a": draw.randint(80, 120)}
+    speed = draw.randint(120 if varied else 150, 200)
+    options = {"-v": voice, "-p": draw.randint(25, 75), "-s": speed, "-a": draw.randint(80, 120)}
+    if varied:
+        options["-g"] = draw.choice([0, 0, 4, 8, 16])
     command = ["espeak-ng", "--stdin", "--stdout"]
     command += [str(word) for option in options.items() for word in option]
     spoken = subprocess.run(command, input=text.encode(), capture_output=True, check=True).stdout
     # A header of 44 bytes, whose length fields espeak-ng cannot know yet when it writes to a pipe.
     rate = int.from_bytes(spoken[24:28], "little")
-    return trimmed(np.frombuffer(spoken[44:], np.int16), rate), rate, voice
+    samples = trimmed(np.frombuffer(spoken[44:], np.int16), rate)
+    if varied and draw.random() < 0.5:
+        samples, rate = band_limited(samples, rate, TELEPHONE_RATE), TELEPHONE_RATE
+    return samples, rate, voice
 
 
 def write_utterance(split, name, samples, rate, **keys):
@@ -83,7 +97,8 @@ def speak(split, language, index, number):
     """One synthetic utterance."""
     text = words(number, language)
     name = f"{language}-{index:05}-{number}"
-    samples, rate, voice = synthesize(pronounced(text, language), language, f"{split} {name}")
+    spoken = pronounced(text, language)
+    samples, rate, voice = synthesize(spoken, language, f"{split} {name}", varied=split == "train")
     return write_utterance(split, name, samples, rate, text=text, lang=language, voice=voice)
 
 

@@ -115,7 +115,13 @@ impl Environment {
         let requirements = requirements.to_string_lossy();
         self.pip(
             workspace,
-            &["install", "--require-hashes", "--requirement", &requirements],
+            &[
+                "install",
+                "--quiet",
+                "--require-hashes",
+                "--requirement",
+                &requirements,
+            ],
         )?;
         fs::write(&stamp, wanted).with_context(|| format!("cannot write `{}`", stamp.display()))
     }
