@@ -76,14 +76,13 @@ impl Scored {
     /// # Errors
     /// [`CheckpointError`] if the store cannot be written.
     pub async fn write(&self, store: &RunStore, utterances: &[Decoded]) -> Result<(), CheckpointError> {
-        let lines: String = utterances
-            .iter()
-            .map(|utterance| {
-                let line = serde_json::json!({"id": utterance.id, "lang": utterance.lang,
-                    "reference": utterance.reference, "hypothesis": utterance.hypothesis});
-                format!("{line}\n")
-            })
-            .collect();
+        let mut lines = String::new();
+        for utterance in utterances {
+            let line = serde_json::json!({"id": utterance.id, "lang": utterance.lang,
+                "reference": utterance.reference, "hypothesis": utterance.hypothesis});
+            lines.push_str(&line.to_string());
+            lines.push('\n');
+        }
         store
             .put(&format!("{}.jsonl", self.stem()), Bytes::from(lines))
             .await?;

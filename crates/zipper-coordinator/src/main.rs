@@ -23,7 +23,7 @@ struct Arguments {
     #[arg(long)]
     run: String,
     /// Workers to wait for.
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     world_size: u32,
     /// Completed steps to go on from. Left out: from the start.
     #[arg(long, default_value_t = 0)]

@@ -32,15 +32,16 @@ impl Metrics {
             Err(error) => return Err(error),
         };
         let step_of = |line: &str| serde_json::from_str::<serde_json::Value>(line).ok()?["step"].as_u64();
-        let lines = text
+        let lines: Vec<(Step, String)> = text
             .lines()
             .filter_map(|line| Some((Step(step_of(line)?), line.to_owned())))
             .filter(|(step, _)| *step <= resume)
             .collect();
         Ok(Self {
             store,
+            // What is there now ends after the step that the run goes on from.
+            unwritten: lines.len() < text.lines().count(),
             lines,
-            unwritten: false,
             last_write: None,
         })
     }

@@ -191,7 +191,11 @@ pub struct State {
     /// Checkpoints that ranks have written or will write, not published yet.
     expected: BTreeSet<Step>,
     published: BTreeSet<Step>,
+    /// Completed steps of the model.
+    reached: Step,
     stop_requested: Option<String>,
+    /// Something was left out because of the stop.
+    cut_short: bool,
     closing: Option<Closing>,
     suspicion: Option<Suspicion>,
     verdict: Option<Verdict>,
@@ -214,7 +218,9 @@ impl State {
             pending: BTreeMap::new(),
             expected: BTreeSet::new(),
             published: BTreeSet::from([resume]),
+            reached: resume,
             stop_requested: None,
+            cut_short: false,
             closing: None,
             suspicion: None,
             verdict: None,
@@ -258,9 +264,13 @@ impl State {
         self.formed
     }
 
-    /// Rank of a worker and address of rank 0's store, once all have joined.
-    pub fn assignment(&self, worker: &WorkerId) -> Option<(Rank, &str)> {
-        let rank = self.formed.then(|| self.members.get(worker)?.rank).flatten()?;
+    /// Rank of a worker and address of rank 0's store, once all have joined; nothing for a process that is not the one that
+    /// the generation was formed with.
+    pub fn assignment(&self, worker: &WorkerId, incarnation: Incarnation) -> Option<(Rank, &str)> {
+        let member = self.members.get(worker)?;
+        let rank = member
+            .rank
+            .filter(|_| member.joining.incarnation == incarnation)?;
         let first = self
             .members
             .values()
@@ -306,7 +316,7 @@ impl State {
                 }
             }
             Event::Completed { rank, task, outcome } => {
-                self.completed(now, rank, task, outcome, &mut effects)
+                self.completed(now, rank, task, outcome, &mut effects);
             }
             Event::PartsStored {
                 rank,
@@ -318,7 +328,7 @@ impl State {
             }
             Event::Published { step, error } => self.published(step, error, &mut effects),
             Event::Exited(ended) => self.exited(&ended, &mut effects),
-            Event::StopRequested { reason } => self.stop(now, reason, &mut effects),
+            Event::StopRequested { reason } => self.stop(reason, &mut effects),
             Event::Tick => self.tick(now, &mut effects),
         }
         self.close_if_ready(&mut effects);
@@ -329,9 +339,15 @@ impl State {
         if self.formed {
             return;
         }
-        let worker = joining.worker.clone();
+        let replaced = self
+            .members
+            .get(&joining.worker)
+            .is_some_and(|member| member.joining.incarnation > joining.incarnation);
+        if replaced {
+            return;
+        }
         self.members.insert(
-            worker,
+            joining.worker.clone(),
             Member {
                 joining,
                 rank: None,
@@ -358,10 +374,12 @@ impl State {
     /// Gives out the next task, or begins to close (TASK-1).
     fn begin_next(&mut self, now: Now, effects: &mut Vec<Effect>) {
         self.running = None;
-        if let Some(reason) = &self.stop_requested {
-            let verdict = Verdict::Stopped(reason.clone());
-            self.closing = Some(Closing { verdict, since: now });
-        } else if let Some(planned) = self.left.pop() {
+        let next = if self.stop_requested.is_some() {
+            self.last_training()
+        } else {
+            self.left.pop()
+        };
+        if let Some(planned) = next {
             effects.push(Effect::Begin(planned.clone()));
             self.running = Some(Running {
                 id: self.next_task,
@@ -370,11 +388,27 @@ impl State {
             });
             self.next_task += 1;
         } else {
-            self.closing = Some(Closing {
-                verdict: Verdict::Done,
-                since: now,
-            });
+            let verdict = match &self.stop_requested {
+                Some(reason) if self.cut_short || !self.left.is_empty() => Verdict::Stopped(reason.clone()),
+                _ => Verdict::Done,
+            };
+            self.closing = Some(Closing { verdict, since: now });
         }
+    }
+
+    /// What a run that stops still has to do: steps since the last checkpoint would be lost, and training that begins now
+    /// makes one step and a checkpoint.
+    fn last_training(&mut self) -> Option<Planned> {
+        if self.published.contains(&self.reached) || self.expected.contains(&self.reached) {
+            return None;
+        }
+        let next = self
+            .left
+            .iter()
+            .rposition(|planned| matches!(planned, Planned::Train { .. }))?;
+        self.left.truncate(next + 1);
+        self.cut_short = true;
+        self.left.pop()
     }
 
     fn completed(&mut self, now: Now, rank: Rank, task: u64, outcome: Outcome, effects: &mut Vec<Effect>) {
@@ -401,6 +435,20 @@ impl State {
             }
             return;
         }
+        let agrees = running
+            .outcomes
+            .values()
+            .all(|other| other.reached() == outcome.reached());
+        if !outcome.fits(&running.planned) || (matches!(running.planned, Planned::Train { .. }) && !agrees) {
+            let reason = format!(
+                "{} ended task {task} in a way that does not fit it or the other ranks: do all workers run the same \
+                 version of zipper?",
+                self.describe(rank)
+            );
+            self.end(Verdict::Failed(reason), effects);
+            return;
+        }
+        self.cut_short |= matches!(outcome, Outcome::Stopped { .. });
         running.outcomes.insert(rank, outcome);
         if running.outcomes.len() < self.world_size.0 as usize {
             return;
@@ -448,6 +496,7 @@ impl State {
         let Some(reached) = outcomes.values().find_map(Outcome::reached) else {
             return;
         };
+        self.reached = reached;
         let written = schedule::checkpoints(&self.config, from, reached, ends_stage || stopped);
         self.expected
             .extend(written.into_iter().filter(|step| !self.published.contains(step)));
@@ -473,6 +522,7 @@ impl State {
         if pending.parts.len() == self.world_size.0 as usize && !complete_before {
             self.expected.insert(step);
             let parts = pending.parts.values().flatten().cloned().collect();
+            let stage = pending.stage;
             effects.push(Effect::Publish { step, stage, parts });
         }
     }
@@ -508,17 +558,15 @@ impl State {
         self.end(verdict, effects);
     }
 
-    fn stop(&mut self, now: Now, reason: String, effects: &mut Vec<Effect>) {
+    fn stop(&mut self, reason: String, effects: &mut Vec<Effect>) {
         if !self.formed {
             self.end(Verdict::Stopped(reason), effects);
             return;
         }
-        if let Some(closing) = &mut self.closing {
-            // The work is done already: only a checkpoint is awaited.
-            closing.since = closing.since.max(now.saturating_sub(CHECKPOINT_TIMEOUT));
-            return;
+        // When the run is closing the work is done already, and only a checkpoint is awaited.
+        if self.closing.is_none() {
+            self.stop_requested.get_or_insert(reason);
         }
-        self.stop_requested.get_or_insert(reason);
     }
 
     fn tick(&mut self, now: Now, effects: &mut Vec<Effect>) {

@@ -93,10 +93,10 @@ enum Message {
         oneshot::Sender<Result<Rank, Refusal>>,
     ),
     /// Its place, once all have joined.
-    Assignment(WorkerId, oneshot::Sender<Option<v1::JoinResponse>>),
+    Assignment(WorkerId, Incarnation, oneshot::Sender<Option<v1::JoinResponse>>),
     /// Metrics of a step.
     Step(Box<v1::StepMetrics>),
-    /// A worker has fetched the verdict.
+    /// A worker was told how the run ended.
     TookVerdict(WorkerId),
 }
 
@@ -234,7 +234,9 @@ impl Owner {
             if let Some(verdict) = self.state.verdict() {
                 let since = ended.get_or_insert_with(Instant::now).elapsed();
                 if since > FAREWELL || self.farewell.len() >= self.state.world_size().0 as usize {
-                    return Ok(verdict.clone());
+                    let verdict = verdict.clone();
+                    self.metrics.write(self.started.elapsed(), true).await?;
+                    return Ok(verdict);
                 }
             }
         }
@@ -254,19 +256,21 @@ impl Owner {
             Message::Member(worker, incarnation, generation, answer) => {
                 let _ = answer.send(self.state.member(&worker, incarnation, generation));
             }
-            Message::Assignment(worker, answer) => {
-                let _ = answer.send(self.state.assignment(&worker).map(|(rank, store_address)| {
-                    v1::JoinResponse {
-                        generation: self.state.generation().0,
-                        rank: rank.0,
-                        world_size: self.state.world_size().0,
-                        store_address: store_address.to_owned(),
-                    }
+            Message::Assignment(worker, incarnation, answer) => {
+                let assignment = self.state.assignment(&worker, incarnation);
+                let _ = answer.send(assignment.map(|(rank, store_address)| v1::JoinResponse {
+                    generation: self.state.generation().0,
+                    rank: rank.0,
+                    world_size: self.state.world_size().0,
+                    store_address: store_address.to_owned(),
                 }));
             }
             Message::Step(metrics) => {
                 self.metrics.add(&metrics);
-                self.history.add(v1::watch_response::Event::Step(*metrics));
+                // The verdict is the last thing that watchers are told.
+                if self.state.verdict().is_none() {
+                    self.history.add(v1::watch_response::Event::Step(*metrics));
+                }
             }
             Message::TookVerdict(worker) => {
                 self.farewell.insert(worker);

@@ -3,14 +3,13 @@
 use std::pin::Pin;
 use std::time::Duration;
 
-use futures::Stream;
+use futures::{Stream, StreamExt, stream};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio_stream::StreamExt;
-use tokio_stream::wrappers::WatchStream;
 use tonic::{Request, Response, Status};
 use zipper_checkpoint::PartRecord;
 use zipper_proto::v1;
 use zipper_proto::v1::run_service_server::RunService;
+use zipper_proto::v1::watch_response::Event as Told;
 use zipper_proto::v1::worker_service_server::WorkerService;
 use zipper_proto::{MissingField, v1::complete_task_request::Outcome as WireOutcome};
 use zipper_types::{Generation, Incarnation, Rank, Step, WorkerId};
@@ -120,18 +119,21 @@ impl WorkerService for Services {
             .await
             .map_err(|_| ending())?
             .clone();
-        if !view.formed {
-            let reason = view
-                .verdict
-                .map_or_else(String::new, |verdict| wire_verdict(&verdict).reason);
-            return Err(Status::deadline_exceeded(reason));
+        if let Some(verdict) = view.verdict.filter(|_| !view.formed) {
+            self.send(Message::TookVerdict(worker)).await?;
+            let reason = wire_verdict(&verdict).reason;
+            return Err(match verdict {
+                Verdict::Done | Verdict::Failed(_) => Status::deadline_exceeded(reason),
+                Verdict::Config(_) | Verdict::Stopped(_) => Status::aborted(reason),
+            });
         }
         let (answer, answered) = oneshot::channel();
-        self.send(Message::Assignment(worker.clone(), answer)).await?;
+        self.send(Message::Assignment(worker.clone(), incarnation, answer))
+            .await?;
         match answered.await.map_err(|_| ending())? {
             Some(response) => Ok(Response::new(response)),
             None => Err(Status::failed_precondition(format!(
-                "worker `{worker}` came when the generation was complete"
+                "the generation was formed without this process of worker `{worker}`"
             ))),
         }
     }
@@ -265,42 +267,21 @@ impl RunService for Services {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::WatchResponse, Status>> + Send>>;
 
     async fn watch(&self, _: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let mut told = 0;
-        let new = WatchStream::new(self.history.0.subscribe()).map(move |events| {
-            let new = events[told..].to_vec();
-            told = events.len();
-            futures::stream::iter(new)
-        });
-        let events = Box::pin(futures::StreamExt::flatten(new));
-        let responses = EndAfterVerdict {
-            inner: events,
-            ended: false,
+        // Of all that was told until now, the first `told` events have been sent; the verdict is the last one.
+        let more = |(mut history, told, ended): (watch::Receiver<Vec<Told>>, usize, bool)| async move {
+            if ended {
+                return None;
+            }
+            let new = history.wait_for(|events| events.len() > told).await.ok()?[told..].to_vec();
+            let ended = matches!(new.last(), Some(Told::Verdict(_)));
+            let told = told + new.len();
+            let responses = new
+                .into_iter()
+                .map(|event| Ok(v1::WatchResponse { event: Some(event) }));
+            Some((stream::iter(responses), (history, told, ended)))
         };
+        let responses = stream::unfold((self.history.0.subscribe(), 0, false), more).flatten();
         Ok(Response::new(Box::pin(responses)))
-    }
-}
-
-/// Ends with the verdict itself, not with the event after it, which never comes.
-struct EndAfterVerdict {
-    inner: Pin<Box<dyn Stream<Item = v1::watch_response::Event> + Send>>,
-    ended: bool,
-}
-
-impl Stream for EndAfterVerdict {
-    type Item = Result<v1::WatchResponse, Status>;
-
-    fn poll_next(
-        mut self: Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Self::Item>> {
-        if self.ended {
-            return std::task::Poll::Ready(None);
-        }
-        self.inner.as_mut().poll_next(context).map(|event| {
-            let event = event?;
-            self.ended = matches!(event, v1::watch_response::Event::Verdict(_));
-            Some(Ok(v1::WatchResponse { event: Some(event) }))
-        })
     }
 }
 

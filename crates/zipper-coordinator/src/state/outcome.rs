@@ -4,6 +4,8 @@ use std::fmt;
 
 use zipper_types::{Generation, Step, WorkerId};
 
+use crate::schedule::Planned;
+
 /// Exit code of a worker whose configuration or input are at fault.
 const CONFIG_EXIT_CODE: i32 = 2;
 
@@ -34,6 +36,18 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// Whether a worker that was given `planned` can end it so.
+    pub(super) fn fits(&self, planned: &Planned) -> bool {
+        match (planned, self) {
+            (Planned::Train { until, .. }, Self::Trained { reached }) => reached == until,
+            (Planned::Train { from, until, .. }, Self::Stopped { reached }) => {
+                (from..=until).contains(&reached)
+            }
+            (Planned::Evaluate { .. }, Self::Evaluated(_) | Self::Stopped { .. }) => true,
+            _ => false,
+        }
+    }
+
     pub(super) fn reached(&self) -> Option<Step> {
         match self {
             Self::Trained { reached } | Self::Stopped { reached } => Some(*reached),

@@ -1,1 +1,636 @@
 //! Whole runs, played against the machine.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::schedule::tests::config;
+
+/// Checkpoints every 2 steps, stage ends at 5 and 9, one test set with both controls.
+struct Play {
+    state: State,
+    now: Now,
+    /// Everything that came out, in order.
+    effects: Vec<Effect>,
+}
+
+const WORKERS: u32 = 2;
+
+fn joining(local_rank: u32, incarnation: u64) -> Joining {
+    Joining {
+        worker: WorkerId::new(0, local_rank),
+        incarnation: Incarnation(incarnation),
+        node_rank: 0,
+        local_rank,
+        store_address: format!("host{local_rank}:7"),
+        hostname: format!("host{local_rank}"),
+    }
+}
+
+fn part(rank: u32) -> PartRecord {
+    PartRecord::of(&format!("part{rank}"), b"bytes")
+}
+
+fn decoded(rank: u32) -> Decoded {
+    Decoded {
+        id: format!("u{rank}"),
+        lang: "en".to_owned(),
+        reference: "one".to_owned(),
+        hypothesis: "one".to_owned(),
+        nll: None,
+    }
+}
+
+fn failed(config: bool, collective: bool) -> Outcome {
+    Outcome::Failed {
+        config,
+        message: "it broke".to_owned(),
+        collective,
+    }
+}
+
+fn exit(local_rank: u32, exit_code: Option<i32>, signal: Option<i32>) -> Event {
+    Event::Exited(Ended {
+        worker: WorkerId::new(0, local_rank),
+        exit_code,
+        signal,
+        last_lines: vec!["out of memory".to_owned()],
+    })
+}
+
+fn stop() -> Event {
+    Event::StopRequested {
+        reason: "enough".to_owned(),
+    }
+}
+
+fn stopped() -> Verdict {
+    Verdict::Stopped("enough".to_owned())
+}
+
+impl Play {
+    fn new(more: &str, resume: u64) -> Self {
+        Self {
+            state: State::new(config(more), WorldSize(WORKERS), Generation(3), Step(resume)),
+            now: Duration::ZERO,
+            effects: Vec::new(),
+        }
+    }
+
+    /// A run of which all workers have joined.
+    fn formed(more: &str, resume: u64) -> Self {
+        let mut play = Self::new(more, resume);
+        for local_rank in 0..WORKERS {
+            play.apply(Event::Joined(joining(local_rank, 1)));
+        }
+        play
+    }
+
+    fn apply(&mut self, event: Event) -> Vec<Effect> {
+        let effects = self.state.apply(self.now, event);
+        self.effects.extend(effects.clone());
+        effects
+    }
+
+    fn complete(&mut self, rank: u32, outcome: Outcome) -> Vec<Effect> {
+        let (task, _) = self.state.task().expect("a task is under way");
+        self.apply(Event::Completed {
+            rank: Rank(rank),
+            task,
+            outcome,
+        })
+    }
+
+    fn store(&mut self, rank: u32, step: u64) -> Vec<Effect> {
+        self.apply(Event::PartsStored {
+            rank: Rank(rank),
+            step: Step(step),
+            stage: Stage::Align,
+            parts: vec![part(rank)],
+        })
+    }
+
+    fn publish(&mut self, step: u64) -> Vec<Effect> {
+        self.apply(Event::Published {
+            step: Step(step),
+            error: None,
+        })
+    }
+
+    /// What a rank answers that does all of the task under way.
+    fn whole(&self, rank: u32) -> Outcome {
+        match self.state.task().expect("a task is under way").1 {
+            Planned::Train { until, .. } => Outcome::Trained { reached: *until },
+            Planned::Evaluate { .. } => Outcome::Evaluated(vec![decoded(rank)]),
+        }
+    }
+
+    /// All ranks do all of the task under way, and their checkpoints are published.
+    fn do_task(&mut self) {
+        let (_, planned) = self.state.task().expect("a task is under way");
+        if let Planned::Train {
+            from,
+            until,
+            ends_stage,
+            ..
+        } = *planned
+        {
+            for step in schedule::checkpoints(self.state.config(), from, until, ends_stage) {
+                (0..WORKERS).for_each(|rank| drop(self.store(rank, step.0)));
+                self.publish(step.0);
+            }
+        }
+        for rank in 0..WORKERS {
+            let outcome = self.whole(rank);
+            self.complete(rank, outcome);
+        }
+    }
+
+    fn do_tasks_until(&mut self, wanted: impl Fn(&Planned) -> bool) {
+        while !wanted(self.state.task().expect("a task is under way").1) {
+            self.do_task();
+        }
+    }
+
+    fn wait(&mut self, time: Duration) -> Vec<Effect> {
+        self.now += time;
+        self.apply(Event::Tick)
+    }
+
+    fn all_alive(&mut self) {
+        for local_rank in 0..WORKERS {
+            self.apply(Event::Heartbeat {
+                worker: WorkerId::new(0, local_rank),
+                step: Step(0),
+            });
+        }
+    }
+
+    fn failure(&self) -> &str {
+        match self.state.verdict() {
+            Some(Verdict::Failed(reason)) => reason,
+            other => panic!("the verdict is {other:?}"),
+        }
+    }
+}
+
+/// Effects in a word each.
+fn words(effects: &[Effect]) -> Vec<String> {
+    let words = effects.iter().map(|effect| match effect {
+        Effect::FormGeneration { workers } => format!("form {}", workers.len()),
+        Effect::Begin(Planned::Train { from, until, .. }) => format!("train {from}-{until}"),
+        Effect::Begin(Planned::Evaluate { set, silenced, step }) => {
+            format!(
+                "evaluate {}@{step}{}",
+                set.name(),
+                if *silenced { " silenced" } else { "" }
+            )
+        }
+        Effect::Publish { step, .. } => format!("publish {step}"),
+        Effect::Committed(step) => format!("committed {step}"),
+        Effect::Evaluated {
+            set,
+            step,
+            utterances,
+            ..
+        } => {
+            format!("evaluated {}@{step}: {}", set.name(), utterances.len())
+        }
+        Effect::End(verdict) => format!("end {verdict:?}"),
+    });
+    words.collect()
+}
+
+fn is_evaluation(planned: &Planned) -> bool {
+    matches!(planned, Planned::Evaluate { .. })
+}
+
+fn is_training(planned: &Planned) -> bool {
+    !is_evaluation(planned)
+}
+
+#[test]
+fn a_run_from_scratch_goes_through_its_schedule() {
+    let mut play = Play::formed("", 0);
+    while play.state.verdict().is_none() {
+        play.do_task();
+    }
+    assert_eq!(
+        words(&play.effects),
+        [
+            "form 2",
+            "evaluate t@0",
+            "evaluated t@0: 2",
+            "train 0-5",
+            "publish 2",
+            "committed 2",
+            "publish 4",
+            "committed 4",
+            "publish 5",
+            "committed 5",
+            "evaluate validation@5",
+            "evaluated validation@5: 2",
+            "train 5-9",
+            "publish 6",
+            "committed 6",
+            "publish 8",
+            "committed 8",
+            "publish 9",
+            "committed 9",
+            "evaluate validation@9",
+            "evaluated validation@9: 2",
+            "evaluate t@9",
+            "evaluated t@9: 2",
+            "evaluate t@9 silenced",
+            "evaluated t@9: 2",
+            "end Done",
+        ]
+    );
+}
+
+#[test]
+fn a_resumed_run_begins_where_its_checkpoint_is() {
+    assert_eq!(words(&Play::formed("", 6).effects), ["form 2", "train 6-9"]);
+    assert_eq!(words(&Play::formed("", 5).effects), ["form 2", "train 5-9"]);
+    assert_eq!(words(&Play::formed("", 9).effects), ["form 2", "evaluate t@9"]);
+}
+
+#[test]
+fn a_run_with_nothing_left_is_done_when_it_is_formed() {
+    let mut config = config("");
+    config.evaluation.tests.clear();
+    let mut state = State::new(config, WorldSize(1), Generation(1), Step(9));
+    let effects = state.apply(Duration::ZERO, Event::Joined(joining(0, 1)));
+    assert_eq!(words(&effects), ["form 1", "end Done"]);
+}
+
+#[test]
+fn ranks_follow_nodes_and_slots_not_the_order_of_joining() {
+    let mut play = Play::new("", 0);
+    play.apply(Event::Joined(joining(1, 1)));
+    assert_eq!(play.state.assignment(&WorkerId::new(0, 1), Incarnation(1)), None);
+    play.apply(Event::Joined(joining(0, 1)));
+    for local_rank in 0..2 {
+        let assignment = play
+            .state
+            .assignment(&WorkerId::new(0, local_rank), Incarnation(1));
+        assert_eq!(assignment, Some((Rank(local_rank), "host0:7")));
+    }
+}
+
+#[test]
+fn a_restarted_worker_replaces_itself_before_the_generation_is_formed() {
+    let mut play = Play::new("", 0);
+    play.apply(Event::Joined(joining(0, 1)));
+    play.apply(Event::Joined(joining(0, 2)));
+    // The first process asks again, late: it does not come back.
+    play.apply(Event::Joined(joining(0, 1)));
+    assert!(!play.state.is_formed(), "the same slot does not count twice");
+    play.apply(Event::Joined(joining(1, 1)));
+    let worker = WorkerId::new(0, 0);
+    assert_eq!(play.state.assignment(&worker, Incarnation(1)), None);
+    assert!(play.state.assignment(&worker, Incarnation(2)).is_some());
+    // And one that comes when the generation is formed gets no place.
+    play.apply(Event::Joined(joining(0, 3)));
+    assert_eq!(play.state.assignment(&worker, Incarnation(3)), None);
+    assert!(play.state.assignment(&worker, Incarnation(2)).is_some());
+}
+
+#[test]
+fn only_members_of_the_generation_have_a_rank() {
+    let play = Play::formed("", 0);
+    let worker = WorkerId::new(0, 1);
+    let stale = Err(Refusal::Stale {
+        worker: worker.clone(),
+        current: Generation(3),
+    });
+    let member = |incarnation, generation| play.state.member(&worker, Incarnation(incarnation), generation);
+    assert_eq!(member(1, Some(Generation(3))), Ok(Rank(1)));
+    assert_eq!(member(1, Some(Generation(2))), stale, "an earlier generation");
+    assert_eq!(member(1, None), stale, "no generation");
+    assert_eq!(member(2, Some(Generation(3))), stale, "another process");
+    let stranger = WorkerId::new(7, 7);
+    assert_eq!(
+        play.state.member(&stranger, Incarnation(1), Some(Generation(3))),
+        Err(Refusal::Unknown(stranger))
+    );
+}
+
+#[test]
+fn a_stop_while_training_waits_for_the_checkpoint() {
+    let mut play = Play::formed("", 5);
+    play.apply(stop());
+    assert!(play.state.stop_requested());
+    for rank in 0..2 {
+        play.complete(rank, Outcome::Stopped { reached: Step(7) });
+    }
+    assert_eq!(play.state.verdict(), None, "steps 6 and 7 are not published");
+    for step in [6, 7] {
+        play.store(0, step);
+        assert_eq!(words(&play.store(1, step)), [format!("publish {step}")]);
+        assert_eq!(play.state.verdict(), None);
+        play.publish(step);
+    }
+    assert_eq!(play.state.verdict(), Some(&stopped()));
+}
+
+#[test]
+fn a_stop_while_evaluating_what_is_stored_ends_at_once() {
+    let mut play = Play::formed("", 0);
+    play.do_tasks_until(is_training);
+    play.do_tasks_until(is_evaluation);
+    play.apply(stop());
+    play.complete(0, Outcome::Evaluated(vec![decoded(0)]));
+    let effects = play.complete(1, Outcome::Stopped { reached: Step(5) });
+    assert_eq!(
+        words(&effects),
+        ["end Stopped(\"enough\")"],
+        "half an evaluation is not scored"
+    );
+}
+
+#[test]
+fn a_stop_while_evaluating_steps_that_are_not_stored_makes_a_step_and_a_checkpoint() {
+    let mut play = Play::formed("  every_steps: 3", 0);
+    play.do_tasks_until(is_training);
+    play.do_task();
+    assert_eq!(
+        play.state.task().map(|(_, planned)| is_evaluation(planned)),
+        Some(true)
+    );
+    play.apply(stop());
+    play.complete(0, Outcome::Stopped { reached: Step(3) });
+    let effects = play.complete(1, Outcome::Stopped { reached: Step(3) });
+    assert_eq!(
+        words(&effects),
+        ["train 3-5"],
+        "the checkpoint before is that of step 2"
+    );
+    for rank in 0..2 {
+        play.complete(rank, Outcome::Stopped { reached: Step(4) });
+        play.store(rank, 4);
+    }
+    play.publish(4);
+    assert_eq!(play.state.verdict(), Some(&stopped()));
+}
+
+#[test]
+fn a_stop_that_comes_too_late_does_not_undo_what_is_done() {
+    let mut play = Play::formed("", 0);
+    play.do_tasks_until(|planned| matches!(planned, Planned::Evaluate { silenced: true, .. }));
+    play.apply(stop());
+    play.do_task();
+    assert_eq!(play.state.verdict(), Some(&Verdict::Done));
+}
+
+#[test]
+fn a_stop_before_all_have_joined_ends_at_once() {
+    let mut play = Play::new("", 0);
+    play.apply(Event::Joined(joining(0, 1)));
+    assert_eq!(words(&play.apply(stop())), ["end Stopped(\"enough\")"]);
+    assert_eq!(
+        play.apply(Event::Joined(joining(1, 1))),
+        [],
+        "nothing happens after the end"
+    );
+}
+
+#[test]
+fn a_rank_that_fails_ends_the_run() {
+    let mut play = Play::formed("", 0);
+    play.complete(1, failed(false, false));
+    assert_eq!(play.failure(), "worker `node0/1` (rank 1) on host1: it broke");
+    let mut play = Play::formed("", 0);
+    play.complete(1, failed(true, false));
+    let reason = "worker `node0/1` (rank 1) on host1: it broke".to_owned();
+    assert_eq!(play.state.verdict(), Some(&Verdict::Config(reason)));
+    assert!(play.state.stop_requested(), "the others need not go on");
+}
+
+#[test]
+fn a_failed_collective_is_the_fault_of_the_worker_that_ended() {
+    let mut play = Play::formed("", 0);
+    play.complete(0, failed(false, true));
+    assert_eq!(play.state.verdict(), None);
+    // Rank 0 ends because of the failure; that is not the cause.
+    play.apply(exit(0, Some(1), None));
+    assert_eq!(play.state.verdict(), None);
+    play.apply(exit(1, None, Some(9)));
+    assert_eq!(
+        play.failure(),
+        "worker `node0/1` (rank 1) on host1 was ended by signal 9; the end of its log:\nout of memory"
+    );
+}
+
+#[test]
+fn a_failed_collective_that_nobody_explains_is_the_fault_of_who_reported_it() {
+    let mut play = Play::formed("", 0);
+    play.complete(1, failed(false, true));
+    play.complete(0, failed(false, true));
+    assert_eq!(play.wait(BLAME_TIMEOUT), []);
+    play.wait(Duration::from_millis(1));
+    assert_eq!(play.failure(), "worker `node0/1` (rank 1) on host1: it broke");
+}
+
+#[test]
+fn a_worker_that_ends_ends_the_run() {
+    let mut play = Play::new("", 0);
+    play.apply(exit(1, Some(2), None));
+    assert!(
+        matches!(play.state.verdict(), Some(Verdict::Config(reason)) if reason.starts_with("worker `node0/1` ended with exit code 2")),
+        "{:?}",
+        play.state.verdict()
+    );
+    let mut play = Play::formed("", 0);
+    play.apply(exit(0, Some(0), None));
+    assert!(
+        play.failure()
+            .contains("(rank 0) on host0 ended with exit code 0")
+    );
+}
+
+#[test]
+fn a_silent_worker_is_named_with_its_last_step() {
+    let mut play = Play::formed("", 0);
+    let timeout = play.state.config().runtime.heartbeat_timeout;
+    play.now = Duration::from_secs(1);
+    for (local_rank, step) in [(0, 4), (1, 3)] {
+        play.apply(Event::Heartbeat {
+            worker: WorkerId::new(0, local_rank),
+            step: Step(step),
+        });
+    }
+    play.now += timeout;
+    play.apply(Event::Heartbeat {
+        worker: WorkerId::new(0, 0),
+        step: Step(5),
+    });
+    assert_eq!(play.apply(Event::Tick), [], "the timeout is not over yet");
+    play.wait(Duration::from_millis(100));
+    let seconds = timeout.as_secs_f64() + 0.1;
+    assert_eq!(
+        play.failure(),
+        format!(
+            "worker `node0/1` (rank 1) on host1: no heartbeat for {seconds:.1}s; its last completed step was 3"
+        )
+    );
+}
+
+#[test]
+fn the_rendezvous_names_who_came() {
+    let mut play = Play::new("", 0);
+    play.apply(Event::Joined(joining(1, 1)));
+    let timeout = play.state.config().runtime.rendezvous_timeout;
+    assert_eq!(play.wait(timeout), []);
+    play.wait(Duration::from_millis(1));
+    assert!(
+        play.failure()
+            .ends_with("for 2 workers, but only 1 joined: node0/1"),
+        "{}",
+        play.failure()
+    );
+}
+
+#[test]
+fn completions_of_other_tasks_and_repeated_ones_change_nothing() {
+    let mut play = Play::formed("", 0);
+    let (first, _) = play.state.task().expect("a task is under way");
+    play.complete(0, Outcome::Evaluated(vec![decoded(0)]));
+    assert_eq!(play.complete(0, Outcome::Evaluated(vec![decoded(0)])), []);
+    let effects = play.complete(1, Outcome::Evaluated(vec![decoded(1)]));
+    assert_eq!(words(&effects), ["evaluated t@0: 2", "train 0-5"]);
+    for task in [first, first + 2] {
+        for outcome in [Outcome::Evaluated(Vec::new()), failed(false, false)] {
+            let rank = Rank(1);
+            assert_eq!(play.apply(Event::Completed { rank, task, outcome }), []);
+        }
+    }
+}
+
+#[test]
+fn an_outcome_that_does_not_fit_the_task_ends_the_run() {
+    let misfits = [
+        [
+            Outcome::Trained { reached: Step(4) },
+            Outcome::Trained { reached: Step(4) },
+        ],
+        [
+            Outcome::Evaluated(Vec::new()),
+            Outcome::Trained { reached: Step(5) },
+        ],
+        [
+            Outcome::Stopped { reached: Step(3) },
+            Outcome::Stopped { reached: Step(4) },
+        ],
+    ];
+    for [first, second] in misfits {
+        let mut play = Play::formed("", 0);
+        play.do_tasks_until(is_training);
+        play.complete(0, first);
+        if play.state.verdict().is_none() {
+            play.complete(1, second);
+        }
+        assert!(play.failure().contains("does not fit"), "{}", play.failure());
+    }
+}
+
+#[test]
+fn parts_of_all_ranks_make_one_checkpoint() {
+    let mut play = Play::formed("", 5);
+    assert_eq!(play.store(1, 6), [], "rank 0 is missing (CKPT-1)");
+    assert_eq!(play.store(1, 6), []);
+    let publish = Effect::Publish {
+        step: Step(6),
+        stage: Stage::Align,
+        parts: vec![part(0), part(1)],
+    };
+    assert_eq!(play.store(0, 6), [publish]);
+    assert_eq!(play.store(0, 6), [], "it is being published");
+    assert_eq!(play.publish(6), [Effect::Committed(Step(6))]);
+    assert_eq!(play.store(0, 6), [], "it is published");
+    assert_eq!(play.store(1, 6), []);
+}
+
+#[test]
+fn a_run_is_not_done_before_its_last_checkpoint_is_published() {
+    let mut play = Play::formed("", 5);
+    let finish = |play: &mut Play| {
+        while play.state.task().is_some() {
+            for rank in 0..2 {
+                let outcome = play.whole(rank);
+                play.complete(rank, outcome);
+            }
+        }
+    };
+    finish(&mut play);
+    for step in [6, 8, 9] {
+        assert_eq!(play.state.verdict(), None, "step {step} is not published (END-1)");
+        play.apply(stop());
+        assert!(!play.state.stop_requested(), "there is nothing left to stop");
+        play.store(0, step);
+        play.store(1, step);
+        play.publish(step);
+    }
+    assert_eq!(play.state.verdict(), Some(&Verdict::Done));
+
+    let mut play = Play::formed("", 8);
+    finish(&mut play);
+    play.store(1, 9);
+    play.now += CHECKPOINT_TIMEOUT;
+    play.all_alive();
+    assert_eq!(play.apply(Event::Tick), []);
+    play.wait(Duration::from_millis(1));
+    assert_eq!(
+        play.failure(),
+        "waited 10m for parts of checkpoints, of step 9: worker `node0/0` (rank 0) on host0"
+    );
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_published_ends_the_run() {
+    let mut play = Play::formed("", 5);
+    play.store(0, 6);
+    play.store(1, 6);
+    play.apply(Event::Published {
+        step: Step(6),
+        error: Some("the disk is full".to_owned()),
+    });
+    assert_eq!(
+        play.failure(),
+        "the checkpoint of step 6 cannot be published: the disk is full"
+    );
+}
+
+proptest! {
+    /// However the ranks' completions fall, with repetitions and late ones, the same is done in the same order (TASK-1).
+    #[test]
+    fn the_order_of_ranks_does_not_matter(picks in prop::collection::vec((0..WORKERS, any::<bool>()), 0..60)) {
+        let mut expected = Play::formed("", 0);
+        while expected.state.verdict().is_none() {
+            expected.do_task();
+        }
+        let without_checkpoints = |effects: &[Effect]| -> Vec<Effect> {
+            let counts = |effect: &&Effect| !matches!(effect, Effect::Publish { .. } | Effect::Committed(_));
+            effects.iter().filter(counts).cloned().collect()
+        };
+
+        let mut play = Play::formed("", 0);
+        // At the end everybody reports in turn, so that the run is always finished.
+        let rest = (0..).map(|count| (count % WORKERS, false));
+        for (rank, late) in picks.into_iter().chain(rest) {
+            let Some((task, _)) = play.state.task() else { break };
+            let outcome = play.whole(rank);
+            let task = if late { task.saturating_sub(1) } else { task };
+            if late && play.state.task().is_some_and(|(current, _)| current == task) {
+                continue;
+            }
+            play.apply(Event::Completed { rank: Rank(rank), task, outcome });
+        }
+        for step in [2, 4, 5, 6, 8, 9] {
+            prop_assert_eq!(play.state.verdict(), None);
+            play.store(1, step);
+            play.store(0, step);
+            play.publish(step);
+        }
+        prop_assert_eq!(without_checkpoints(&play.effects), without_checkpoints(&expected.effects));
+    }
+}
