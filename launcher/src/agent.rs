@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::io::AsyncReadExt;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tonic::transport::{Channel, Endpoint};
-use zipper_cli::ExitStatus;
+use zipper_cli::{ExitStatus, when_parent_is_gone};
 use zipper_proto::v1;
 use zipper_proto::v1::worker_service_client::WorkerServiceClient;
 use zipper_types::WorkerId;
@@ -85,10 +85,12 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
             (local_rank, log, ended)
         });
     }
-    let mut stdin = tokio::io::stdin();
+    let (gone, mut parent_gone) = oneshot::channel();
+    when_parent_is_gone(|| {
+        let _ = gone.send(());
+    });
     let mut status = ExitStatus::Done;
     loop {
-        let mut buffer = [0; 64];
         tokio::select! {
             ended = workers.join_next() => {
                 let Some(ended) = ended else { return Ok(status) };
@@ -100,10 +102,10 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
                     report(&channel, &arguments.name, worker, ended, last_lines(&log)).await;
                 }
             },
-            read = stdin.read(&mut buffer) => if read.map_or(true, |count| count == 0) {
-                // zipper-launch is gone: dropping the workers ends them.
+            _ = &mut parent_gone => {
+                // Dropping the workers ends them.
                 return Ok(ExitStatus::Failed);
-            },
+            }
         }
     }
 }

@@ -106,13 +106,17 @@ impl Processes {
 
     /// Waits for all to end by themselves; ends those that do not within `patience`.
     pub(crate) async fn wait(&mut self, patience: Duration) {
+        // Waiting closes stdin, which would tell a process that zipper-launch is gone.
+        let mut children: Vec<&mut Child> = self.agents.iter_mut().chain([&mut self.coordinator]).collect();
+        let pipes: Vec<_> = children.iter_mut().map(|child| child.stdin.take()).collect();
         let everyone = async {
-            for agent in &mut self.agents {
-                let _ = agent.wait().await;
+            for child in &mut children {
+                let _ = child.wait().await;
             }
-            let _ = self.coordinator.wait().await;
         };
-        if tokio::time::timeout(patience, everyone).await.is_err() {
+        let ended = tokio::time::timeout(patience, everyone).await;
+        drop(pipes);
+        if ended.is_err() {
             tracing::warn!("some processes did not end within {patience:?} after the verdict: ending them");
         }
     }

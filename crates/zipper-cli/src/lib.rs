@@ -93,6 +93,16 @@ pub fn report(error: &anyhow::Error, to: &mut impl Write) -> ExitStatus {
     }
 }
 
+/// Calls `then` when the process that started this one is gone: our stdin is a pipe that it never writes to, so the pipe's end
+/// is its end. No process of a run outlives the one that started it.
+pub fn when_parent_is_gone(then: impl FnOnce() + Send + 'static) {
+    std::thread::spawn(move || {
+        // Whether the pipe ended or broke, nobody holds the other end.
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        then();
+    });
+}
+
 /// Sends logs to stderr, at the level that `ZIPPER_LOG` or else `default_filter` says (`info`, `zipper_train=debug`).
 pub fn init_tracing(default_filter: &str) {
     let filter = EnvFilter::try_from_env("ZIPPER_LOG").unwrap_or_else(|_| EnvFilter::new(default_filter));

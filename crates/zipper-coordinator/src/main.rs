@@ -1,6 +1,6 @@
 //! `zipper-coordinator`: the one process of a run that decides; `zipper-launch` starts it.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::SocketAddr;
 
 use anyhow::Context;
@@ -8,7 +8,7 @@ use clap::Parser;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use zipper_checkpoint::{RunStore, layout};
-use zipper_cli::{ExitStatus, UserError, finish, init_tracing};
+use zipper_cli::{ExitStatus, UserError, finish, init_tracing, when_parent_is_gone};
 use zipper_coordinator::server::{Job, serve};
 use zipper_types::{Step, WorldSize};
 
@@ -57,10 +57,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
     writeln!(std::io::stdout(), "{line}").context("stdout is closed")?;
 
     let (stop, stopped) = oneshot::channel();
-    std::thread::spawn(move || {
-        let mut stdin = std::io::stdin().lock();
-        let mut buffer = [0; 64];
-        while stdin.read(&mut buffer).is_ok_and(|count| count > 0) {}
+    when_parent_is_gone(|| {
         // The run may be over already.
         let _ = stop.send("zipper-launch is gone".to_owned());
     });
@@ -70,7 +67,5 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
         world_size: WorldSize(arguments.world_size),
         resume: Step(arguments.resume_step),
     };
-    let status = serve(listener, job, stopped).await?;
-    // The thread that watches stdin may wait for ever; the process ends without it.
-    std::process::exit(i32::from(status.code()));
+    serve(listener, job, stopped).await
 }

@@ -16,7 +16,11 @@ pub struct MissingField(pub &'static str);
 
 impl std::fmt::Display for MissingField {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "the message has no `{}`: does the peer run another version of zipper?", self.0)
+        write!(
+            f,
+            "the message has no `{}`: does the peer run another version of zipper?",
+            self.0
+        )
     }
 }
 

@@ -1,13 +1,14 @@
 //! `zipper-worker train`: joins a run, then does what the coordinator asks until it says to finish.
 
-use std::io::Read;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tch::Device;
 use tokio::runtime::{Handle, Runtime};
 use zipper_checkpoint::{RunStore, layout};
-use zipper_cli::{ExitStatus, UserError};
+use zipper_cli::{ExitStatus, UserError, when_parent_is_gone};
 use zipper_collectives::{CollectiveError, ProcessGroup, Store};
 use zipper_config::RunConfig;
 use zipper_data::{Corpus, DurationLimits, Utterance, load_corpus};
@@ -48,7 +49,11 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     tch::set_num_threads(arguments.threads);
-    end_with_parent();
+    when_parent_is_gone(|| {
+        tracing::error!("the node agent is gone");
+        // Not `exit`: it would tear libtorch down under the training thread.
+        let _ = kill(Pid::this(), Signal::SIGKILL);
+    });
     let runtime = Runtime::new().context("the async runtime cannot start")?;
     let store = RunStore::open(&arguments.run).map_err(|error| UserError::new(error.to_string()))?;
     let (config, skipped) = runtime.block_on(read_run(&store))?;
@@ -58,18 +63,6 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     let verdict = verdict?;
     finished?;
     Ok(verdict)
-}
-
-/// Ends this process when its parent is gone, which closes our stdin: a killed launcher leaves no workers behind.
-fn end_with_parent() {
-    std::thread::spawn(|| {
-        let mut stdin = std::io::stdin().lock();
-        let mut buffer = [0; 64];
-        while stdin.read(&mut buffer).is_ok_and(|count| count > 0) {}
-        tracing::error!("the node agent is gone");
-        // Not `exit`: it would tear libtorch down under the training thread.
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
-    });
 }
 
 /// The resolved configuration and the ids of utterances that the launcher found to be unreadable.
