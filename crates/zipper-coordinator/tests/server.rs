@@ -282,8 +282,8 @@ fn evaluated(rank: usize) -> Outcome {
     let utterance = v1::Decoded {
         id: format!("u{rank}"),
         lang: ["en", "de"][rank].to_owned(),
-        reference: "one two".to_owned(),
-        hypothesis: ["one two", "one"][rank].to_owned(),
+        reference: "red tree".to_owned(),
+        hypothesis: ["red tree", "red"][rank].to_owned(),
         nll: Some(3.0),
         tokens: Some(2),
     };
