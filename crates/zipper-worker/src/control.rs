@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
@@ -53,6 +53,13 @@ impl Shared {
     }
 }
 
+/// What the task that sends metrics is given, in order.
+enum Report {
+    Step(v1::StepMetrics),
+    /// Answer when everything before is sent.
+    Flush(oneshot::Sender<()>),
+}
+
 /// This rank's objects of a checkpoint.
 struct Upload {
     step: Step,
@@ -66,7 +73,7 @@ pub(crate) struct Control {
     client: Client,
     member: v1::MemberContext,
     shared: Arc<Shared>,
-    reports: mpsc::Sender<v1::StepMetrics>,
+    reports: mpsc::Sender<Report>,
     uploads: Option<mpsc::Sender<Upload>>,
     uploader: JoinHandle<anyhow::Result<()>>,
     heartbeat: JoinHandle<()>,
@@ -187,7 +194,7 @@ impl Control {
 
     /// Sends a line of metrics, later; drops it if a thousand are waiting already.
     pub(crate) fn report_step(&self, metrics: v1::StepMetrics) {
-        if self.reports.try_send(metrics).is_err() {
+        if self.reports.try_send(Report::Step(metrics)).is_err() {
             tracing::warn!("the coordinator does not take metrics: a line is lost");
         }
     }
@@ -198,6 +205,15 @@ impl Control {
         sender
             .blocking_send(Upload { step, stage, parts })
             .map_err(|_| anyhow::anyhow!("the checkpoint of an earlier step could not be stored"))
+    }
+
+    /// Waits until all metrics are sent: the coordinator writes the last line before it ends the run.
+    pub(crate) fn flush_reports(&self) {
+        let (sent, all_sent) = oneshot::channel();
+        // A task that has ended has nothing left to send.
+        if self.reports.blocking_send(Report::Flush(sent)).is_ok() {
+            let _ = all_sent.blocking_recv();
+        }
     }
 
     /// Waits until everything is stored and reported.
@@ -231,12 +247,16 @@ async fn send_heartbeats(client: Client, member: v1::MemberContext, shared: Arc<
     }
 }
 
-async fn send_reports(
-    client: Client,
-    member: v1::MemberContext,
-    mut waiting: mpsc::Receiver<v1::StepMetrics>,
-) {
-    while let Some(metrics) = waiting.recv().await {
+async fn send_reports(client: Client, member: v1::MemberContext, mut waiting: mpsc::Receiver<Report>) {
+    while let Some(report) = waiting.recv().await {
+        let metrics = match report {
+            Report::Step(metrics) => metrics,
+            Report::Flush(sent) => {
+                // Nobody waits any more if the training thread has ended.
+                let _ = sent.send(());
+                continue;
+            }
+        };
         let request = v1::ReportStepRequest {
             member: Some(member.clone()),
             metrics: Some(metrics),

@@ -175,7 +175,10 @@ impl Worker {
                 task::Kind::Finish(finish) => return exit_status(&finish.verdict.unwrap_or_default()),
             };
             match outcome {
-                Ok(outcome) => self.control.complete_task(task.id, outcome)?,
+                Ok(outcome) => {
+                    self.control.flush_reports();
+                    self.control.complete_task(task.id, outcome)?;
+                }
                 Err(error) => {
                     let config = error.chain().any(<dyn std::error::Error>::is::<UserError>);
                     let failed = v1::Failed {
