@@ -15,8 +15,6 @@ use zipper_types::{Step, WorldSize};
 
 use crate::run::{Arguments, Resume};
 
-/// Where the hours of every language are left for the table.
-const CORPUS_REPORT: &str = "data/report.json";
 /// Bad utterances that a message names; the others are counted.
 const NAMED: usize = 20;
 
@@ -65,7 +63,7 @@ pub(crate) async fn prepare(arguments: &Arguments) -> anyhow::Result<Prepared> {
             .context("the run cannot be created")?;
     }
     let report = serde_json::to_vec_pretty(&train.report).context("the corpus report")?;
-    store.put(CORPUS_REPORT, Bytes::from(report)).await?;
+    store.put(layout::CORPUS_REPORT, Bytes::from(report)).await?;
     let skipped = serde_json::to_vec(&skipped).context("the list of skipped utterances")?;
     store.put(layout::SKIPPED, Bytes::from(skipped)).await?;
     let logs = log_folder(&store, &config)?;

@@ -16,11 +16,14 @@
 
 use zipper_types::Step;
 
+/// Utterances and hours of every language, as the launcher counted them.
+pub const CORPUS_REPORT: &str = "data/report.json";
+
 /// The resolved configuration of the run.
 pub const RUN_CONFIG: &str = "run.yaml";
 /// One JSON line for each logged step.
 pub const TRAIN_METRICS: &str = "metrics/train.jsonl";
-/// The utterances that were left out, and why.
+/// Ids of the utterances that were left out because of their audio.
 pub const SKIPPED: &str = "data/skipped.json";
 /// Directory of the coordinator's journal.
 pub const JOURNAL: &str = "journal";

@@ -4,16 +4,13 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use zipper_checkpoint::{CheckpointError, ErrorKind, RunStore};
+use zipper_checkpoint::{CheckpointError, ErrorKind, RunStore, layout};
 use zipper_config::RunConfig;
 use zipper_score::{RESULT_TABLE, Rates, Report, ReportBuilder, ResultRow, ResultSet, ResultTable, score};
 use zipper_types::Step;
 
 use crate::schedule::EvaluationSet;
 use crate::state::Decoded;
-
-/// Where the launcher leaves the hours of every language.
-pub const CORPUS_REPORT: &str = "data/report.json";
 
 /// One decoded set, scored: `eval/<name>-step-00000500.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -210,7 +207,7 @@ async fn train_hours(store: &RunStore) -> Result<BTreeMap<String, f64>, Checkpoi
         lang: String,
         seconds: f64,
     }
-    let bytes = match store.get(CORPUS_REPORT).await {
+    let bytes = match store.get(layout::CORPUS_REPORT).await {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeMap::new()),
         Err(error) => return Err(error),
