@@ -19,11 +19,7 @@ use zipper_types::{Stage, Step};
 
 use crate::checkpoint::Parts;
 
-/// Examples:
-///   zipper-worker eval --run file:///data/runs/quickstart --manifest test.jsonl
-///   zipper-worker eval --run ./runs/quickstart --checkpoint step-00000500 --manifest test.jsonl --json
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub(crate) struct Arguments {
     /// Run URL: `file:///dir` or a folder.
     #[arg(long)]

@@ -25,6 +25,11 @@ enum Command {
     #[command(hide = true)]
     Train(train::Arguments),
     /// Decode a manifest with a run's adapters, and print WER and CER by language.
+    ///
+    /// Examples:
+    ///   zipper-worker eval --run file:///data/runs/quickstart --manifest test.jsonl
+    ///   zipper-worker eval --run ./runs/quickstart --checkpoint step-00000500 --manifest test.jsonl --json
+    #[command(verbatim_doc_comment)]
     Eval(eval::Arguments),
 }
 
