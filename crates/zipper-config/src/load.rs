@@ -66,6 +66,7 @@ fn read(mut value: Value, problems: &mut Vec<Problem>) -> Option<RunConfig> {
         let missing = REQUIRED.iter().filter(|key| !root.contains_key(**key));
         problems.extend(missing.map(|key| Problem::of_key(*key, "missing, and a run needs it")));
     }
+    let mut taken_out = TakenOut::default();
     loop {
         let error = match serde_path_to_error::deserialize::<_, RunConfig>(value.clone()) {
             Ok(config) => return Some(config),
@@ -74,15 +75,58 @@ fn read(mut value: Value, problems: &mut Vec<Problem>) -> Option<RunConfig> {
         let path: Vec<String> = error.path().iter().map(ToString::to_string).collect();
         let path = if path == ["."] { Vec::new() } else { path };
         let message = error.into_inner().to_string();
-        let problem = Problem::from_serde(&path, &message);
+        let problem = Problem::from_serde(&taken_out.original(&path), &message);
         // What a problem took with it is not a problem of its own.
         let known = problems.iter().any(|known| known.is_at_or_below(&problem));
         if !known {
-            problems.push(problem.clone());
+            problems.push(problem);
         }
-        if !remove(&mut value, &problem.path()) && !remove(&mut value, &path) {
+        let place = Problem::from_serde(&path, &message).path();
+        if !taken_out.take(&mut value, &place) && !taken_out.take(&mut value, &path) {
             return None;
         }
+    }
+}
+
+/// List items that were taken out, by the path they had in the file: those behind them have moved up since.
+#[derive(Default)]
+struct TakenOut(Vec<Vec<String>>);
+
+impl TakenOut {
+    /// The path that a place in what is left has in the file.
+    fn original(&self, path: &[String]) -> Vec<String> {
+        let mut original: Vec<String> = Vec::with_capacity(path.len());
+        for segment in path {
+            let segment = match index(segment).filter(|_| segment.starts_with('[')) {
+                Some(index) => format!("[{}]", self.original_index(&original, index)),
+                None => segment.clone(),
+            };
+            original.push(segment);
+        }
+        original
+    }
+
+    fn original_index(&self, list: &[String], mut at: usize) -> usize {
+        let of_list = self
+            .0
+            .iter()
+            .filter_map(|item| item.split_last().filter(|(_, parent)| *parent == list));
+        let mut taken: Vec<usize> = of_list.filter_map(|(last, _)| index(last)).collect();
+        taken.sort_unstable();
+        for taken in taken {
+            at += usize::from(taken <= at);
+        }
+        at
+    }
+
+    /// Takes a key or list item out of `value`; says whether there was one.
+    fn take(&mut self, value: &mut Value, path: &[String]) -> bool {
+        let original = self.original(path);
+        let taken = remove(value, path);
+        if taken && path.last().is_some_and(|last| last.starts_with('[')) {
+            self.0.push(original);
+        }
+        taken
     }
 }
 

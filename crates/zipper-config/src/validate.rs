@@ -163,11 +163,16 @@ fn training(check: &mut Check, config: &RunConfig) {
     let training = &config.training;
     stage(check, &training.align, "training.align");
     stage(check, &training.zipper, "training.zipper");
-    check.require(
-        training.align.steps + training.zipper.steps > 0,
-        "training.align.steps",
-        || "0, and so is `training.zipper.steps`: there is nothing to train".to_owned(),
-    );
+    let steps = training.align.steps.checked_add(training.zipper.steps);
+    check.require(steps != Some(0), "training.align.steps", || {
+        "0, and so is `training.zipper.steps`: there is nothing to train".to_owned()
+    });
+    check.require(steps.is_some(), "training.align.steps", || {
+        format!(
+            "{} steps and those of `training.zipper` are too many to count",
+            training.align.steps
+        )
+    });
     check.positive(training.batch_audio_seconds, "training.batch_audio_seconds");
     check.positive(
         training.micro_batch_audio_seconds,
@@ -240,7 +245,7 @@ fn runtime(check: &mut Check, config: &RunConfig) {
         || "0s: workers would do nothing else".to_owned(),
     );
     check.require(
-        runtime.heartbeat_timeout >= runtime.heartbeat_interval * HEARTBEATS_IN_TIMEOUT,
+        runtime.heartbeat_timeout >= runtime.heartbeat_interval.saturating_mul(HEARTBEATS_IN_TIMEOUT),
         "runtime.heartbeat_timeout",
         || {
             format!(

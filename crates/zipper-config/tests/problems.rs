@@ -181,6 +181,33 @@ fn every_missing_section_is_named() {
 }
 
 #[test]
+fn problems_in_lists_keep_their_places() {
+    let places = |set: &str| -> Vec<String> {
+        let found = problems(MINIMAL, &[set]);
+        found
+            .iter()
+            .filter_map(|problem| Some(problem.split(": ").next()?.to_owned()))
+            .collect()
+    };
+    assert_eq!(
+        places("data.languages=[[1], en, [2]]"),
+        ["data.languages[0]", "data.languages[2]"]
+    );
+    assert_eq!(
+        places("evaluation.tests=[{manifest: a}, {nam: b, name: c, manifest: d}]"),
+        ["evaluation.tests[0].name", "evaluation.tests[1].nam"]
+    );
+}
+
+#[test]
+fn numbers_beyond_all_measure_are_problems_not_panics() {
+    let found = problems(MINIMAL, &["training.align.steps=18446744073709551615"]);
+    assert!(found[0].contains("too many to count"), "{found:?}");
+    let found = problems(MINIMAL, &["runtime.heartbeat_interval=500000000000years"]);
+    assert!(found[0].starts_with("runtime.heartbeat_timeout"), "{found:?}");
+}
+
+#[test]
 fn text_that_is_not_yaml_says_where() {
     let found = problems("name: [unclosed\n", &[]);
     assert!(

@@ -228,14 +228,21 @@ impl SamplerProblem {
 
 /// Running sums of the probabilities of the languages, proportional to hours^(1/T).
 fn cumulative(problem: &SamplerProblem) -> Result<Vec<f64>, PlanError> {
-    let weight = |durations: &Vec<f64>| {
-        if durations.is_empty() {
-            0.0
+    let seconds: Vec<f64> = problem
+        .durations
+        .iter()
+        .map(|durations| durations.iter().sum())
+        .collect();
+    // Of the largest language, so that no power overflows.
+    let most = seconds.iter().copied().fold(0.0, f64::max);
+    let weight = |&seconds: &f64| {
+        if seconds > 0.0 {
+            (seconds / most).powf(1.0 / problem.temperature)
         } else {
-            durations.iter().sum::<f64>().powf(1.0 / problem.temperature)
+            0.0
         }
     };
-    let weights: Vec<f64> = problem.durations.iter().map(weight).collect();
+    let weights: Vec<f64> = seconds.iter().map(weight).collect();
     let total: f64 = weights.iter().sum();
     let last = weights
         .iter()
