@@ -7,7 +7,6 @@ Speakers: one professional each for en es fr it ru (Asterisk's telephone prompts
 the test of new speakers only, es fr ru (the descriptions of Tux Paint's stamps). The manifests point into .deps/debian.
 """
 
-import json
 import os
 import re
 import struct
@@ -15,6 +14,7 @@ import wave
 import zlib
 
 import asterisk
+import manifest
 import packages
 import stamp
 
@@ -89,19 +89,8 @@ def split_of(text):
     return {0: "test", 1: "test", 2: "validation"}.get(bucket, "train")
 
 
-def write_manifest(split, lines):
-    with open(FOLDER / f"{split}.jsonl", "w", encoding="utf-8") as file:
-        for entry in lines:
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-    minutes = {}
-    for entry in lines:
-        minutes[entry["lang"]] = minutes.get(entry["lang"], 0.0) + entry["duration"] / 60
-    listed = ", ".join(f"{language} {amount:.1f}" for language, amount in minutes.items())
-    print(f"human: {split}: {len(lines)} utterances, {sum(minutes.values()):.1f} min ({listed})", flush=True)
-
-
 def main():
-    settings = stamp.settings_of(__file__, asterisk.__file__)
+    settings = stamp.settings_of(__file__, asterisk.__file__, manifest.__file__)
     if stamp.is_current(FOLDER, settings):
         print(f"human: kept, {FOLDER}")
         return
@@ -114,7 +103,7 @@ def main():
             if SECONDS_MIN <= entry["duration"] <= SECONDS_MAX:
                 splits[split_of(entry["text"])].append(entry)
     for split, lines in splits.items():
-        write_manifest(split, lines)
+        manifest.write(FOLDER, split, lines)
     new_speakers = []
     for language in TUXPAINT_TESTED:
         lines = [
@@ -122,7 +111,7 @@ def main():
         ]
         lines.sort(key=lambda entry: zlib.crc32(entry["id"].encode()))
         new_speakers += lines[:NEW_SPEAKER_UTTERANCES]
-    write_manifest("test_new_speakers", new_speakers)
+    manifest.write(FOLDER, "test_new_speakers", new_speakers)
     stamp.finish(FOLDER, settings)
 
 

@@ -6,7 +6,6 @@
 """
 
 import functools
-import json
 import random
 import subprocess
 import wave
@@ -17,6 +16,7 @@ import numpy as np
 import pykakasi
 
 import asterisk
+import manifest
 import packages
 import spoken_numbers
 import stamp
@@ -140,20 +140,9 @@ def human(language):
     return lines
 
 
-def write_manifest(split, lines):
-    with open(FOLDER / f"{split}.jsonl", "w", encoding="utf-8") as file:
-        for line in lines:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    minutes = {}
-    for line in lines:
-        minutes[line["lang"]] = minutes.get(line["lang"], 0.0) + line["duration"] / 60
-    listed = ", ".join(f"{language} {amount:.1f}" for language, amount in minutes.items())
-    print(f"numbers: {split}: {len(lines)} utterances, {sum(minutes.values()):.1f} min ({listed})", flush=True)
-
-
 def main():
     counts = {"test": TEST_UTTERANCES, "validation": VALIDATION_UTTERANCES}
-    settings = stamp.settings_of(__file__, spoken_numbers.__file__, asterisk.__file__)
+    settings = stamp.settings_of(__file__, spoken_numbers.__file__, asterisk.__file__, manifest.__file__)
     if stamp.is_current(FOLDER, settings):
         print(f"numbers: kept, {FOLDER}")
         return
@@ -167,8 +156,8 @@ def main():
             for name, language in LANGUAGES.items():
                 goal = enough_utterances(counts[split]) if split in counts else enough_minutes(language.train_minutes)
                 lines += synthetic(split, name, pool, goal)
-            write_manifest(split, lines)
-    write_manifest("test_human", [line for language in asterisk.SOUNDS for line in human(language)])
+            manifest.write(FOLDER, split, lines)
+    manifest.write(FOLDER, "test_human", [line for language in asterisk.SOUNDS for line in human(language)])
     with open(FOLDER / "words.tsv", "w", encoding="utf-8") as file:
         for language in LANGUAGES:
             for number in range(spoken_numbers.LIMIT):
