@@ -1,6 +1,8 @@
 //! Trainable parameters by name: what the optimizer updates, the process group reduces and checkpoints hold.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
+
+use crate::linear::SiteId;
 
 /// Who shares a parameter (DESIGN 4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,7 +24,7 @@ pub enum ParamRole {
     Router,
 }
 
-/// One trainable tensor: a leaf of the autograd graph, f32, with `requires_grad`.
+/// One trainable tensor: a leaf of the autograd graph with `requires_grad`, f32 (f64 if the model is f64).
 #[derive(Debug)]
 pub struct Param {
     /// Unique within its scope and stable over versions: the tensor's name in a checkpoint.
@@ -31,15 +33,18 @@ pub struct Param {
     pub scope: ParamScope,
     /// What it is.
     pub role: ParamRole,
+    /// The first adapted layer that uses it; nothing for the projector and for what all layers use. Gradients of later
+    /// layers are complete earlier.
+    pub site: Option<SiteId>,
     /// The value.
     pub tensor: Tensor,
 }
 
 impl Param {
-    /// Makes `value` a trainable leaf: f32, detached, with `requires_grad`.
+    /// Makes `value` a trainable leaf: detached, with `requires_grad`, of its [`trainable_kind`].
     pub fn new(name: impl Into<String>, scope: ParamScope, role: ParamRole, value: &Tensor) -> Self {
         let tensor = value
-            .to_kind(tch::Kind::Float)
+            .to_kind(trainable_kind(value.kind()))
             .detach()
             .copy()
             .set_requires_grad(true);
@@ -47,7 +52,17 @@ impl Param {
             name: name.into(),
             scope,
             role,
+            site: None,
             tensor,
         }
+    }
+}
+
+/// The element type of trainable parameters and of sums in a model whose frozen weights are `kind`: f64 in an f64 model,
+/// else f32.
+pub fn trainable_kind(kind: Kind) -> Kind {
+    match kind {
+        Kind::Double => Kind::Double,
+        _ => Kind::Float,
     }
 }

@@ -4,7 +4,7 @@
 //! baseline) and `stack` (k frames side by side, then an MLP; SLAM-LLM). Utterances are projected one by one, so that
 //! padding never leaks into a convolution's edge.
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 use zipper_config::schema::{ProjectorConfig, ProjectorKind};
 
 use crate::init;
@@ -23,12 +23,20 @@ pub struct Projector {
 }
 
 impl Projector {
-    /// A projector with PyTorch's default initial values, drawn from `seed`.
-    pub fn new(config: &ProjectorConfig, d_encoder: i64, d_llm: i64, seed: u64, device: Device) -> Self {
+    /// A projector with PyTorch's default initial values, drawn from `seed`; its parameters are of `kind`.
+    pub fn new(
+        config: &ProjectorConfig,
+        d_encoder: i64,
+        d_llm: i64,
+        seed: u64,
+        device: Device,
+        kind: Kind,
+    ) -> Self {
         let stack = config.stack as i64;
         let mut new = Initial {
             seed,
             device,
+            kind,
             params: Vec::new(),
         };
         match config.kind {
@@ -61,10 +69,11 @@ impl Projector {
     /// Projects one utterance.
     ///
     /// # Shapes
-    /// - `frames`: `[time, d_encoder]`, f32
+    /// - `frames`: `[time, d_encoder]`
     /// - returns: `[ceil(time / 4), d_llm]` for `conv`, `[ceil(time / stack), d_llm]` for `stack`
     pub fn forward(&self, frames: &Tensor) -> Tensor {
         let tensor = |index: usize| &self.params[index].tensor;
+        let frames = frames.to_kind(tensor(0).kind());
         match self.kind {
             ProjectorKind::Conv => {
                 let x = frames.transpose(0, 1).unsqueeze(0);
@@ -93,6 +102,7 @@ impl Projector {
 struct Initial {
     seed: u64,
     device: Device,
+    kind: Kind,
     params: Vec<Param>,
 }
 
@@ -111,7 +121,7 @@ impl Initial {
 
     fn add(&mut self, name: &str, value: &Tensor) {
         let name = format!("projector.{name}");
-        let value = value.to_device(self.device);
+        let value = value.to_device(self.device).to_kind(self.kind);
         self.params
             .push(Param::new(name, ParamScope::Shared, ParamRole::Projector, &value));
     }

@@ -8,6 +8,7 @@ use zipper_config::schema::ModelConfig;
 use crate::ModelError;
 use crate::linear::{LinearDelta, LoraSite};
 use crate::llm::CausalLm;
+use crate::param::trainable_kind;
 use crate::projector::Projector;
 use crate::prompt::Prompt;
 
@@ -32,7 +33,7 @@ pub struct Example<'a> {
 /// Loss of a micro batch.
 #[derive(Debug)]
 pub struct Nll {
-    /// `[batch]`, f32, differentiable: negative log-likelihood of each row's text and eos, in nats.
+    /// `[batch]`, f32 (f64 in an f64 model), differentiable: negative log-likelihood of each row's text and eos, in nats.
     pub sums: Tensor,
     /// Target tokens of each row.
     pub tokens: Vec<i64>,
@@ -66,6 +67,7 @@ impl SpeechLlm {
             llm.config().hidden_size,
             seed,
             device,
+            trainable_kind(kind),
         );
         Ok(Self {
             projector,
@@ -135,7 +137,7 @@ impl SpeechLlm {
             -100,
             0.0,
         );
-        let zeros = Tensor::zeros([examples.len() as i64], (Kind::Float, self.device));
+        let zeros = Tensor::zeros([examples.len() as i64], (losses.kind(), self.device));
         Ok(Nll {
             sums: zeros.index_add(0, &tensor(&row_of_target), &losses),
             tokens: texts.iter().map(|text| text.len() as i64 + 1).collect(),

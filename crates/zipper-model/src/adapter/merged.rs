@@ -3,6 +3,7 @@
 use tch::{Device, Tensor};
 
 use super::dropout;
+use super::{Adapters, LastPass};
 use crate::linear::{LinearDelta, SiteId};
 
 /// The pair (A, B(l)) that a language comes down to at one adapted layer: an ordinary LoRA adapter.
@@ -17,7 +18,7 @@ pub struct LoraPair {
 /// A and B(l) of every adapted layer for the languages of one step, made by [`super::Adapters::merge`].
 ///
 /// B(l) is constant during the step, so it is computed once and not for each micro batch: the forward passes use
-/// detached copies, in which gradients add up, and [`MergedAdapters::backward`] takes them through the merging once.
+/// detached copies, in which gradients add up, and the step's [`LastPass`] takes them through the merging once.
 #[derive(Debug)]
 pub struct MergedAdapters {
     /// Sorted, without duplicates; a language's place in it is its slot.
@@ -33,9 +34,10 @@ pub(super) struct MergedSite {
     /// What tells its dropout masks from those of other layers.
     pub(super) key: u64,
     pub(super) a: Matrices,
+    /// Leaves of their own where B(l) is put together, else parameters.
     pub(super) b: Matrices,
-    /// `[P, d_out, r]`, still connected to the parameters; nothing where B is itself a parameter.
-    pub(super) graph: Option<Tensor>,
+    /// Whether B(l) is put together.
+    pub(super) merges: bool,
 }
 
 /// One matrix for all languages, or one for each slot.
@@ -55,6 +57,15 @@ enum Slots {
 }
 
 impl Matrices {
+    /// Copies without history in which gradients add up.
+    pub(super) fn leaves(self) -> Self {
+        let leaf = |matrix: &Tensor| matrix.detach().set_requires_grad(matrix.requires_grad());
+        match self {
+            Self::Common(matrix) => Self::Common(leaf(&matrix)),
+            Self::BySlot(matrices) => Self::BySlot(matrices.iter().map(leaf).collect()),
+        }
+    }
+
     fn of_slot(&self, slot: usize) -> &Tensor {
         match self {
             Self::Common(matrix) => matrix,
@@ -89,6 +100,15 @@ impl MergedAdapters {
     /// # Panics
     /// If a language was not merged, or if there is not one seed for each row.
     pub fn rows(&self, languages: &[usize], dropout_seeds: Option<&[u64]>) -> AdaptedRows<'_> {
+        self.rows_of(languages, dropout_seeds, None)
+    }
+
+    pub(super) fn rows_of<'a>(
+        &'a self,
+        languages: &[usize],
+        dropout_seeds: Option<&[u64]>,
+        last_pass: Option<&'a LastPass<'a>>,
+    ) -> AdaptedRows<'a> {
         let slots: Vec<usize> = languages.iter().map(|&language| self.slot(language)).collect();
         let same = slots.windows(2).all(|pair| pair[0] == pair[1]);
         let slots = match slots.first() {
@@ -107,7 +127,13 @@ impl MergedAdapters {
             num_rows: languages.len() as i64,
             slots,
             seeds,
+            last_pass,
         }
+    }
+
+    /// The step's last micro batch; `adapters` are those that these were merged from.
+    pub fn last_pass<'a>(&'a self, adapters: &'a Adapters) -> LastPass<'a> {
+        LastPass::new(adapters, self)
     }
 
     /// The pair (A, B(l)) of one layer and language.
@@ -120,32 +146,6 @@ impl MergedAdapters {
         LoraPair {
             a: site.a.of_slot(slot).detach(),
             b: site.b.of_slot(slot).detach(),
-        }
-    }
-
-    /// Takes the gradients of the merged matrices back to the parameters, adding to what is there.
-    ///
-    /// Call it once, after the backward passes of all micro batches. Banks of languages that were not merged get no
-    /// gradient at all.
-    ///
-    /// # Panics
-    /// If there are gradients to take back but the adapters were merged under `no_grad`.
-    pub fn backward(self) {
-        let mut products = Vec::new();
-        for site in &self.sites {
-            let (Some(graph), Matrices::BySlot(leaves)) = (&site.graph, &site.b) else {
-                continue;
-            };
-            for (b, leaf) in graph.unbind(0).iter().zip(leaves) {
-                let gradient = leaf.grad();
-                if gradient.defined() {
-                    products.push((b * gradient).sum(b.kind()));
-                }
-            }
-        }
-        if !products.is_empty() {
-            // The gradient of sum(B * c) with respect to B is c: one pass hands every c to the graph of its B.
-            Tensor::stack(&products, 0).sum(products[0].kind()).backward();
         }
     }
 
@@ -167,16 +167,18 @@ pub struct AdaptedRows<'a> {
     slots: Slots,
     /// `[rows, 1]`; nothing where nothing is dropped.
     seeds: Option<Tensor>,
+    /// Where B(l) comes from in the step's last micro batch.
+    last_pass: Option<&'a LastPass<'a>>,
 }
 
 impl LinearDelta for AdaptedRows<'_> {
-    fn delta(&self, site: SiteId, input: &Tensor) -> Tensor {
+    fn delta(&self, site_id: SiteId, input: &Tensor) -> Tensor {
         let (num_rows, positions, d_in) = input.size3().expect("the input of a site is [rows, time, d_in]");
         assert_eq!(
             num_rows, self.num_rows,
             "the micro batch has as many rows as languages were given"
         );
-        let site = &self.merged.sites[site];
+        let site = &self.merged.sites[site_id];
         let mut scale = self.merged.scale;
         let mut x = input.to_kind(site.a.of_slot(0).kind());
         if let Some(seeds) = &self.seeds {
@@ -186,6 +188,10 @@ impl LinearDelta for AdaptedRows<'_> {
             scale /= 1.0 - rate;
         }
         let low_rank = site.a.multiply(&x, &self.slots) * scale;
-        site.b.multiply(&low_rank, &self.slots).to_kind(input.kind())
+        let delta = match self.last_pass.filter(|_| site.merges) {
+            Some(last_pass) => last_pass.b(site_id).multiply(&low_rank, &self.slots),
+            None => site.b.multiply(&low_rank, &self.slots),
+        };
+        delta.to_kind(input.kind())
     }
 }

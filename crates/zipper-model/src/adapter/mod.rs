@@ -12,28 +12,33 @@
 //! | router | `router.<unit>.weight`, `router.<unit>.bias` | `[r, lid_dim]`, `[r]` |
 //!
 //! Owns the parameters, the merging once per step, the delta of each row and its dropout. Never decides when a bank is
-//! updated: a bank whose language is not merged just gets no gradient.
+//! updated, nor which banks are on this rank: it makes those it is told to.
 //!
-//! Reading order: this file, `sharing` (the formulas), `merged` (forward and backward), `dropout`.
+//! Reading order: this file, `build` (the parameters), `sharing` (the formulas), `merged` (forward passes), `last_pass`
+//! (how gradients get back to the parameters), `banks` (banks that are lent between ranks), `dropout`.
 
+mod banks;
+mod build;
 mod dropout;
 mod error;
+mod last_pass;
 mod merged;
 mod sharing;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use tch::{Device, Tensor};
-use zipper_config::schema::{AdapterConfig, BankInit, RouterConfig, RouterGranularity};
+use tch::{Device, Kind, Tensor};
+use zipper_config::schema::{AdapterConfig, BankInit, RouterConfig};
 use zipper_types::Variant;
 
+use build::Builder;
 pub use error::AdapterError;
+pub use last_pass::LastPass;
 pub use merged::{AdaptedRows, LoraPair, MergedAdapters};
 use merged::{Matrices, MergedSite};
 
-use crate::init;
 use crate::linear::LoraSite;
-use crate::param::{Param, ParamRole, ParamScope};
+use crate::param::Param;
 
 /// What the adapters of one stage look like.
 #[derive(Debug, Clone, PartialEq)]
@@ -82,6 +87,15 @@ impl AdapterSpec {
     /// `s = alpha / r`.
     pub fn scale(&self) -> f64 {
         self.alpha / self.rank as f64
+    }
+
+    /// Columns of B that belong to each language: all, those that `static` does not share, or none.
+    pub fn bank_columns(&self) -> usize {
+        match self.variant {
+            Variant::Shared => 0,
+            Variant::Static => self.rank - self.shared_rank,
+            Variant::Independent | Variant::Hard | Variant::Soft => self.rank,
+        }
     }
 
     fn check(&self) -> Result<(), AdapterError> {
@@ -134,13 +148,24 @@ impl AdapterSpec {
     }
 }
 
+/// Where adapters are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdapterPlace {
+    /// The device of every tensor.
+    pub device: Device,
+    /// Element type of the parameters, see [`crate::param::trainable_kind`].
+    pub kind: Kind,
+    /// Ordinals of the languages whose banks are made here (DESIGN 4).
+    pub banks: BTreeSet<usize>,
+}
+
 /// The trainable adapters of every adapted layer.
 ///
 /// The tensors below are handles to those in `params`: same storage, same gradient.
 #[derive(Debug)]
 pub struct Adapters {
     spec: AdapterSpec,
-    device: Device,
+    place: AdapterPlace,
     params: Vec<Param>,
     sites: Vec<SiteAdapter>,
     router: Option<Router>,
@@ -149,13 +174,20 @@ pub struct Adapters {
 #[derive(Debug)]
 struct SiteAdapter {
     site: LoraSite,
-    /// One A for all languages, or one each.
-    a: Vec<Tensor>,
+    /// The A of all languages; nothing with `independent`, whose banks have their own.
+    a: Option<Tensor>,
     b_shared: Option<Tensor>,
-    /// One `B_l` for each language, or none.
-    banks: Vec<Tensor>,
+    /// The banks that are here, by language: those of this rank, and those lent to it.
+    banks: BTreeMap<usize, Bank>,
     /// Index of its router.
     unit: usize,
+}
+
+/// What belongs to one language in one adapted layer.
+#[derive(Debug)]
+struct Bank {
+    a: Option<Tensor>,
+    b: Tensor,
 }
 
 #[derive(Debug)]
@@ -172,7 +204,25 @@ struct RouterUnit {
 }
 
 impl Adapters {
-    /// Makes fresh adapters: every A uniform as in PEFT (Kaiming with a = sqrt 5, which is within `1 / sqrt(d_in)`), every
+    /// Makes fresh adapters with all banks, in f32; see [`Adapters::sharded`].
+    ///
+    /// # Errors
+    /// As [`Adapters::sharded`].
+    pub fn new(
+        spec: AdapterSpec,
+        sites: &[LoraSite],
+        seed: u64,
+        device: Device,
+    ) -> Result<Self, AdapterError> {
+        let place = AdapterPlace {
+            device,
+            kind: Kind::Float,
+            banks: (0..spec.num_languages).collect(),
+        };
+        Self::sharded(spec, sites, seed, place)
+    }
+
+    /// Makes fresh adapters, of the banks only those that `place` names: every A uniform as in PEFT (Kaiming with a = sqrt 5, which is within `1 / sqrt(d_in)`), every
     /// B zero, so that the model starts unchanged.
     ///
     /// LID embeddings are standard normal and router weights uniform within `1 / sqrt(lid_dim)` with zero biases, as
@@ -183,32 +233,28 @@ impl Adapters {
     /// [`AdapterError`] if a setting is out of range, a layer cannot have the rank, or there are no languages.
     ///
     /// # Panics
-    /// If two sites have the same name.
-    pub fn new(
+    /// If two sites have the same name, or `place` names a language that there is not.
+    pub fn sharded(
         spec: AdapterSpec,
         sites: &[LoraSite],
         seed: u64,
-        device: Device,
+        place: AdapterPlace,
     ) -> Result<Self, AdapterError> {
         spec.check()?;
-        let mut builder = Builder {
-            spec: &spec,
-            seed,
-            device,
-            params: Vec::new(),
-        };
+        let mut builder = Builder::new(&spec, seed, &place);
         let mut adapters = Vec::with_capacity(sites.len());
-        for site in sites {
+        for (index, site) in sites.iter().enumerate() {
             spec.check_site(site)?;
-            adapters.push(builder.shared_of(site));
+            adapters.push(builder.shared_of(index, site));
         }
         let router = builder.router(&mut adapters);
-        for language in 0..spec.num_languages {
-            for adapter in &mut adapters {
-                builder.add_bank(adapter, language);
+        for &language in &place.banks {
+            assert!(language < spec.num_languages, "there is no language {language}");
+            for (index, adapter) in adapters.iter_mut().enumerate() {
+                builder.add_bank(index, adapter, language);
             }
         }
-        let params = builder.params;
+        let params = builder.finish();
         let mut names: Vec<_> = params.iter().map(|param| (param.scope, &param.name)).collect();
         names.sort_unstable();
         assert!(
@@ -217,7 +263,7 @@ impl Adapters {
         );
         Ok(Self {
             spec,
-            device,
+            place,
             params,
             sites: adapters,
             router,
@@ -229,7 +275,8 @@ impl Adapters {
         &self.spec
     }
 
-    /// All parameters: the shared ones, then the banks language by language. The order depends only on spec and sites.
+    /// All parameters that are here: the shared ones, then the banks language by language. The order depends only on
+    /// spec, sites and which banks there are.
     pub fn params(&self) -> &[Param] {
         &self.params
     }
@@ -246,20 +293,25 @@ impl Adapters {
         tch::no_grad(|| {
             for (target, source) in self.sites.iter().zip(&align.sites) {
                 let b = source.b_shared.as_ref().expect("a shared adapter has a shared B");
-                for a in &target.a {
-                    a.shallow_clone().copy_(&source.a[0]);
+                let align_a = source.a.as_ref().expect("a shared adapter has one A");
+                for a in target
+                    .a
+                    .iter()
+                    .chain(target.banks.values().filter_map(|bank| bank.a.as_ref()))
+                {
+                    a.shallow_clone().copy_(align_a);
                 }
                 if let Some(shared) = &target.b_shared {
                     shared.shallow_clone().copy_(&b.narrow(1, 0, shared.size()[1]));
                 }
-                for bank in &target.banks {
+                for bank in target.banks.values() {
                     // A bank holds the last columns of B: all of them, except with `static`.
-                    let columns = bank.size()[1];
+                    let columns = bank.b.size()[1];
                     let start = b.narrow(1, self.spec.rank as i64 - columns, columns);
                     match self.spec.init {
-                        BankInit::Stage1 => bank.shallow_clone().copy_(&start),
+                        BankInit::Stage1 => bank.b.shallow_clone().copy_(&start),
                         BankInit::Zero => {
-                            let _ = bank.shallow_clone().zero_();
+                            let _ = bank.b.shallow_clone().zero_();
                         }
                     }
                 }
@@ -296,7 +348,10 @@ impl Adapters {
     /// - returns: `[units, L, r]`, the units in the order of [`Adapters::router_units`]
     pub fn gates(&self) -> Option<Tensor> {
         let router = self.router.as_ref()?;
-        let gates = tch::no_grad(|| router.gates(&router.lid));
+        let gates: Vec<Tensor> = tch::no_grad(|| {
+            let of_unit = |unit: &RouterUnit| sharing::gates(&router.lid, &unit.weight, &unit.bias);
+            router.units.iter().map(of_unit).collect()
+        });
         Some(Tensor::stack(&gates, 0))
     }
 
@@ -310,28 +365,77 @@ impl Adapters {
     /// Other languages cost nothing and their banks get no gradient. Under [`tch::no_grad`] nothing is recorded.
     ///
     /// # Panics
-    /// If a language is not below the number of languages.
+    /// If the bank of a language is not here.
     pub fn merge(&self, languages: &[usize]) -> MergedAdapters {
         let mut languages = languages.to_vec();
         languages.sort_unstable();
         languages.dedup();
-        if let Some(&last) = languages.last() {
-            assert!(last < self.spec.num_languages, "there is no language {last}");
-        }
         let gates = self.gates_of(&languages);
-        let sites = self
-            .sites
-            .iter()
-            .map(|adapter| adapter.merge(self.spec.variant, &languages, gates.get(adapter.unit)))
-            .collect();
-        let (scale, dropout, device) = (self.spec.scale(), self.spec.dropout, self.device);
+        let merge = |adapter: &SiteAdapter| {
+            let (a, b) = self.matrices(adapter, &languages, gates.get(adapter.unit));
+            MergedSite {
+                key: dropout::site_key(&adapter.site.name),
+                a,
+                merges: b.is_graph,
+                b: if b.is_graph {
+                    b.matrices.leaves()
+                } else {
+                    b.matrices
+                },
+            }
+        };
         MergedAdapters {
+            sites: self.sites.iter().map(merge).collect(),
             languages,
-            sites,
-            scale,
-            dropout,
-            device,
+            scale: self.spec.scale(),
+            dropout: self.spec.dropout,
+            device: self.place.device,
         }
+    }
+
+    /// A and B(l) of one layer for `languages`, still connected to the parameters.
+    fn matrices(
+        &self,
+        adapter: &SiteAdapter,
+        languages: &[usize],
+        gates: Option<&Tensor>,
+    ) -> (Matrices, ConnectedB) {
+        let banks_of = |part: fn(&Bank) -> &Tensor| -> Vec<Tensor> {
+            let bank = |language: &usize| adapter.bank(*language);
+            languages
+                .iter()
+                .map(|language| part(bank(language)).shallow_clone())
+                .collect()
+        };
+        let a = match &adapter.a {
+            Some(a) => Matrices::Common(a.shallow_clone()),
+            None => Matrices::BySlot(banks_of(|bank| {
+                bank.a.as_ref().expect("an independent bank has an A")
+            })),
+        };
+        let parameters = |matrices| ConnectedB {
+            matrices,
+            is_graph: false,
+        };
+        let b = match &adapter.b_shared {
+            None => parameters(Matrices::BySlot(banks_of(|bank| &bank.b))),
+            Some(shared) if self.spec.variant == Variant::Shared => {
+                parameters(Matrices::Common(shared.shallow_clone()))
+            }
+            Some(_) if languages.is_empty() => parameters(Matrices::BySlot(Vec::new())),
+            Some(shared) => {
+                let banks = Tensor::stack(&banks_of(|bank| &bank.b), 0);
+                let merged = match gates {
+                    Some(gates) => sharing::mix(shared, &banks, gates),
+                    None => sharing::join_columns(shared, &banks),
+                };
+                ConnectedB {
+                    matrices: Matrices::BySlot(merged.unbind(0)),
+                    is_graph: true,
+                }
+            }
+        };
+        (a, b)
     }
 
     /// What each router says about `languages`, `[P, r]` each: 0 or 1 for `hard`. Empty without a router.
@@ -339,226 +443,41 @@ impl Adapters {
         let Some(router) = &self.router else {
             return Vec::new();
         };
+        let lid = self.lid_of(router, languages);
+        (0..router.units.len())
+            .map(|unit| self.gates_of_unit(router, unit, &lid))
+            .collect()
+    }
+
+    /// LID embeddings, `[P, lid_dim]`.
+    fn lid_of(&self, router: &Router, languages: &[usize]) -> Tensor {
         let languages: Vec<i64> = languages.iter().map(|&language| language as i64).collect();
-        let lid = router
+        router
             .lid
-            .index_select(0, &Tensor::from_slice(&languages).to_device(self.device));
-        let gates = router.gates(&lid);
+            .index_select(0, &Tensor::from_slice(&languages).to_device(self.place.device))
+    }
+
+    /// What one router says about the languages of `lid`, `[P, r]`.
+    fn gates_of_unit(&self, router: &Router, unit: usize, lid: &Tensor) -> Tensor {
+        let RouterUnit { weight, bias } = &router.units[unit];
+        let gates = sharing::gates(lid, weight, bias);
         match self.spec.variant {
-            Variant::Hard => gates.iter().map(sharing::straight_through).collect(),
+            Variant::Hard => sharing::straight_through(&gates),
             _ => gates,
         }
     }
 }
 
-impl Router {
-    fn gates(&self, lid: &Tensor) -> Vec<Tensor> {
-        self.units
-            .iter()
-            .map(|unit| sharing::gates(lid, &unit.weight, &unit.bias))
-            .collect()
-    }
+/// B(l) of one layer: parameters themselves, or put together out of them.
+struct ConnectedB {
+    matrices: Matrices,
+    is_graph: bool,
 }
 
 impl SiteAdapter {
-    fn merge(&self, variant: Variant, languages: &[usize], gates: Option<&Tensor>) -> MergedSite {
-        let of_languages = |all: &[Tensor]| -> Vec<Tensor> {
-            languages
-                .iter()
-                .map(|&language| all[language].shallow_clone())
-                .collect()
-        };
-        let key = dropout::site_key(&self.site.name);
-        let Some(shared) = &self.b_shared else {
-            let (a, b) = (of_languages(&self.a), of_languages(&self.banks));
-            return MergedSite {
-                key,
-                a: Matrices::BySlot(a),
-                b: Matrices::BySlot(b),
-                graph: None,
-            };
-        };
-        let a = Matrices::Common(self.a[0].shallow_clone());
-        if variant == Variant::Shared {
-            return MergedSite {
-                key,
-                a,
-                b: Matrices::Common(shared.shallow_clone()),
-                graph: None,
-            };
-        }
-        if languages.is_empty() {
-            return MergedSite {
-                key,
-                a,
-                b: Matrices::BySlot(Vec::new()),
-                graph: None,
-            };
-        }
-        let banks = Tensor::stack(&of_languages(&self.banks), 0);
-        let merged = match gates {
-            Some(gates) => sharing::mix(shared, &banks, gates),
-            None => sharing::join_columns(shared, &banks),
-        };
-        let leaves = merged.detach().unbind(0);
-        let leaves = leaves
-            .iter()
-            .map(|leaf| leaf.set_requires_grad(merged.requires_grad()))
-            .collect();
-        MergedSite {
-            key,
-            a,
-            b: Matrices::BySlot(leaves),
-            graph: Some(merged),
-        }
-    }
-}
-
-/// Makes the parameters of [`Adapters`], in their order.
-struct Builder<'a> {
-    spec: &'a AdapterSpec,
-    seed: u64,
-    device: Device,
-    params: Vec<Param>,
-}
-
-impl Builder<'_> {
-    /// Adds a parameter and returns a handle to it.
-    fn add(&mut self, name: String, scope: ParamScope, role: ParamRole, value: &Tensor) -> Tensor {
-        let param = Param::new(name, scope, role, &value.to_device(self.device));
-        let handle = param.tensor.shallow_clone();
-        self.params.push(param);
-        handle
-    }
-
-    fn add_a(&mut self, site: &LoraSite, scope: ParamScope) -> Tensor {
-        let name = format!("lora.{}.A", site.name);
-        let seed_name = match scope {
-            ParamScope::Shared => name.clone(),
-            ParamScope::Bank(language) => format!("{name}/{language}"),
-        };
-        let bound = 1.0 / (site.d_in as f64).sqrt();
-        let value = init::uniform(self.seed, &seed_name, &[self.spec.rank as i64, site.d_in], bound);
-        self.add(name, scope, ParamRole::Lora, &value)
-    }
-
-    fn add_zero_b(&mut self, site: &LoraSite, scope: ParamScope, columns: usize) -> Tensor {
-        let suffix = if scope == ParamScope::Shared {
-            "B_shared"
-        } else {
-            "B"
-        };
-        let value = Tensor::zeros([site.d_out, columns as i64], (tch::Kind::Float, Device::Cpu));
-        self.add(
-            format!("lora.{}.{suffix}", site.name),
-            scope,
-            ParamRole::Lora,
-            &value,
-        )
-    }
-
-    /// The part of one layer's adapter that all languages share.
-    fn shared_of(&mut self, site: &LoraSite) -> SiteAdapter {
-        let columns = match self.spec.variant {
-            Variant::Independent => None,
-            Variant::Static => Some(self.spec.shared_rank),
-            Variant::Shared | Variant::Hard | Variant::Soft => Some(self.spec.rank),
-        };
-        let a = if columns.is_some() {
-            vec![self.add_a(site, ParamScope::Shared)]
-        } else {
-            Vec::new()
-        };
-        let b_shared = columns.map(|columns| self.add_zero_b(site, ParamScope::Shared, columns));
-        SiteAdapter {
-            site: site.clone(),
-            a,
-            b_shared,
-            banks: Vec::new(),
-            unit: 0,
-        }
-    }
-
-    /// What belongs to one language in one layer's adapter.
-    fn add_bank(&mut self, adapter: &mut SiteAdapter, language: usize) {
-        let scope = ParamScope::Bank(language);
-        let columns = match self.spec.variant {
-            Variant::Shared => return,
-            Variant::Static => self.spec.rank - self.spec.shared_rank,
-            Variant::Independent | Variant::Hard | Variant::Soft => self.spec.rank,
-        };
-        if self.spec.variant == Variant::Independent {
-            adapter.a.push(self.add_a(&adapter.site, scope));
-        }
-        adapter.banks.push(self.add_zero_b(&adapter.site, scope, columns));
-    }
-
-    /// LID embeddings and routers, where the variant has them; tells each layer which router is its own.
-    fn router(&mut self, adapters: &mut [SiteAdapter]) -> Option<Router> {
-        if !self.spec.variant.has_router() {
-            return None;
-        }
-        let (rank, lid_dim) = (self.spec.rank as i64, self.spec.router.lid_dim as i64);
-        let lid = init::normal(
-            self.seed,
-            "lid.weight",
-            &[self.spec.num_languages as i64, lid_dim],
-            1.0,
-        );
-        let lid = self.add(
-            "lid.weight".to_owned(),
-            ParamScope::Shared,
-            ParamRole::Router,
-            &lid,
-        );
-        let mut indices = BTreeMap::new();
-        let mut router = Router {
-            lid,
-            units: Vec::new(),
-            names: Vec::new(),
-        };
-        for adapter in adapters {
-            let unit = unit_name(&adapter.site, self.spec.router.granularity);
-            adapter.unit = *indices.entry(unit.clone()).or_insert_with(|| {
-                router.units.push(self.router_unit(&unit, rank, lid_dim));
-                router.names.push(unit);
-                router.units.len() - 1
-            });
-        }
-        Some(router)
-    }
-
-    fn router_unit(&mut self, unit: &str, rank: i64, lid_dim: i64) -> RouterUnit {
-        let name = format!("router.{unit}.weight");
-        let weight = init::uniform(self.seed, &name, &[rank, lid_dim], 1.0 / (lid_dim as f64).sqrt());
-        let weight = self.add(name, ParamScope::Shared, ParamRole::Router, &weight);
-        let bias = Tensor::zeros([rank], (tch::Kind::Float, Device::Cpu));
-        let bias = self.add(
-            format!("router.{unit}.bias"),
-            ParamScope::Shared,
-            ParamRole::Router,
-            &bias,
-        );
-        RouterUnit { weight, bias }
-    }
-}
-
-/// The part of the model whose router decides for `site`.
-fn unit_name(site: &LoraSite, granularity: RouterGranularity) -> String {
-    match granularity {
-        RouterGranularity::Linear => site.name.clone(),
-        RouterGranularity::Layer => layer_path(site),
-        RouterGranularity::Model => "model".to_owned(),
-    }
-}
-
-/// The path of the transformer layer that `site` is in: `model.layers.3` of `model.layers.3.self_attn.q_proj`. The path
-/// and not the index, because encoder and LLM both have a layer 3.
-fn layer_path(site: &LoraSite) -> String {
-    let index = site.layer.to_string();
-    let parts: Vec<&str> = site.name.split('.').collect();
-    match parts.iter().position(|part| *part == index) {
-        Some(at) => parts[..=at].join("."),
-        None => format!("layers.{index}"),
+    fn bank(&self, language: usize) -> &Bank {
+        self.banks
+            .get(&language)
+            .unwrap_or_else(|| panic!("the bank of language {language} is not on this rank"))
     }
 }

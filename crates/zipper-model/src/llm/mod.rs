@@ -21,6 +21,7 @@ use rope::Rope;
 use crate::ModelError;
 use crate::hub::{self, Weights};
 use crate::linear::{Linear, LinearDelta, LoraSite};
+use crate::param::trainable_kind;
 
 const TARGETS: [&str; 7] = [
     "q_proj",
@@ -231,18 +232,20 @@ impl CausalLm {
     ///
     /// # Shapes
     /// - `hidden`: `[.., hidden]`
-    /// - returns: `[.., vocab]`, f32
+    /// - returns: `[.., vocab]`, f32 (f64 in an f64 model)
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        hidden.linear(&self.lm_head, None::<&Tensor>).to_kind(Kind::Float)
+        hidden
+            .linear(&self.lm_head, None::<&Tensor>)
+            .to_kind(trainable_kind(hidden.kind()))
     }
 }
 
 impl RmsNorm {
-    /// Computed in f32, as transformers does.
+    /// Computed in f32, as transformers does; in f64 if the model is.
     fn forward(&self, x: &Tensor) -> Tensor {
         let kind = x.kind();
-        let x = x.to_kind(Kind::Float);
-        let mean_square = x.square().mean_dim(-1, true, Kind::Float);
+        let x = x.to_kind(trainable_kind(kind));
+        let mean_square = x.square().mean_dim(-1, true, x.kind());
         let normed = x * (mean_square + self.eps).rsqrt();
         normed.to_kind(kind) * &self.weight
     }

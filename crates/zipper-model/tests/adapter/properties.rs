@@ -5,11 +5,11 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use zipper_config::schema::{BankInit, RouterGranularity};
-use zipper_model::adapter::{AdapterSpec, Adapters};
+use zipper_model::adapter::{AdapterPlace, AdapterSpec, Adapters};
 use zipper_model::linear::LinearDelta;
-use zipper_model::param::{ParamRole, ParamScope};
+use zipper_model::param::{Param, ParamRole, ParamScope};
 use zipper_types::Variant;
 
 use crate::support::{
@@ -221,14 +221,81 @@ proptest! {
 fn a_rank_without_utterances_has_nothing_to_do() {
     for variant in VARIANTS {
         let adapters = random(spec(variant), 1, Kind::Float);
-        adapters.merge(&[]).backward();
-        assert!(
-            adapters
-                .params()
-                .iter()
-                .all(|param| !param.tensor.grad().defined()),
+        let merged = adapters.merge(&[]);
+        assert!(merged.last_pass(&adapters).carried().is_none(), "{variant}");
+    }
+}
+
+/// A rank that holds two of four banks computes for them what a rank with all banks does, and has no other's bytes.
+#[test]
+fn a_part_of_the_banks_is_enough_for_their_languages() {
+    let owned = [1, 3];
+    for variant in VARIANTS {
+        let whole = random(spec(variant), 8, Kind::Float);
+        let place = AdapterPlace {
+            device: Device::Cpu,
+            kind: Kind::Float,
+            banks: owned.into(),
+        };
+        let part = Adapters::sharded(spec(variant), &sites(), 1, place).expect("the spec is good");
+        for param in part.params() {
+            set(
+                param,
+                &self::param(&whole, param.scope, &param.name).tensor.detach(),
+            );
+        }
+        let is_here = |param: &&Param| match param.scope {
+            ParamScope::Shared => true,
+            ParamScope::Bank(language) => owned.contains(&language),
+        };
+        assert_eq!(
+            part.params().len(),
+            whole.params().iter().filter(is_here).count(),
             "{variant}"
         );
+        let languages = [3, 1, 3];
+        let inputs = inputs(2, languages.len(), TIME, Kind::Float);
+        assert_eq!(
+            deltas(&part, &languages, &inputs),
+            deltas(&whole, &languages, &inputs)
+        );
+        assert_all_close(
+            &gradients(&part, &languages, &inputs, &[2, 1]),
+            &gradients(&whole, &languages, &inputs, &[2, 1]),
+            0.0,
+        );
+    }
+}
+
+/// A bank that another rank lends computes what it does there, and is gone when it is returned.
+#[test]
+fn a_borrowed_bank_is_a_copy_for_a_while() {
+    for variant in VARIANTS {
+        let owner = random(spec(variant), 8, Kind::Float);
+        let place = AdapterPlace {
+            device: Device::Cpu,
+            kind: Kind::Float,
+            banks: [1].into(),
+        };
+        let mut other = Adapters::sharded(spec(variant), &sites(), 1, place).expect("the spec is good");
+        for param in other.params() {
+            set(
+                param,
+                &self::param(&owner, param.scope, &param.name).tensor.detach(),
+            );
+        }
+        if variant == Variant::Shared {
+            assert!(other.has_bank(2) && other.bank_len() == 0, "there are no banks");
+            continue;
+        }
+        assert!(other.has_bank(1) && !other.has_bank(2), "{variant}");
+        let sent = owner.bank_weights(2);
+        assert_eq!(sent.size(), other.empty_bank().size(), "{variant}");
+        other.borrow_bank(2, &sent);
+        let inputs = inputs(2, 2, TIME, Kind::Float);
+        assert_eq!(deltas(&other, &[2, 1], &inputs), deltas(&owner, &[2, 1], &inputs));
+        other.return_banks();
+        assert!(other.has_bank(1) && !other.has_bank(2), "{variant}");
     }
 }
 

@@ -159,25 +159,34 @@ pub(crate) fn gradients(
         param.tensor.shallow_clone().zero_grad();
     }
     let merged = adapters.merge(languages);
+    let last_pass = merged.last_pass(adapters);
     let mut first = 0;
-    for &count in micro_batches {
-        let rows = merged.rows(&languages[first..first + count], None);
-        let losses: Vec<Tensor> = inputs
+    for (index, &count) in micro_batches.iter().enumerate() {
+        let is_last = index + 1 == micro_batches.len();
+        let of_rows = &languages[first..first + count];
+        let rows = if is_last {
+            last_pass.rows(of_rows, None)
+        } else {
+            merged.rows(of_rows, None)
+        };
+        let mut losses: Vec<Tensor> = inputs
             .iter()
             .enumerate()
             .map(|(site, input)| rows.delta(site, &input.narrow(0, first as i64, count as i64)))
             .map(|delta| delta.sin().sum(delta.kind()))
             .collect();
+        if is_last {
+            losses.extend(last_pass.carried());
+        }
         Tensor::stack(&losses, 0).sum(losses[0].kind()).backward();
         first += count;
     }
-    merged.backward();
     let with_gradient = adapters
         .params()
         .iter()
         .filter(|param| param.tensor.grad().defined());
     with_gradient
-        .map(|param| (label(param), param.tensor.grad()))
+        .map(|param| (label(param), param.tensor.grad().copy()))
         .collect()
 }
 

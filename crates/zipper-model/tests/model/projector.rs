@@ -10,7 +10,7 @@ use zipper_model::projector::Projector;
 fn new(kind: &str, seed: u64) -> Projector {
     let config =
         serde_json::from_value(json!({"kind": kind, "stack": 5})).expect("the schema has these keys");
-    Projector::new(&config, 6, 9, seed, Device::Cpu)
+    Projector::new(&config, 6, 9, seed, Device::Cpu, tch::Kind::Float)
 }
 
 fn find<'a>(projector: &'a Projector, name: &str) -> &'a Param {
