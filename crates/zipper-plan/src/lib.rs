@@ -6,10 +6,14 @@
 
 mod dealing;
 mod learning_rate;
+mod placement;
 mod sampler;
 mod stages;
+mod work;
 
 pub use dealing::{deal, micro_batches};
 pub use learning_rate::{LearningRate, Shape};
+pub use placement::{Placement, PlacementProblem};
 pub use sampler::{GlobalBatch, PlanError, Sampler, SamplerProblem, SamplerState, UtteranceRef};
 pub use stages::StageSchedule;
+pub use work::{StepSample, WorkModel};
