@@ -4,11 +4,14 @@
 //! audio amounts are seconds, paths are relative to the directory the command was started in until
 //! [`crate::load`] makes them absolute.
 
+mod runtime;
+
 use std::path::PathBuf;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use zipper_types::Variant;
+
+pub use runtime::{Backend, RuntimeConfig};
 
 /// One training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,7 +37,7 @@ pub struct RunConfig {
     /// When to write checkpoints.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
-    /// Timeouts and intervals of the distributed run.
+    /// How the workers of the run work together.
     #[serde(default)]
     pub runtime: RuntimeConfig,
 }
@@ -71,6 +74,8 @@ pub enum Dtype {
     F32,
     /// bfloat16 autocast, where the device has it.
     Bf16,
+    /// 64-bit floats, parameters included: for exactness tests, where it leaves rounding out of the comparison. Slow.
+    F64,
 }
 
 /// A frozen Whisper encoder, read from a Hugging Face directory.
@@ -577,53 +582,4 @@ impl Default for CheckpointConfig {
 
 fn default_checkpoint_every() -> u64 {
     500
-}
-
-/// Timeouts and intervals of the distributed run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct RuntimeConfig {
-    /// How often a worker tells the coordinator that it lives and how far it is.
-    #[serde(default = "default_heartbeat_interval", with = "crate::duration")]
-    pub heartbeat_interval: Duration,
-    /// Silence after which a worker is taken for dead.
-    #[serde(default = "default_heartbeat_timeout", with = "crate::duration")]
-    pub heartbeat_timeout: Duration,
-    /// How long to wait for all workers to join.
-    #[serde(default = "default_rendezvous_timeout", with = "crate::duration")]
-    pub rendezvous_timeout: Duration,
-    /// Longest wait in one collective operation.
-    #[serde(default = "default_collective_timeout", with = "crate::duration")]
-    pub collective_timeout: Duration,
-    /// Torch threads of a worker. Left out: the machine's cores divided by its workers.
-    #[serde(default)]
-    pub threads_per_worker: Option<usize>,
-}
-
-impl Default for RuntimeConfig {
-    fn default() -> Self {
-        Self {
-            heartbeat_interval: default_heartbeat_interval(),
-            heartbeat_timeout: default_heartbeat_timeout(),
-            rendezvous_timeout: default_rendezvous_timeout(),
-            collective_timeout: default_collective_timeout(),
-            threads_per_worker: None,
-        }
-    }
-}
-
-fn default_heartbeat_interval() -> Duration {
-    Duration::from_secs(1)
-}
-
-fn default_heartbeat_timeout() -> Duration {
-    Duration::from_secs(20)
-}
-
-fn default_rendezvous_timeout() -> Duration {
-    Duration::from_mins(5)
-}
-
-fn default_collective_timeout() -> Duration {
-    Duration::from_mins(2)
 }

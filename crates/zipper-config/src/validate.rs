@@ -263,6 +263,17 @@ fn runtime(check: &mut Check, config: &RunConfig) {
         )
     });
     check.require(
+        runtime.bucket_mib.is_finite() && runtime.bucket_mib > 0.0,
+        "runtime.bucket_mib",
+        || format!("{} is not above 0", runtime.bucket_mib),
+    );
+    let bank_memory = runtime.bank_memory_mib.unwrap_or(1.0);
+    check.require(
+        bank_memory.is_finite() && bank_memory > 0.0,
+        "runtime.bank_memory_mib",
+        || format!("{bank_memory} is not above 0"),
+    );
+    check.require(
         runtime.threads_per_worker != Some(0),
         "runtime.threads_per_worker",
         || "0 is not above 0".to_owned(),
@@ -300,6 +311,11 @@ impl RunConfig {
             self.training.align.router_lr.is_some(),
             "training.align.router_lr",
             "stage 1 had a router, which it never has",
+        );
+        warn(
+            self.runtime.bank_memory_mib.is_some() && adapter.variant == Variant::Shared,
+            "runtime.bank_memory_mib",
+            "`adapter.variant` has banks",
         );
         let projector = &self.model.projector;
         warn(

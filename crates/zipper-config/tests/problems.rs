@@ -137,6 +137,15 @@ fn each_broken_relation_names_its_key_and_value() {
             "runtime.collective_timeout=10m",
             "runtime.collective_timeout: 10m is not less than `runtime.rendezvous_timeout` = 5m: a failed group could not form again in time",
         ),
+        ("runtime.bucket_mib=0", "runtime.bucket_mib: 0 is not above 0"),
+        (
+            "runtime.bank_memory_mib=-1",
+            "runtime.bank_memory_mib: -1 is not above 0",
+        ),
+        (
+            "runtime.backend=ncll",
+            "runtime.backend: `ncll` is not one of auto, gloo, nccl; did you mean `nccl`?",
+        ),
         (
             "adapter.variant=sof",
             "adapter.variant: `sof` is not one of shared, independent, static, hard, soft; did you mean `soft`?",
