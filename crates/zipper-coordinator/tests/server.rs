@@ -271,6 +271,7 @@ impl Fleet {
         let request = v1::HeartbeatRequest {
             member: Some(self.members[0].clone()),
             last_completed_step: 0,
+            latest_collective: None,
         };
         let response = self.client.heartbeat(request).await.expect("members may");
         response.into_inner().stop_requested
@@ -507,6 +508,7 @@ fn failed(config: bool) -> Outcome {
     Outcome::Failed(v1::Failed {
         config,
         message: "no model there".to_owned(),
+        failed_collective: None,
         collective: false,
     })
 }
@@ -581,6 +583,7 @@ async fn only_members_of_the_generation_are_heard() {
             .heartbeat(v1::HeartbeatRequest {
                 member: member.clone(),
                 last_completed_step: 0,
+                latest_collective: None,
             })
             .await;
         let completed = client

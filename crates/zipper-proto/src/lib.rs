@@ -2,6 +2,8 @@
 //!
 //! Holds no logic: what a request means is decided by the coordinator and the worker.
 
+use std::time::Duration;
+
 use zipper_types::Stage;
 
 /// The generated messages, clients and servers of package `zipper.v1`.
@@ -51,4 +53,17 @@ pub fn stage(wire: i32) -> Result<Stage, MissingField> {
         Ok(v1::Stage::Zipper) => Ok(Stage::Zipper),
         Ok(v1::Stage::Unspecified) | Err(_) => Err(MissingField("stage")),
     }
+}
+
+/// A duration as messages hold it; one too long for them becomes the longest.
+pub fn wire_duration(duration: Duration) -> prost_types::Duration {
+    prost_types::Duration::try_from(duration).unwrap_or(prost_types::Duration {
+        seconds: i64::MAX,
+        nanos: 0,
+    })
+}
+
+/// A duration of a message; nothing for an absent or negative one.
+pub fn duration(wire: Option<prost_types::Duration>) -> Option<Duration> {
+    Duration::try_from(wire?).ok()
 }

@@ -236,6 +236,7 @@ async fn send_heartbeats(client: Client, member: v1::MemberContext, shared: Arc<
         let request = v1::HeartbeatRequest {
             member: Some(member.clone()),
             last_completed_step: shared.last_completed_step.load(Ordering::Relaxed),
+            latest_collective: None,
         };
         match client.clone().heartbeat(with_timeout(request)).await {
             Ok(response) if response.get_ref().stop_requested => {

@@ -185,6 +185,7 @@ impl Worker {
                         config,
                         message: format!("{error:#}"),
                         collective: is_collective(&error),
+                        failed_collective: None,
                     };
                     self.control.complete_task(task.id, Outcome::Failed(failed))?;
                     return Err(error);
@@ -392,6 +393,7 @@ fn metrics(report: &StepReport, seconds: Duration) -> v1::StepMetrics {
         seconds: seconds.as_secs_f64(),
         skipped: report.skipped,
         by_language: by_language.collect(),
+        ..v1::StepMetrics::default()
     }
 }
 

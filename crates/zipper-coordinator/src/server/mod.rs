@@ -263,6 +263,7 @@ impl Owner {
                     rank: rank.0,
                     world_size: self.state.world_size().0,
                     store_address: store_address.to_owned(),
+                    placement: None,
                 }));
             }
             Message::Step(metrics) => {
