@@ -213,15 +213,7 @@ fn check_data(config: &RunConfig) -> anyhow::Result<(Corpus, Vec<String>)> {
             );
             let ids: Vec<String> = bad.into_iter().map(|bad| bad.id).collect();
             train.utterances.retain(|utterance| !ids.contains(&utterance.id));
-            for language in &mut train.report.languages {
-                let left = train
-                    .utterances
-                    .iter()
-                    .filter(|utterance| utterance.lang == language.lang);
-                (language.utterances, language.seconds) = left.fold((0, 0.0), |(count, seconds), next| {
-                    (count + 1, seconds + next.duration)
-                });
-            }
+            train.report.count(&train.utterances);
             Ok((train, ids))
         }
     }

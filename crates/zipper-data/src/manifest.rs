@@ -12,7 +12,7 @@ use thiserror::Error;
 use url::Url;
 
 use crate::audio::{AudioError, decode};
-use crate::report::{CorpusReport, LanguageReport};
+use crate::report::CorpusReport;
 
 /// One line of a manifest.
 #[derive(Debug, Clone, PartialEq)]
@@ -172,16 +172,10 @@ fn select(
         } else if utterance.duration < limits.min_seconds {
             report.too_short.push(id);
         } else {
-            let LanguageReport {
-                utterances: count,
-                seconds,
-                ..
-            } = &mut report.languages[utterance.language];
-            *count += 1;
-            *seconds += utterance.duration;
             utterances.push(utterance);
         }
     }
+    report.count(&utterances);
     for language in report
         .languages
         .iter()

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::manifest::Utterance;
+
 /// Amounts by language, and the utterances that were left out.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct CorpusReport {
@@ -30,6 +32,8 @@ pub struct LanguageReport {
     pub utterances: usize,
     /// Their length in seconds.
     pub seconds: f64,
+    /// Characters of their texts.
+    pub characters: usize,
 }
 
 impl CorpusReport {
@@ -38,6 +42,7 @@ impl CorpusReport {
             lang: lang.clone(),
             utterances: 0,
             seconds: 0.0,
+            characters: 0,
         };
         Self {
             languages: languages.iter().map(language).collect(),
@@ -46,6 +51,19 @@ impl CorpusReport {
             too_long: Vec::new(),
             too_short: Vec::new(),
             warnings,
+        }
+    }
+
+    /// Counts the amounts anew: `utterances` are what is kept.
+    pub fn count(&mut self, utterances: &[Utterance]) {
+        for language in &mut self.languages {
+            (language.utterances, language.seconds, language.characters) = (0, 0.0, 0);
+        }
+        for utterance in utterances {
+            let language = &mut self.languages[utterance.language];
+            language.utterances += 1;
+            language.seconds += utterance.duration;
+            language.characters += utterance.text.chars().count();
         }
     }
 }
@@ -68,6 +86,7 @@ impl fmt::Display for CorpusReport {
             lang,
             utterances,
             seconds,
+            ..
         } in &self.languages
         {
             write!(f, "\n{lang:width$}  {utterances:>10}  {:>9.3}", seconds / 3600.0)?;

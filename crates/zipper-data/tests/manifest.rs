@@ -194,12 +194,15 @@ fn what_is_left_out_is_reported() {
     assert_eq!(report.empty_texts, ["c"]);
     assert_eq!(report.too_long, ["d"]);
     assert_eq!(report.too_short, ["e"]);
-    let amounts: Vec<(&str, usize, f64)> = report
+    let amounts: Vec<(&str, usize, f64, usize)> = report
         .languages
         .iter()
-        .map(|l| (l.lang.as_str(), l.utterances, l.seconds))
+        .map(|l| (l.lang.as_str(), l.utterances, l.seconds, l.characters))
         .collect();
-    assert_eq!(amounts, [("en", 2, 10.5), ("fr", 1, 30.0), ("th", 0, 0.0)]);
+    assert_eq!(
+        amounts,
+        [("en", 2, 10.5, 6), ("fr", 1, 30.0, 6), ("th", 0, 0.0, 0)]
+    );
     assert_eq!(report.warnings.len(), 2, "{:?}", report.warnings);
     assert!(
         report.warnings[0].ends_with("2.jsonl` has no utterances"),

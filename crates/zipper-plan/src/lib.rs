@@ -5,6 +5,7 @@
 //! anchor of exactness (DESIGN 3): it knows nothing of ranks.
 
 mod dealing;
+mod expected;
 mod learning_rate;
 mod placement;
 mod sampler;
@@ -12,6 +13,7 @@ mod stages;
 mod work;
 
 pub use dealing::{deal, micro_batches};
+pub use expected::{LanguageAmount, expected_work};
 pub use learning_rate::{LearningRate, Shape};
 pub use placement::{Placement, PlacementProblem};
 pub use sampler::{GlobalBatch, PlanError, Sampler, SamplerProblem, SamplerState, UtteranceRef};

@@ -258,35 +258,44 @@ impl SamplerProblem {
     }
 }
 
-/// Running sums of the probabilities of the languages, proportional to hours^(1/T).
+/// Running sums of the probabilities of the languages.
 fn cumulative(problem: &SamplerProblem) -> Result<Vec<f64>, PlanError> {
     let seconds: Vec<f64> = problem
         .durations
         .iter()
         .map(|durations| durations.iter().sum())
         .collect();
+    let probabilities = probabilities(&seconds, problem.temperature)?;
+    let last = probabilities.iter().rposition(|&probability| probability > 0.0);
+    let mut sum = 0.0;
+    let running = probabilities.iter().enumerate().map(|(language, probability)| {
+        sum += probability;
+        // Rounding must leave no gap below 1 that would fall to a language without utterances.
+        if Some(language) >= last { 1.0 } else { sum }
+    });
+    Ok(running.collect())
+}
+
+/// The probabilities with which languages are drawn, proportional to hours^(1/T).
+///
+/// # Errors
+/// [`PlanError::NoUtterances`].
+pub(crate) fn probabilities(seconds: &[f64], temperature: f64) -> Result<Vec<f64>, PlanError> {
     // Of the largest language, so that no power overflows.
     let most = seconds.iter().copied().fold(0.0, f64::max);
     let weight = |&seconds: &f64| {
         if seconds > 0.0 {
-            (seconds / most).powf(1.0 / problem.temperature)
+            (seconds / most).powf(1.0 / temperature)
         } else {
             0.0
         }
     };
     let weights: Vec<f64> = seconds.iter().map(weight).collect();
     let total: f64 = weights.iter().sum();
-    let last = weights
-        .iter()
-        .rposition(|&weight| weight > 0.0)
-        .ok_or(PlanError::NoUtterances)?;
-    let mut sum = 0.0;
-    let running = weights.iter().enumerate().map(|(language, weight)| {
-        sum += weight / total;
-        // Rounding must leave no gap below 1 that would fall to a language without utterances.
-        if language >= last { 1.0 } else { sum }
-    });
-    Ok(running.collect())
+    if total == 0.0 {
+        return Err(PlanError::NoUtterances);
+    }
+    Ok(weights.iter().map(|weight| weight / total).collect())
 }
 
 /// A random stream of its own for each (seed, purpose, a, b).

@@ -1,0 +1,104 @@
+//! What a step is expected to cost, by language: the work that placement spreads over the ranks.
+
+use crate::sampler::probabilities;
+use crate::{PlanError, WorkModel};
+
+/// What there is to train on in one language.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct LanguageAmount {
+    /// Number of utterances.
+    pub utterances: usize,
+    /// Their length in seconds.
+    pub seconds: f64,
+    /// Characters of their texts.
+    pub characters: usize,
+}
+
+/// Expected work of each language in one global batch, in the unit of `model`.
+///
+/// A language has its probability times the mean cost of its utterances, times the number of utterances in a batch of
+/// `batch_seconds`; zero if it has no utterances.
+///
+/// # Errors
+/// [`PlanError::NoUtterances`].
+pub fn expected_work(
+    amounts: &[LanguageAmount],
+    temperature: f64,
+    batch_seconds: f64,
+    model: &WorkModel,
+) -> Result<Vec<f64>, PlanError> {
+    let seconds: Vec<f64> = amounts.iter().map(|amount| amount.seconds).collect();
+    let probabilities = probabilities(&seconds, temperature)?;
+    let mean = |sum: f64, amount: &LanguageAmount| sum / amount.utterances.max(1) as f64;
+    let mean_seconds: f64 = amounts
+        .iter()
+        .zip(&probabilities)
+        .map(|(amount, probability)| probability * mean(amount.seconds, amount))
+        .sum();
+    let utterances = (batch_seconds / mean_seconds).max(1.0);
+    let work = amounts.iter().zip(probabilities).enumerate();
+    Ok(work
+        .map(|(language, (amount, probability))| {
+            let cost = model.cost(language, amount.seconds, amount.characters);
+            utterances * probability * mean(cost, amount)
+        })
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Sampler, SamplerProblem};
+
+    /// Goal: the expected work is what batches bring on average. Method: draw many, with languages of different lengths
+    /// and texts, and one without utterances.
+    #[test]
+    fn batches_bring_what_is_expected() {
+        let durations = vec![vec![2.0; 300], vec![5.0; 30], vec![], vec![1.0; 4]];
+        let characters = [20, 90, 0, 5];
+        let amounts: Vec<LanguageAmount> = durations
+            .iter()
+            .zip(characters)
+            .map(|(durations, characters)| LanguageAmount {
+                utterances: durations.len(),
+                seconds: durations.iter().sum(),
+                characters: durations.len() * characters,
+            })
+            .collect();
+        let mut model = WorkModel::unmeasured(4);
+        model.tokens_per_character[1] = 0.5;
+        let (temperature, batch_seconds) = (2.0, 200.0);
+        let expected = expected_work(&amounts, temperature, batch_seconds, &model).expect("there is data");
+        assert_eq!(expected[2], 0.0);
+
+        let mut sampler = Sampler::new(SamplerProblem {
+            seed: 3,
+            temperature,
+            batch_seconds,
+            durations: durations.clone(),
+        })
+        .expect("there is data");
+        let batches = 400;
+        let mut found = [0.0; 4];
+        for utterance in (0..batches).flat_map(|_| sampler.next_batch().utterances) {
+            let language = utterance.language;
+            let seconds = durations[language][utterance.index];
+            found[language] += model.cost(language, seconds, characters[language]) / f64::from(batches);
+        }
+        for (found, expected) in found.into_iter().zip(expected) {
+            assert!(
+                (found - expected).abs() <= 0.05 * expected,
+                "{found} instead of {expected}"
+            );
+        }
+    }
+
+    #[test]
+    fn nothing_to_train_on_is_refused() {
+        let nothing = [LanguageAmount::default()];
+        assert_eq!(
+            expected_work(&nothing, 1.0, 10.0, &WorkModel::unmeasured(1)),
+            Err(PlanError::NoUtterances)
+        );
+    }
+}
