@@ -69,7 +69,7 @@ mod tests {
         model.tokens_per_character[1] = 0.5;
         let (temperature, batch_seconds) = (2.0, 200.0);
         let expected = expected_work(&amounts, temperature, batch_seconds, &model).expect("there is data");
-        assert_eq!(expected[2], 0.0);
+        assert!(expected[2] <= 0.0, "there is nothing to draw");
 
         let mut sampler = Sampler::new(SamplerProblem {
             seed: 3,
