@@ -19,6 +19,7 @@ fn main() {
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
         .file("shim/c10d.cpp")
+        .file("shim/reducer.cpp")
         .compile("zipper_c10d");
 
     println!(

@@ -8,7 +8,7 @@
 use std::ffi::{c_char, c_int, c_void};
 
 /// The version of the interface declared here.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Status of a call that did what it was asked.
 pub const OK: i32 = 0;
@@ -33,6 +33,33 @@ pub struct RawStore {
 #[repr(C)]
 pub struct RawGroup {
     _opaque: [u8; 0],
+}
+
+/// Gradients in buckets, owned by the caller.
+#[repr(C)]
+pub struct RawReducer {
+    _opaque: [u8; 0],
+}
+
+/// A bucket is not summed.
+pub const SKIP: i32 = 0;
+/// A bucket is summed as soon as it is complete.
+pub const AS_READY: i32 = 1;
+/// A bucket is complete already.
+pub const NOW: i32 = 2;
+/// A bucket is summed in the end.
+pub const AT_END: i32 = 3;
+
+/// How one bucket fared, `zipper_c10d_bucket_report`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct BucketReport {
+    /// Bytes that were summed.
+    pub bytes: u64,
+    /// Nanoseconds after begin, or -1.
+    pub launched_ns: i64,
+    /// Nanoseconds after begin, or -1.
+    pub finished_ns: i64,
 }
 
 #[allow(missing_docs)] // documented in shim/c10d.h
@@ -61,6 +88,19 @@ unsafe extern "C" {
         out: *mut *mut RawStore,
         error: *mut *mut c_char,
     ) -> i32;
+    pub fn zipper_c10d_store_set(
+        store: *const RawStore,
+        key: *const c_char,
+        value: *const c_char,
+        error: *mut *mut c_char,
+    ) -> i32;
+    pub fn zipper_c10d_store_get(
+        store: *const RawStore,
+        key: *const c_char,
+        timeout_ms: i64,
+        value: *mut *mut c_char,
+        error: *mut *mut c_char,
+    ) -> i32;
     pub fn zipper_c10d_store_free(store: *mut RawStore);
 
     pub fn zipper_c10d_group_gloo(
@@ -72,18 +112,30 @@ unsafe extern "C" {
         out: *mut *mut RawGroup,
         error: *mut *mut c_char,
     ) -> i32;
+    #[cfg(feature = "cuda")]
+    pub fn zipper_c10d_group_nccl(
+        store: *const RawStore,
+        rank: c_int,
+        world_size: c_int,
+        device_index: c_int,
+        timeout_ms: i64,
+        out: *mut *mut RawGroup,
+        error: *mut *mut c_char,
+    ) -> i32;
     pub fn zipper_c10d_group_abort(group: *mut RawGroup, error: *mut *mut c_char) -> i32;
     pub fn zipper_c10d_group_free(group: *mut RawGroup);
 
     pub fn zipper_c10d_all_reduce_sum(
         group: *mut RawGroup,
         tensor: *mut c_void,
+        timeout_ms: i64,
         error: *mut *mut c_char,
     ) -> i32;
     pub fn zipper_c10d_broadcast(
         group: *mut RawGroup,
         tensor: *mut c_void,
         root: c_int,
+        timeout_ms: i64,
         error: *mut *mut c_char,
     ) -> i32;
     pub fn zipper_c10d_all_gather(
@@ -91,7 +143,34 @@ unsafe extern "C" {
         outputs: *const *mut c_void,
         num_outputs: u32,
         tensor: *mut c_void,
+        timeout_ms: i64,
         error: *mut *mut c_char,
     ) -> i32;
-    pub fn zipper_c10d_barrier(group: *mut RawGroup, error: *mut *mut c_char) -> i32;
+    pub fn zipper_c10d_barrier(group: *mut RawGroup, timeout_ms: i64, error: *mut *mut c_char) -> i32;
+
+    pub fn zipper_c10d_reducer_new(out: *mut *mut RawReducer, error: *mut *mut c_char) -> i32;
+    pub fn zipper_c10d_reducer_add_bucket(
+        reducer: *mut RawReducer,
+        group: *mut RawGroup,
+        params: *const *mut c_void,
+        num_params: u32,
+        error: *mut *mut c_char,
+    ) -> i32;
+    pub fn zipper_c10d_reducer_zero(reducer: *mut RawReducer, error: *mut *mut c_char) -> i32;
+    pub fn zipper_c10d_reducer_begin(
+        reducer: *mut RawReducer,
+        plans: *const i32,
+        num_plans: u32,
+        timeout_ms: i64,
+        error: *mut *mut c_char,
+    ) -> i32;
+    pub fn zipper_c10d_reducer_finish(
+        reducer: *mut RawReducer,
+        reports: *mut BucketReport,
+        num_reports: u32,
+        launched_early: *mut u32,
+        failed_bucket: *mut u32,
+        error: *mut *mut c_char,
+    ) -> i32;
+    pub fn zipper_c10d_reducer_free(reducer: *mut RawReducer);
 }

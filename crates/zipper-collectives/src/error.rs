@@ -7,6 +7,7 @@ use zipper_collectives_sys as sys;
 use zipper_types::{Rank, WorldSize};
 
 use crate::ffi::Failure;
+use crate::roll_call::Attendance;
 
 /// What a caller can do about a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -21,6 +22,8 @@ pub enum ErrorKind {
     Aborted,
     /// The call itself is wrong, the same way on every rank.
     InvalidArgument,
+    /// The ranks do not call the same: a bug, or workers of different versions.
+    Mismatch,
     /// Anything else that libtorch reports.
     Other,
 }
@@ -42,6 +45,7 @@ impl ErrorKind {
             Self::Network => "the network failed",
             Self::Aborted => "the group was aborted on this rank",
             Self::InvalidArgument => "the call is not valid",
+            Self::Mismatch => "the ranks do not call the same",
             Self::Other => "libtorch reported an error",
         }
     }
@@ -49,12 +53,16 @@ impl ErrorKind {
 
 /// A failed operation of a [`crate::Store`] or a [`crate::ProcessGroup`].
 #[derive(Debug, Clone, thiserror::Error)]
-pub struct CollectiveError {
+pub struct CollectiveError(Box<Details>);
+
+#[derive(Debug, Clone)]
+struct Details {
     kind: ErrorKind,
     operation: Operation,
     elapsed: Duration,
     timeout: Duration,
     message: String,
+    attendance: Option<Attendance>,
 }
 
 /// Which operation failed, for whom and for what.
@@ -62,7 +70,18 @@ pub struct CollectiveError {
 pub(crate) struct Operation {
     pub(crate) name: &'static str,
     pub(crate) what: String,
-    pub(crate) place: Option<(Rank, WorldSize)>,
+    pub(crate) place: Option<Place>,
+}
+
+/// Where an operation was called.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    pub(crate) group: String,
+    /// Ranks of the generation, not of the group.
+    pub(crate) rank: Rank,
+    pub(crate) size: WorldSize,
+    /// Number among the collectives of the group; 0 for its construction.
+    pub(crate) sequence: u64,
 }
 
 impl CollectiveError {
@@ -79,67 +98,175 @@ impl CollectiveError {
         } else {
             classify(failure, elapsed, timeout)
         };
-        Self {
+        Self(Box::new(Details {
             kind,
             operation,
             elapsed,
             timeout,
             message: readable(&failure.message),
-        }
+            attendance: None,
+        }))
+    }
+
+    /// A failure that has nothing to do with other ranks.
+    pub(crate) fn unplaced(name: &'static str, what: &str, failure: &Failure) -> Self {
+        let operation = Operation {
+            name,
+            what: what.to_owned(),
+            place: None,
+        };
+        Self::from_failure(operation, failure, Duration::ZERO, Duration::ZERO, false)
+    }
+
+    /// The ranks of one group called different things.
+    pub(crate) fn mismatch(operation: Operation, timeout: Duration, message: String) -> Self {
+        let mut error = Self::invalid(operation, timeout, message);
+        error.0.kind = ErrorKind::Mismatch;
+        error
+    }
+
+    /// The same error, with who had come.
+    pub(crate) fn with_attendance(mut self, attendance: Attendance) -> Self {
+        self.0.attendance = Some(attendance);
+        self
     }
 
     /// An error that we found before calling libtorch.
     pub(crate) fn invalid(operation: Operation, timeout: Duration, message: String) -> Self {
         let kind = ErrorKind::InvalidArgument;
-        Self {
+        Self(Box::new(Details {
             kind,
             operation,
             elapsed: Duration::ZERO,
             timeout,
             message,
-        }
+            attendance: None,
+        }))
     }
 
     /// A failure of the operating system while preparing the operation.
     pub(crate) fn from_io(operation: Operation, timeout: Duration, source: &std::io::Error) -> Self {
         let kind = ErrorKind::Network;
-        Self {
+        Self(Box::new(Details {
             kind,
             operation,
             elapsed: Duration::ZERO,
             timeout,
             message: source.to_string(),
-        }
+            attendance: None,
+        }))
     }
 
     /// What a caller can do about it.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
-        self.kind
+        self.0.kind
+    }
+
+    /// Name of the group, number of the collective in it, its operation and what it was for; nothing for what is no
+    /// collective of a group.
+    #[must_use]
+    pub fn collective(&self) -> Option<(&str, u64, &'static str, &str)> {
+        let place = self.0.operation.place.as_ref()?;
+        Some((
+            &place.group,
+            place.sequence,
+            self.0.operation.name,
+            &self.0.operation.what,
+        ))
+    }
+
+    /// Ranks of the generation that had come to the collective; empty where nobody was asked.
+    #[must_use]
+    pub fn arrived(&self) -> Vec<Rank> {
+        let arrived = self
+            .0
+            .attendance
+            .iter()
+            .flat_map(|attendance| &attendance.arrived);
+        arrived.map(|&(rank, _)| rank).collect()
+    }
+
+    /// Ranks of the generation that had not.
+    #[must_use]
+    pub fn missing(&self) -> Vec<Rank> {
+        let missing = self
+            .0
+            .attendance
+            .iter()
+            .flat_map(|attendance| &attendance.missing);
+        missing.copied().collect()
     }
 
     /// How long the operation had been under way when it failed.
     #[must_use]
     pub fn elapsed(&self) -> Duration {
-        self.elapsed
+        self.0.elapsed
     }
 }
 
 impl fmt::Display for CollectiveError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Operation { name, what, place } = &self.operation;
+        let details = &self.0;
+        let Operation { name, what, place } = &details.operation;
         write!(f, "{name} of `{what}`")?;
-        if let Some((rank, world_size)) = place {
-            write!(f, " on rank {rank} of {world_size}")?;
+        if let Some(place) = place {
+            write!(
+                f,
+                " on rank {} in group `{}` of {}",
+                place.rank, place.group, place.size
+            )?;
         }
         write!(
             f,
-            " failed after {:.1?} (timeout {:?}): {}: {}",
-            self.elapsed,
-            self.timeout,
-            self.kind.explanation(),
-            self.message
-        )
+            " failed after {:.1?} (timeout {:?}): {}",
+            details.elapsed,
+            details.timeout,
+            details.kind.explanation()
+        )?;
+        if let Some(attendance) = &details.attendance {
+            write!(f, ": {attendance}")?;
+        }
+        write!(f, " ({})", details.message)
+    }
+}
+
+impl fmt::Display for Attendance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            arrived,
+            missing,
+            store_lost,
+        } = self;
+        if *store_lost {
+            write!(f, "rank 0, which serves the store, does not answer; ")?;
+        }
+        let ranks: Vec<Rank> = arrived.iter().map(|&(rank, _)| rank).collect();
+        write!(f, "{} had arrived", enumerate(&ranks))?;
+        if !missing.is_empty() {
+            write!(f, ", {} had not", enumerate(missing))?;
+        }
+        // Where some stood elsewhere, that is the news.
+        let elsewhere = arrived.iter().any(|(_, place)| *place != arrived[0].1);
+        if elsewhere {
+            let places = arrived
+                .iter()
+                .map(|(rank, place)| format!("rank {rank} at {place}"));
+            write!(f, " [{}]", places.collect::<Vec<_>>().join("; "))?;
+        }
+        Ok(())
+    }
+}
+
+/// `rank 3`, `ranks 0, 1 and 3`.
+fn enumerate(ranks: &[Rank]) -> String {
+    match ranks {
+        [] => "no rank".to_owned(),
+        [rank] => format!("rank {rank}"),
+        [first @ .., last] => {
+            let first: Vec<String> = first.iter().map(ToString::to_string).collect();
+            format!("ranks {} and {last}", first.join(", "))
+        }
     }
 }
 

@@ -24,7 +24,7 @@ impl Failure {
         Self::other("it was aborted before this call")
     }
 
-    fn other(message: impl Into<String>) -> Self {
+    pub(crate) fn other(message: impl Into<String>) -> Self {
         Self {
             status: sys::OTHER,
             message: message.into(),
@@ -129,6 +129,32 @@ impl RawStore {
     }
 }
 
+impl RawStore {
+    pub(crate) fn set(&self, key: &str, value: &str) -> Result<(), Failure> {
+        let (key, value) = (c_string(key)?, c_string(value)?);
+        // SAFETY: our store, `key` and `value` live during the call.
+        checked(|error| unsafe {
+            sys::zipper_c10d_store_set(self.0.as_ptr(), key.as_ptr(), value.as_ptr(), error)
+        })
+    }
+
+    /// Waits for the value of `key`.
+    pub(crate) fn get(&self, key: &str, timeout: Duration) -> Result<String, Failure> {
+        let key = c_string(key)?;
+        // SAFETY: our store and `key` live during the call.
+        let value = checked_new(|out, error| unsafe {
+            sys::zipper_c10d_store_get(self.0.as_ptr(), key.as_ptr(), milliseconds(timeout), out, error)
+        })?;
+        // SAFETY: a NUL-terminated string that the shim made for us; it is freed once, after copying.
+        let text = unsafe {
+            let text = CStr::from_ptr(value.as_ptr()).to_string_lossy().into_owned();
+            sys::zipper_c10d_string_free(value.as_ptr());
+            text
+        };
+        Ok(text)
+    }
+}
+
 impl Drop for RawStore {
     fn drop(&mut self) {
         // SAFETY: we own the store and nobody can use it after this.
@@ -178,25 +204,68 @@ impl RawGroup {
         .map(Self)
     }
 
+    #[cfg(feature = "cuda")]
+    pub(crate) fn nccl(
+        store: &RawStore,
+        rank: u32,
+        world_size: u32,
+        device_index: usize,
+        timeout: Duration,
+    ) -> Result<Self, Failure> {
+        let too_large = |_| Failure::other(format!("a world of {world_size} ranks is too large"));
+        let (rank, world_size) = (
+            c_int::try_from(rank).map_err(too_large)?,
+            c_int::try_from(world_size).map_err(too_large)?,
+        );
+        let device_index = c_int::try_from(device_index).map_err(too_large)?;
+        // SAFETY: the store lives during the call; the group keeps its own reference to the store.
+        checked_new(|out, error| unsafe {
+            let timeout = milliseconds(timeout);
+            sys::zipper_c10d_group_nccl(
+                store.0.as_ptr(),
+                rank,
+                world_size,
+                device_index,
+                timeout,
+                out,
+                error,
+            )
+        })
+        .map(Self)
+    }
+
     pub(crate) fn abort(&self) -> Result<(), Failure> {
         // SAFETY: the group lives as long as `self`, and abort is safe beside any other call.
         checked(|error| unsafe { sys::zipper_c10d_group_abort(self.0.as_ptr(), error) })
     }
 
-    pub(crate) fn all_reduce_sum(&self, tensor: &Tensor) -> Result<(), Failure> {
-        // SAFETY: group and tensor live during the call, which returns when libtorch has let go of the tensor.
-        checked(|error| unsafe { sys::zipper_c10d_all_reduce_sum(self.0.as_ptr(), pointer(tensor), error) })
+    pub(crate) fn all_reduce_sum(&self, tensor: &Tensor, timeout: Duration) -> Result<(), Failure> {
+        let timeout = milliseconds(timeout);
+        // SAFETY: group and tensor live during the call; where libtorch still holds the tensor after an error, it has a
+        // reference of its own.
+        checked(|error| unsafe {
+            sys::zipper_c10d_all_reduce_sum(self.0.as_ptr(), pointer(tensor), timeout, error)
+        })
     }
 
-    pub(crate) fn broadcast(&self, tensor: &Tensor, root: u32) -> Result<(), Failure> {
+    pub(crate) fn broadcast(&self, tensor: &Tensor, root: u32, timeout: Duration) -> Result<(), Failure> {
         let root = c_int::try_from(root).expect("a root is a rank, checked when the group was made");
+        let timeout = milliseconds(timeout);
         // SAFETY: as in `all_reduce_sum`.
-        checked(|error| unsafe { sys::zipper_c10d_broadcast(self.0.as_ptr(), pointer(tensor), root, error) })
+        checked(|error| unsafe {
+            sys::zipper_c10d_broadcast(self.0.as_ptr(), pointer(tensor), root, timeout, error)
+        })
     }
 
-    pub(crate) fn all_gather(&self, outputs: &[Tensor], tensor: &Tensor) -> Result<(), Failure> {
+    pub(crate) fn all_gather(
+        &self,
+        outputs: &[Tensor],
+        tensor: &Tensor,
+        timeout: Duration,
+    ) -> Result<(), Failure> {
         let pointers: Vec<*mut c_void> = outputs.iter().map(pointer).collect();
         let num_outputs = u32::try_from(pointers.len()).expect("one output for each rank");
+        let timeout = milliseconds(timeout);
         // SAFETY: as in `all_reduce_sum`; `pointers` holds `num_outputs` tensors.
         checked(|error| unsafe {
             sys::zipper_c10d_all_gather(
@@ -204,14 +273,15 @@ impl RawGroup {
                 pointers.as_ptr(),
                 num_outputs,
                 pointer(tensor),
+                timeout,
                 error,
             )
         })
     }
 
-    pub(crate) fn barrier(&self) -> Result<(), Failure> {
+    pub(crate) fn barrier(&self, timeout: Duration) -> Result<(), Failure> {
         // SAFETY: the group lives during the call.
-        checked(|error| unsafe { sys::zipper_c10d_barrier(self.0.as_ptr(), error) })
+        checked(|error| unsafe { sys::zipper_c10d_barrier(self.0.as_ptr(), milliseconds(timeout), error) })
     }
 }
 
@@ -219,5 +289,80 @@ impl Drop for RawGroup {
     fn drop(&mut self) {
         // SAFETY: we own the group and nobody can use it after this.
         unsafe { sys::zipper_c10d_group_free(self.0.as_ptr()) }
+    }
+}
+
+/// An owned reducer of the shim. It is used from one thread at a time, its owner's.
+pub(crate) struct RawReducer(NonNull<sys::RawReducer>);
+
+// SAFETY: the reducer is not tied to the thread that made it; what autograd's threads do with it is under its own lock.
+unsafe impl Send for RawReducer {}
+
+/// What [`RawReducer::finish`] reports, also when it fails.
+pub(crate) struct Finished {
+    pub(crate) reports: Vec<sys::BucketReport>,
+    pub(crate) launched_early: usize,
+    /// The bucket at fault and what libtorch says.
+    pub(crate) failure: Option<(usize, Failure)>,
+}
+
+impl RawReducer {
+    pub(crate) fn new() -> Result<Self, Failure> {
+        checked_abi()?;
+        // SAFETY: the call takes nothing of ours.
+        checked_new(|out, error| unsafe { sys::zipper_c10d_reducer_new(out, error) }).map(Self)
+    }
+
+    pub(crate) fn add_bucket(&self, group: Option<&RawGroup>, params: &[&Tensor]) -> Result<(), Failure> {
+        let pointers: Vec<*mut c_void> = params.iter().map(|param| pointer(param)).collect();
+        let num_params = u32::try_from(pointers.len()).expect("a model has fewer parameters");
+        let group = group.map_or(ptr::null_mut(), |group| group.0.as_ptr());
+        // SAFETY: everything lives during the call; the reducer keeps references of its own to backend and tensors.
+        checked(|error| unsafe {
+            sys::zipper_c10d_reducer_add_bucket(self.0.as_ptr(), group, pointers.as_ptr(), num_params, error)
+        })
+    }
+
+    pub(crate) fn zero(&self) -> Result<(), Failure> {
+        // SAFETY: the reducer lives during the call.
+        checked(|error| unsafe { sys::zipper_c10d_reducer_zero(self.0.as_ptr(), error) })
+    }
+
+    pub(crate) fn begin(&self, plans: &[i32], timeout: Duration) -> Result<(), Failure> {
+        let num_plans = u32::try_from(plans.len()).expect("a model has fewer buckets");
+        // SAFETY: `plans` holds `num_plans` values during the call.
+        checked(|error| unsafe {
+            let timeout = milliseconds(timeout);
+            sys::zipper_c10d_reducer_begin(self.0.as_ptr(), plans.as_ptr(), num_plans, timeout, error)
+        })
+    }
+
+    pub(crate) fn finish(&self, num_buckets: usize) -> Finished {
+        let mut reports = vec![sys::BucketReport::default(); num_buckets];
+        let (mut launched_early, mut failed_bucket) = (0, 0);
+        let num_reports = u32::try_from(num_buckets).expect("a model has fewer buckets");
+        // SAFETY: `reports` has room for `num_reports`, and all outputs live during the call.
+        let result = checked(|error| unsafe {
+            sys::zipper_c10d_reducer_finish(
+                self.0.as_ptr(),
+                reports.as_mut_ptr(),
+                num_reports,
+                &raw mut launched_early,
+                &raw mut failed_bucket,
+                error,
+            )
+        });
+        Finished {
+            reports,
+            launched_early: launched_early as usize,
+            failure: result.err().map(|failure| (failed_bucket as usize, failure)),
+        }
+    }
+}
+
+impl Drop for RawReducer {
+    fn drop(&mut self) {
+        // SAFETY: we own the reducer and nobody can use it after this; hooks that are left over find it gone.
+        unsafe { sys::zipper_c10d_reducer_free(self.0.as_ptr()) }
     }
 }

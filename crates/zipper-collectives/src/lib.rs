@@ -6,13 +6,20 @@
 //! A [`Store`] is where the ranks of a run find each other; a [`ProcessGroup`] is the communicator of exactly one
 //! generation. After its first error a group is dead: build a new one under a new [`Store::prefix`].
 //!
-//! Reading order: [`store`], [`group`], [`error`], `ffi` (the only unsafe code).
+//! Reading order: [`store`], [`group`], [`gradients`] (sums while backward runs), [`error`], [`recorder`] and
+//! [`roll_call`] (who was where when a collective failed), `ffi` (the only unsafe code).
 
 pub mod error;
 mod ffi;
+pub mod gradients;
 pub mod group;
+pub mod recorder;
+pub mod roll_call;
 pub mod store;
 
 pub use error::{CollectiveError, ErrorKind};
-pub use group::{AbortHandle, ProcessGroup};
+pub use gradients::{BucketPlan, BucketSpec, GradientReducer, ReduceReport};
+pub use group::{AbortHandle, Backend, GroupOptions, ProcessGroup};
+pub use recorder::{FlightRecord, FlightRecorder};
+pub use roll_call::RollCall;
 pub use store::Store;

@@ -1,4 +1,5 @@
-//! Goal: survivors of a dead or stopped rank learn it soon, with the right kind of error, and can go on in a new group.
+//! Goal: survivors of a dead or stopped rank learn it soon, with the right kind of error and the rank's name, and can go
+//! on in a new group.
 //! Method: each rank is a process: this test program started again, told by the environment which rank it is. The store
 //! is served by the parent, which outlives them all.
 
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, raise};
 use tch::Tensor;
-use zipper_collectives::{ErrorKind, ProcessGroup, Store};
+use zipper_collectives::{ErrorKind, FlightRecorder, GroupOptions, ProcessGroup, RollCall, Store};
 use zipper_types::{Rank, WorldSize};
 
 const HOST: &str = "127.0.0.1";
@@ -56,7 +57,13 @@ fn in_processes(test_name: &str, rank_main: impl Fn(Rank, &Store)) {
 /// Builds the group of all ranks, lets the victim raise `signal` in it, and returns what a survivor sees.
 fn lose_the_victim(rank: Rank, store: &Store, timeout: Duration, signal: Signal) -> (ErrorKind, Duration) {
     let store = store.prefix("generation-1").unwrap();
-    let group = ProcessGroup::gloo(&store, rank, WorldSize(WORLD_SIZE), HOST, timeout).unwrap();
+    let recorder = FlightRecorder::default();
+    let options = GroupOptions {
+        roll_call: Some(RollCall::new(&store).unwrap()),
+        recorder: recorder.clone(),
+        ..GroupOptions::gloo(HOST, timeout)
+    };
+    let group = ProcessGroup::connect(&store, rank, WorldSize(WORLD_SIZE), &options).unwrap();
     let tensor = Tensor::ones([1 << 16], tch::kind::FLOAT_CPU);
     group.all_reduce_sum(&tensor, "while all live").unwrap();
     assert_eq!(
@@ -74,6 +81,19 @@ fn lose_the_victim(rank: Rank, store: &Store, timeout: Duration, signal: Signal)
         error.to_string().contains("all_reduce of `after the loss`"),
         "{error}"
     );
+    assert_eq!(error.missing(), [Rank(VICTIM)], "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("ranks 0 and 1 had arrived, rank 2 had not"),
+        "{error}"
+    );
+    let (last, _) = recorder.latest().unwrap();
+    assert_eq!(
+        (last.operation, last.what.as_str()),
+        ("all_reduce", "after the loss")
+    );
+    assert!(last.finished.is_none() && last.error.is_some(), "{last:?}");
     let again = group.barrier("on a dead group").unwrap_err();
     assert_eq!(again.kind(), error.kind());
     (error.kind(), start.elapsed())

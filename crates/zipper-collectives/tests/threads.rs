@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tch::{Kind, Tensor};
-use zipper_collectives::{CollectiveError, ErrorKind, ProcessGroup, Store};
+use zipper_collectives::{CollectiveError, ErrorKind, GroupOptions, ProcessGroup, Store};
 use zipper_types::{Rank, WorldSize};
 
 const HOST: &str = "127.0.0.1";
@@ -246,7 +246,7 @@ fn wrong_calls_are_refused() {
     assert_eq!(error.kind(), ErrorKind::InvalidArgument);
     let message = error.to_string();
     assert!(
-        message.contains("all_reduce of `gradients of layer 3` on rank 0 of 1"),
+        message.contains("all_reduce of `gradients of layer 3` on rank 0 in group `world` of 1"),
         "{message}"
     );
     assert!(message.contains("not contiguous"), "{message}");
@@ -298,4 +298,88 @@ fn a_group_that_nobody_joins_times_out() {
         .unwrap();
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
     assert!(start.elapsed() < TIMEOUT, "took {:?}", start.elapsed());
+}
+
+/// Goal: ranks that call different things are told what each of them calls, instead of summing what does not belong
+/// together or waiting for ever.
+#[test]
+fn different_calls_are_refused_on_every_rank() {
+    type Call = fn(&ProcessGroup) -> Result<(), CollectiveError>;
+    let calls: [(&str, Call, Call); 3] = [
+        (
+            "shape",
+            |group| group.all_reduce_sum(&Tensor::ones([2], tch::kind::FLOAT_CPU), "x"),
+            |group| group.all_reduce_sum(&Tensor::ones([3], tch::kind::FLOAT_CPU), "x"),
+        ),
+        (
+            "order",
+            |group| group.all_reduce_sum(&Tensor::ones([2], tch::kind::FLOAT_CPU), "first"),
+            |group| group.all_reduce_sum(&Tensor::ones([2], tch::kind::FLOAT_CPU), "second"),
+        ),
+        (
+            "operation",
+            |group| group.barrier("x"),
+            |group| group.broadcast(&Tensor::ones([2], tch::kind::FLOAT_CPU), Rank(0), "x"),
+        ),
+    ];
+    for (what, first, second) in calls {
+        let (_server, port) = Store::serve(HOST, TIMEOUT).unwrap();
+        thread::scope(|scope| {
+            for (rank, call) in (0..).zip([first, second]) {
+                scope.spawn(move || {
+                    let store = Store::connect(HOST, port, TIMEOUT).unwrap();
+                    let options = GroupOptions {
+                        check: true,
+                        ..GroupOptions::gloo(HOST, TIMEOUT)
+                    };
+                    let group = ProcessGroup::connect(&store, Rank(rank), WorldSize(2), &options).unwrap();
+                    let error = call(&group).unwrap_err();
+                    assert_eq!(error.kind(), ErrorKind::Mismatch, "{what}: {error}");
+                    let message = error.to_string();
+                    assert!(
+                        message.contains("rank 0: ") && message.contains("; rank 1: "),
+                        "{what}: {message}"
+                    );
+                    assert_eq!(group.barrier("later").unwrap_err().kind(), ErrorKind::Mismatch);
+                });
+            }
+        });
+    }
+}
+
+/// Goal: the first collective may take as long as loading a model, later ones may not.
+#[test]
+fn the_first_collective_has_more_time() {
+    let (short, long) = (Duration::from_millis(300), TIMEOUT);
+    let (_server, port) = Store::serve(HOST, TIMEOUT).unwrap();
+    let (late, is_late) = mpsc::channel::<()>();
+    let group = |rank| {
+        let store = Store::connect(HOST, port, TIMEOUT).unwrap();
+        let options = GroupOptions {
+            first_timeout: long,
+            ..GroupOptions::gloo(HOST, short)
+        };
+        ProcessGroup::connect(&store, Rank(rank), WorldSize(2), &options).unwrap()
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let group = group(0);
+            group.barrier("the first").unwrap();
+            let error = group.barrier("the second").unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+            drop(late);
+        });
+        scope.spawn(move || {
+            let group = group(1);
+            // Later than the short timeout, and in time for the long one.
+            assert!(
+                is_late
+                    .recv_timeout(short * 3)
+                    .is_err_and(|error| error == mpsc::RecvTimeoutError::Timeout)
+            );
+            group.barrier("the first").unwrap();
+            // The second never comes; the channel closes when the other has given up.
+            assert!(is_late.recv().is_err());
+        });
+    });
 }

@@ -1,0 +1,337 @@
+//! Goal: gradients that are summed in buckets while backward runs are those of one rank with all the data, and whatever
+//! goes wrong on the way ends in an error.
+//! Method: the ranks are threads of this process with Gloo between them; each has its own copy of the parameters of a
+//! chain of layers.
+
+use std::thread;
+use std::time::Duration;
+
+use tch::{Device, Kind, Tensor};
+use zipper_collectives::{
+    BucketPlan, BucketSpec, CollectiveError, ErrorKind, FlightRecorder, GradientReducer, GroupOptions,
+    ProcessGroup, ReduceReport, RollCall, Store,
+};
+use zipper_types::{Rank, WorldSize};
+
+const HOST: &str = "127.0.0.1";
+const TIMEOUT: Duration = Duration::from_secs(30);
+const LAYERS: usize = 4;
+const WIDTH: i64 = 6;
+
+/// One rank: its groups, and a copy of the parameters.
+struct Member {
+    rank: u32,
+    world: ProcessGroup,
+    params: Vec<Tensor>,
+}
+
+fn options(roll_call: Option<RollCall>) -> GroupOptions {
+    GroupOptions {
+        roll_call,
+        recorder: FlightRecorder::default(),
+        ..GroupOptions::gloo(HOST, TIMEOUT)
+    }
+}
+
+/// Runs `body` on `world_size` threads that are the ranks of a group; returns the results in rank order.
+fn on_ranks<T: Send>(world_size: u32, kind: Kind, body: impl Fn(&Member, &Store) -> T + Sync) -> Vec<T> {
+    let (_server, port) = Store::serve(HOST, TIMEOUT).unwrap();
+    thread::scope(|scope| {
+        let body = &body;
+        let ranks: Vec<_> = (0..world_size)
+            .map(|rank| {
+                scope.spawn(move || {
+                    tch::set_num_threads(1);
+                    let store = Store::connect(HOST, port, TIMEOUT).unwrap();
+                    let options = options(Some(RollCall::new(&store).unwrap()));
+                    let world = store.prefix("world").unwrap();
+                    let world =
+                        ProcessGroup::connect(&world, Rank(rank), WorldSize(world_size), &options).unwrap();
+                    let member = Member {
+                        rank,
+                        world,
+                        params: params(kind),
+                    };
+                    body(&member, &store)
+                })
+            })
+            .collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
+}
+
+/// The same values everywhere.
+fn params(kind: Kind) -> Vec<Tensor> {
+    let matrix = |layer: usize| {
+        let values = Tensor::arange(WIDTH * WIDTH, (kind, Device::Cpu)) * 0.37 + layer as f64;
+        (values.sin() * 0.5)
+            .reshape([WIDTH, WIDTH])
+            .set_requires_grad(true)
+    };
+    (0..LAYERS).map(matrix).collect()
+}
+
+/// The loss of one micro batch of one rank; `only` leaves later layers out.
+fn loss(params: &[Tensor], rank: u32, micro_batch: u32) -> Tensor {
+    let kind = params[0].kind();
+    let x = Tensor::arange(3 * WIDTH, (kind, Device::Cpu)) * 0.11 + f64::from(10 * rank + micro_batch);
+    let mut x = x.cos().reshape([3, WIDTH]);
+    for param in params {
+        x = x.matmul(param).tanh();
+    }
+    x.square().sum(kind)
+}
+
+/// Buckets as backward completes them: the last layer first.
+fn buckets<'a>(params: &'a [Tensor], group: Option<&'a ProcessGroup>) -> Vec<BucketSpec<'a>> {
+    params
+        .iter()
+        .enumerate()
+        .rev()
+        .map(|(layer, param)| BucketSpec {
+            name: format!("layer {layer}"),
+            group,
+            params: vec![param],
+        })
+        .collect()
+}
+
+fn gradients(params: &[Tensor]) -> Vec<Tensor> {
+    params.iter().map(|param| param.grad().copy()).collect()
+}
+
+/// What one rank with all the data computes.
+fn expected(kind: Kind, ranks: &[u32], micro_batches: u32) -> Vec<Tensor> {
+    let params = params(kind);
+    for &rank in ranks {
+        for micro_batch in 0..micro_batches {
+            loss(&params, rank, micro_batch).backward();
+        }
+    }
+    gradients(&params)
+}
+
+fn assert_close(found: &[Tensor], expected: &[Tensor], tolerance: f64, what: &str) {
+    assert_eq!(found.len(), expected.len());
+    for (layer, (found, expected)) in found.iter().zip(expected).enumerate() {
+        let error = (found - expected).abs().max().double_value(&[]);
+        let norm = expected.abs().max().double_value(&[]);
+        assert!(
+            error <= tolerance * norm,
+            "{what}: layer {layer} is off by {error:e} of {norm:e}"
+        );
+    }
+}
+
+/// Two micro batches, of which the second is reduced as it goes.
+fn step(
+    reducer: &GradientReducer,
+    member: &Member,
+    plan: BucketPlan,
+) -> Result<ReduceReport, CollectiveError> {
+    reducer.zero();
+    loss(&member.params, member.rank, 0).backward();
+    let last = loss(&member.params, member.rank, 1);
+    reducer.begin("step 1", &[plan; LAYERS])?;
+    last.backward();
+    reducer.finish()
+}
+
+#[test]
+fn sums_are_those_of_one_rank_with_all_the_data() {
+    for (kind, tolerance) in [(Kind::Float, 1e-6), (Kind::Double, 1e-14)] {
+        for world_size in 1..=3 {
+            for plan in [BucketPlan::AsReady, BucketPlan::AtEnd] {
+                let ranks = on_ranks(world_size, kind, |member, _| {
+                    let reducer =
+                        GradientReducer::new(&buckets(&member.params, Some(&member.world))).unwrap();
+                    let mut report = ReduceReport::default();
+                    // Twice: what the first step left behind must not be in the second.
+                    for _ in 0..2 {
+                        report = step(&reducer, member, plan).unwrap();
+                    }
+                    let bytes = (WIDTH * WIDTH) as u64 * kind.elt_size_in_bytes() as u64;
+                    assert_eq!(report.bytes_by_bucket, [bytes; LAYERS]);
+                    let early = if plan == BucketPlan::AsReady { LAYERS } else { 0 };
+                    assert_eq!(report.launched_in_backward, early, "{plan:?}");
+                    gradients(&member.params)
+                });
+                let all: Vec<u32> = (0..world_size).collect();
+                let expected = expected(kind, &all, 2);
+                for found in ranks {
+                    assert_close(
+                        &found,
+                        &expected,
+                        tolerance,
+                        &format!("{kind:?}, {world_size} ranks, {plan:?}"),
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// A rank without utterances takes part with zeros and makes nobody wait for a backward pass that does not come.
+#[test]
+fn an_idle_rank_adds_nothing() {
+    let ranks = on_ranks(3, Kind::Double, |member, _| {
+        let reducer = GradientReducer::new(&buckets(&member.params, Some(&member.world))).unwrap();
+        if member.rank == 1 {
+            reducer.zero();
+            reducer.begin("step 1", &[BucketPlan::Now; LAYERS]).unwrap();
+            reducer.finish().unwrap();
+        } else {
+            step(&reducer, member, BucketPlan::AsReady).unwrap();
+        }
+        gradients(&member.params)
+    });
+    let expected = expected(Kind::Double, &[0, 2], 2);
+    for found in ranks {
+        assert_close(&found, &expected, 1e-14, "an idle rank");
+    }
+}
+
+/// Shared parameters go over the world, a bank over its owners, and a bank that nobody else owns nowhere; what is
+/// skipped keeps this rank's own gradient.
+#[test]
+fn groups_sum_among_themselves() {
+    let ranks = on_ranks(3, Kind::Double, |member, store| {
+        // Ranks 1 and 2 own the last layer together; layer 2 is everyone's own; layer 1 is skipped.
+        let owners = (member.rank > 0).then(|| {
+            let options = GroupOptions {
+                name: "owners".to_owned(),
+                members: vec![Rank(1), Rank(2)],
+                ..options(None)
+            };
+            let store = store.prefix("owners").unwrap();
+            ProcessGroup::connect(&store, Rank(member.rank - 1), WorldSize(2), &options).unwrap()
+        });
+        let groups = [Some(&member.world), Some(&member.world), None, owners.as_ref()];
+        let specs: Vec<BucketSpec<'_>> = buckets(&member.params, None)
+            .into_iter()
+            .zip(groups.into_iter().rev())
+            .map(|(spec, group)| BucketSpec { group, ..spec })
+            .collect();
+        let reducer = GradientReducer::new(&specs).unwrap();
+        reducer.zero();
+        let plans = [
+            BucketPlan::AsReady,
+            BucketPlan::AsReady,
+            BucketPlan::Skip,
+            BucketPlan::AsReady,
+        ];
+        let loss = loss(&member.params, member.rank, 0);
+        reducer.begin("step 1", &plans).unwrap();
+        loss.backward();
+        let report = reducer.finish().unwrap();
+        let bytes = (WIDTH * WIDTH * 8) as u64;
+        let of_owners = if owners.is_some() { bytes } else { 0 };
+        assert_eq!(report.bytes_by_bucket, [of_owners, 0, 0, bytes]);
+        gradients(&member.params)
+    });
+    let (all, owners) = (
+        expected(Kind::Double, &[0, 1, 2], 1),
+        expected(Kind::Double, &[1, 2], 1),
+    );
+    for (rank, found) in (0..).zip(&ranks) {
+        let own = expected(Kind::Double, &[rank], 1);
+        let last = if rank > 0 { &owners } else { &own };
+        let wanted = [&all[0], &own[1], &own[2], &last[3]].map(Tensor::shallow_clone);
+        assert_close(found, &wanted, 1e-14, &format!("rank {rank}"));
+    }
+}
+
+/// A parameter that gets no gradient after all does not hang the others: its bucket is summed in the end.
+#[test]
+fn a_gradient_that_does_not_come_is_zero() {
+    let ranks = on_ranks(2, Kind::Double, |member, _| {
+        let reducer = GradientReducer::new(&buckets(&member.params, Some(&member.world))).unwrap();
+        reducer.zero();
+        // Rank 0 uses all layers, rank 1 only the first two.
+        let used = if member.rank == 0 { LAYERS } else { 2 };
+        let loss = loss(&member.params[..used], member.rank, 0);
+        reducer.begin("step 1", &[BucketPlan::AsReady; LAYERS]).unwrap();
+        loss.backward();
+        let report = reducer.finish().unwrap();
+        let early = if member.rank == 0 { LAYERS } else { 0 };
+        assert_eq!(
+            report.launched_in_backward, early,
+            "the first bucket of rank 1 never came"
+        );
+        gradients(&member.params)
+    });
+    let whole = expected(Kind::Double, &[0], 1);
+    let half = {
+        let params = params(Kind::Double);
+        loss(&params[..2], 1, 0).backward();
+        params
+    };
+    let wanted = [
+        &whole[0] + half[0].grad(),
+        &whole[1] + half[1].grad(),
+        whole[2].shallow_clone(),
+        whole[3].shallow_clone(),
+    ];
+    for found in ranks {
+        assert_close(&found, &wanted, 1e-14, "a missing gradient");
+    }
+}
+
+/// A peer that goes away during the backward pass ends in an error that names it, and the same parameters train on in a
+/// new group.
+#[test]
+fn a_lost_peer_is_named_and_the_parameters_live_on() {
+    let ranks = on_ranks(3, Kind::Double, |member, store| {
+        let mut named = None;
+        if member.rank < 2 {
+            let reducer = GradientReducer::new(&buckets(&member.params, Some(&member.world))).unwrap();
+            step(&reducer, member, BucketPlan::AsReady).unwrap();
+            let error = step(&reducer, member, BucketPlan::AsReady).unwrap_err();
+            assert!(error.kind().is_membership_change(), "{error}");
+            assert_eq!(error.missing(), [Rank(2)], "{error}");
+            let message = error.to_string();
+            assert!(
+                message.contains("step 1") && message.contains("rank 2 had not"),
+                "{message}"
+            );
+            named = Some(message);
+        } else {
+            let reducer = GradientReducer::new(&buckets(&member.params, Some(&member.world))).unwrap();
+            step(&reducer, member, BucketPlan::AsReady).unwrap();
+            member.world.abort_handle().abort();
+            return None;
+        }
+        let store = store.prefix("again").unwrap();
+        let group = ProcessGroup::connect(&store, Rank(member.rank), WorldSize(2), &options(None)).unwrap();
+        let reducer = GradientReducer::new(&buckets(&member.params, Some(&group))).unwrap();
+        step(&reducer, member, BucketPlan::AsReady).unwrap();
+        let found = gradients(&member.params);
+        assert_close(
+            &found,
+            &expected(Kind::Double, &[0, 1], 2),
+            1e-14,
+            "after the loss",
+        );
+        named
+    });
+    assert!(ranks[0].is_some() && ranks[1].is_some());
+}
+
+/// Ranks that lay their gradients out differently are told so before anything is summed.
+#[test]
+fn different_layouts_are_refused() {
+    let kinds = on_ranks(2, Kind::Double, |member, _| {
+        let mut specs = buckets(&member.params, Some(&member.world));
+        if member.rank == 1 {
+            specs.swap(0, 1);
+        }
+        let error = GradientReducer::new(&specs).err().unwrap();
+        let message = error.to_string();
+        assert!(
+            message.contains("rank 0: ") && message.contains("rank 1: "),
+            "{message}"
+        );
+        error.kind()
+    });
+    assert_eq!(kinds, [ErrorKind::Mismatch; 2]);
+}
