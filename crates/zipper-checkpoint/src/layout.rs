@@ -6,6 +6,7 @@
 //! metrics/train.jsonl             one line for each logged step
 //! eval/<name>.json                results of evaluations
 //! data/skipped.json               utterances that were left out
+//! flight/generation-3/rank-1.json the last collective operations of a rank on which one failed
 //! checkpoints/step-00000500/      the state after 500 steps
 //!     shared.safetensors          projector, shared adapter parameters
 //!     banks/<language>.safetensors
@@ -14,7 +15,7 @@
 //!     MANIFEST.json               last
 //! ```
 
-use zipper_types::Step;
+use zipper_types::{Generation, Rank, Step};
 
 /// Utterances and hours of every language, as the launcher counted them.
 pub const CORPUS_REPORT: &str = "data/report.json";
@@ -38,6 +39,18 @@ pub const OPTIMIZER_SHARED: &str = "optimizer/shared.safetensors";
 pub const STATE: &str = "state.json";
 /// Object of a checkpoint whose existence makes it one.
 pub const MANIFEST: &str = "MANIFEST.json";
+
+/// Directory of the flight records of a generation.
+#[must_use]
+pub fn flight_dir(generation: Generation) -> String {
+    format!("flight/generation-{generation}")
+}
+
+/// The last collective operations of `rank`, written when one has failed.
+#[must_use]
+pub fn flight_record(generation: Generation, rank: Rank) -> String {
+    format!("{}/rank-{rank}.json", flight_dir(generation))
+}
 
 /// Results of the evaluation `name`.
 #[must_use]

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use zipper_checkpoint::{CheckpointError, ErrorKind, RunStore, layout};
+use zipper_checkpoint::{CheckpointError, ErrorKind, RunStore};
 use zipper_config::RunConfig;
 use zipper_score::{RESULT_TABLE, Rates, Report, ReportBuilder, ResultRow, ResultSet, ResultTable, score};
 use zipper_types::Step;
 
+use crate::corpus::Corpus;
 use crate::schedule::EvaluationSet;
 use crate::state::Decoded;
 
@@ -109,7 +110,7 @@ pub async fn write_table(
     config: &RunConfig,
     step: Step,
 ) -> Result<ResultTable, CheckpointError> {
-    let hours = train_hours(store).await?;
+    let hours = Corpus::read(store).await?.hours();
     let mut sets = Vec::new();
     for test in &config.evaluation.tests {
         let Some(trained) = read(store, &stem(&test.name, false, step)).await? else {
@@ -194,27 +195,4 @@ async fn read(store: &RunStore, stem: &str) -> Result<Option<Scored>, Checkpoint
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// Hours of training data by language, as the launcher counted them.
-async fn train_hours(store: &RunStore) -> Result<BTreeMap<String, f64>, CheckpointError> {
-    #[derive(Deserialize)]
-    struct CorpusReport {
-        languages: Vec<Language>,
-    }
-    #[derive(Deserialize)]
-    struct Language {
-        lang: String,
-        seconds: f64,
-    }
-    let bytes = match store.get(layout::CORPUS_REPORT).await {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeMap::new()),
-        Err(error) => return Err(error),
-    };
-    let report: Option<CorpusReport> = serde_json::from_slice(&bytes).ok();
-    let languages = report.into_iter().flat_map(|report| report.languages);
-    Ok(languages
-        .map(|language| (language.lang, language.seconds / 3600.0))
-        .collect())
 }

@@ -3,11 +3,14 @@
 //! Owns every decision about a run that is not part of a training step. Never on the per-step path, and never reaches
 //! libtorch.
 //!
-//! Reading order: [`schedule`] (what is to be done, as a list), [`state`] (the pure machine `apply(now, event) -> effects`),
-//! [`evaluation`] and [`metrics`] (what it writes down), [`server`] (its tonic and timer shell).
+//! Reading order: [`schedule`] (what is to be done, as a list), [`placement`] (which rank owns which bank), [`state`] (the
+//! pure machine `apply(now, event) -> effects`), [`corpus`] (what there is to train on), [`evaluation`] and [`metrics`] (what
+//! it writes down), [`server`] (its tonic and timer shell).
 
+pub mod corpus;
 pub mod evaluation;
 pub mod metrics;
+pub mod placement;
 pub mod schedule;
 pub mod server;
 pub mod state;

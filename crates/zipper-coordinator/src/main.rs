@@ -28,6 +28,9 @@ struct Arguments {
     /// Completed steps to go on from. Left out: from the start.
     #[arg(long, default_value_t = 0)]
     resume_step: u64,
+    /// Bytes of memory that a bank takes on a worker that owns it: needed if `runtime.bank_memory_mib` is set.
+    #[arg(long)]
+    bank_bytes: Option<u64>,
     /// Address to listen on; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
@@ -49,6 +52,9 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
     let config = std::str::from_utf8(&config).context("run.yaml is not UTF-8")?;
     let config = zipper_config::from_str(config, layout::RUN_CONFIG, &[])
         .map_err(|error| UserError::new(error.to_string()))?;
+    if config.runtime.bank_memory_mib.is_some() && arguments.bank_bytes.is_none() {
+        return Err(UserError::new("`runtime.bank_memory_mib` needs `--bank-bytes`").into());
+    }
     let listener = TcpListener::bind(arguments.listen)
         .await
         .with_context(|| format!("cannot listen on {}", arguments.listen))?;
@@ -66,6 +72,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
         config,
         world_size: WorldSize(arguments.world_size),
         resume: Step(arguments.resume_step),
+        bank_bytes: arguments.bank_bytes,
     };
     serve(listener, job, stopped).await
 }

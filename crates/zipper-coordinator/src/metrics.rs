@@ -46,6 +46,11 @@ impl Metrics {
         })
     }
 
+    /// The lines that there are.
+    pub fn lines(&self) -> impl Iterator<Item = &str> {
+        self.lines.iter().map(|(_, line)| line.as_str())
+    }
+
     /// Adds a step; one that is there already is not added again.
     pub fn add(&mut self, metrics: &v1::StepMetrics) {
         let step = Step(metrics.step);
@@ -92,7 +97,10 @@ fn line(metrics: &v1::StepMetrics) -> String {
     serde_json::json!({
         "step": metrics.step, "stage": stage, "loss": metrics.loss, "lr": metrics.lr,
         "grad_norm": metrics.grad_norm, "tokens": metrics.tokens, "audio_seconds": metrics.audio_seconds,
-        "seconds": metrics.seconds, "skipped": metrics.skipped, "by_language": by_language,
+        "seconds": metrics.seconds, "compute_seconds": metrics.compute_seconds,
+        "comm_exposed_seconds": metrics.comm_exposed_seconds, "comm_bytes_shared": metrics.comm_bytes_shared,
+        "comm_bytes_banks": metrics.comm_bytes_banks, "world_size": metrics.world_size,
+        "skipped": metrics.skipped, "by_language": by_language,
     })
     .to_string()
 }

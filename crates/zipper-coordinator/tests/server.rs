@@ -28,7 +28,7 @@ fn config() -> RunConfig {
     let yaml = "
 name: tiny
 model: {encoder: {path: w}, llm: {path: q}}
-data: {languages: [en, de], train: [train.jsonl], validation: [validation.jsonl]}
+data: {languages: [en, de], train: [train.jsonl], validation: [validation.jsonl], temperature: 1.0}
 training:
   align: {steps: 3}
   zipper: {steps: 2}
@@ -42,7 +42,15 @@ evaluation:
     zipper_config::from_str(yaml, "test", &[]).expect("a valid configuration")
 }
 
+/// A run of which the launcher has counted the data: 2 hours of English, 1 of German.
 fn run_in(directory: &TempDir) -> RunStore {
+    let report = r#"{"languages": [
+        {"lang": "en", "utterances": 720, "seconds": 7200.0, "characters": 36000},
+        {"lang": "de", "utterances": 360, "seconds": 3600.0, "characters": 18000}
+    ]}"#;
+    let folder = directory.path().join("data");
+    std::fs::create_dir_all(&folder).expect("the folder can be written");
+    std::fs::write(folder.join("report.json"), report).expect("the folder can be written");
     RunStore::open(&format!("file://{}", directory.path().display())).expect("a folder can be a run")
 }
 
@@ -64,6 +72,7 @@ impl Coordinator {
             config,
             world_size: WorldSize(WORKERS),
             resume: Step(resume),
+            bank_bytes: None,
         };
         let serving = tokio::spawn(serve(listener, job, stopped));
         let channel = Channel::from_shared(format!("http://{address}"))
@@ -134,6 +143,15 @@ impl Fleet {
             let joined = joined.expect("all workers come").into_inner();
             assert_eq!((joined.rank, joined.world_size), (rank, WORKERS));
             assert_eq!(joined.store_address, "127.0.0.1:7000", "the store of rank 0");
+            let placement = joined.placement.expect("workers are told where the banks are");
+            let owners: Vec<(u32, u32)> = placement
+                .owners
+                .iter()
+                .map(|owners| (owners.first_rank, owners.last_rank))
+                .collect();
+            assert_eq!(owners, [(0, 1), (1, 1)]);
+            let work = placement.work.expect("and what utterances cost");
+            assert_eq!((work.measured, work.tokens_per_character.len()), (false, 2));
             let generation = Some(joined.generation);
             members.push(v1::MemberContext {
                 generation,
@@ -338,11 +356,6 @@ async fn metric_lines(store: &RunStore) -> Vec<(u64, f64)> {
 async fn a_whole_run_leaves_everything_and_tells_everybody() {
     let directory = TempDir::new().expect("a folder");
     let store = run_in(&directory);
-    let report = r#"{"languages": [{"lang": "en", "seconds": 7200.0}, {"lang": "de", "seconds": 3600.0}]}"#;
-    store
-        .put("data/report.json", report.into())
-        .await
-        .expect("the folder can be written");
     let coordinator = Coordinator::start(&store, config(), 0).await;
     let early = watch(&coordinator).await;
     let mut fleet = Fleet::join(&coordinator, &store).await;
@@ -414,7 +427,9 @@ async fn a_whole_run_leaves_everything_and_tells_everybody() {
     let kinds: Vec<String> = journal
         .iter()
         .map(|(_, entry)| match entry {
-            JournalEntry::Generation { generation, .. } => format!("generation {generation}"),
+            JournalEntry::Generation {
+                generation, banks, ..
+            } => format!("generation {generation}: {banks:?}"),
             JournalEntry::Checkpoint { step, .. } => format!("checkpoint {step}"),
             JournalEntry::End { verdict, .. } => format!("end {verdict}"),
         })
@@ -422,7 +437,7 @@ async fn a_whole_run_leaves_everything_and_tells_everybody() {
     assert_eq!(
         kinds,
         [
-            "generation 1",
+            "generation 1: {\"de\": (Rank(1), Rank(1)), \"en\": (Rank(0), Rank(1))}",
             "checkpoint 2",
             "checkpoint 3",
             "checkpoint 4",

@@ -3,7 +3,7 @@
 
 mod service;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
@@ -12,15 +12,17 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::TcpListenerStream;
 use zipper_checkpoint::{FORMAT_VERSION, Manifest, RunStore};
-use zipper_cli::ExitStatus;
+use zipper_cli::{ExitStatus, UserError};
 use zipper_config::RunConfig;
 use zipper_proto::v1;
 use zipper_proto::v1::run_service_server::RunServiceServer;
 use zipper_proto::v1::worker_service_server::WorkerServiceServer;
 use zipper_types::{Generation, Incarnation, Rank, Step, WorkerId, WorldSize};
 
+use crate::corpus::Corpus;
 use crate::evaluation::{self, score_set};
 use crate::metrics::Metrics;
+use crate::placement::{self, PlacementBasis};
 use crate::schedule::Planned;
 use crate::state::{Effect, Event, Refusal, State, Verdict};
 
@@ -39,6 +41,8 @@ pub struct Job {
     pub world_size: WorldSize,
     /// Completed steps to go on from.
     pub resume: Step,
+    /// Memory that a bank takes on a worker that owns it; needed only for `runtime.bank_memory_mib`.
+    pub bank_bytes: Option<u64>,
 }
 
 /// An entry of the run's journal.
@@ -51,6 +55,8 @@ pub enum JournalEntry {
         generation: Generation,
         /// Workers in the order of their ranks.
         workers: Vec<WorkerId>,
+        /// First and last owner of each language's bank; empty if there are no banks.
+        banks: BTreeMap<String, (Rank, Rank)>,
         /// Completed steps it goes on from.
         resume: Step,
         /// When.
@@ -129,6 +135,11 @@ pub async fn serve(
     let metrics = Metrics::open(job.store.clone(), job.resume)
         .await
         .context("the run's metrics cannot be read")?;
+    let corpus = Corpus::read(&job.store)
+        .await
+        .context("what there is to train on cannot be read")?;
+    let basis = PlacementBasis::new(&job.config, &corpus, metrics.lines(), job.bank_bytes)
+        .map_err(|error| UserError::new(error.to_string()))?;
     let (messages, inbox) = mpsc::channel(EVENTS_WAITING);
     let (view, views) = watch::channel(View::default());
     let history = History::default();
@@ -137,7 +148,7 @@ pub async fn serve(
         started: Instant::now(),
         resume: job.resume,
         store: job.store,
-        state: State::new(job.config, job.world_size, generation, job.resume),
+        state: State::new(job.config, job.world_size, generation, basis, job.resume),
         sequence,
         metrics,
         view,
@@ -263,7 +274,10 @@ impl Owner {
                     rank: rank.0,
                     world_size: self.state.world_size().0,
                     store_address: store_address.to_owned(),
-                    placement: None,
+                    placement: Some(placement::wire(
+                        self.state.placement(),
+                        self.state.basis().model(),
+                    )),
                 }));
             }
             Message::Step(metrics) => {
@@ -313,13 +327,16 @@ impl Owner {
         use v1::watch_response::Event as Told;
         let at = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
         match effect {
-            Effect::FormGeneration { workers } => {
+            Effect::FormGeneration { workers, placement } => {
                 let generation = self.state.generation();
                 let world_size = workers.len() as u32;
+                let languages = self.state.config().data.languages.iter().cloned();
+                let banks = languages.zip(placement::owners(placement.as_ref())).collect();
                 let resume = self.resume;
                 self.note(&JournalEntry::Generation {
                     generation,
                     workers,
+                    banks,
                     resume,
                     at,
                 })

@@ -16,7 +16,7 @@ use zipper_types::{Generation, Incarnation, Rank, Step, WorkerId};
 
 use super::{History, Message, View};
 use crate::schedule::{EvaluationSet, Planned};
-use crate::state::{Decoded, Ended, Event, Joining, Outcome, Refusal, Verdict};
+use crate::state::{Collective, Decoded, Ended, Event, Joining, Outcome, Refusal, Verdict};
 
 /// Longest that a long poll stays open; the worker asks again.
 const POLL: Duration = Duration::from_secs(30);
@@ -194,10 +194,14 @@ impl WorkerService for Services {
         self.apply(Event::Heartbeat {
             worker,
             step: Step(request.last_completed_step),
+            collective: request.latest_collective.map(collective),
         })
         .await?;
-        let stop_requested = self.views.borrow().stop_requested;
-        Ok(Response::new(v1::HeartbeatResponse { stop_requested }))
+        let view = self.views.borrow();
+        Ok(Response::new(v1::HeartbeatResponse {
+            stop_requested: view.stop_requested,
+            verdict: view.verdict.as_ref().map(wire_verdict),
+        }))
     }
 
     async fn report_step(
@@ -326,6 +330,19 @@ pub(super) fn wire_verdict(verdict: &Verdict) -> v1::Verdict {
     }
 }
 
+fn collective(wire: v1::CollectiveState) -> Collective {
+    Collective {
+        group: wire.group,
+        sequence: wire.sequence,
+        operation: wire.operation,
+        what: wire.what,
+        finished: wire.finished,
+        age: zipper_proto::duration(wire.age).unwrap_or_default(),
+        missing: wire.missing.into_iter().map(Rank).collect(),
+        arrived: wire.arrived.into_iter().map(Rank).collect(),
+    }
+}
+
 fn domain_outcome(outcome: WireOutcome) -> Outcome {
     match outcome {
         WireOutcome::Trained(trained) => Outcome::Trained {
@@ -338,6 +355,7 @@ fn domain_outcome(outcome: WireOutcome) -> Outcome {
             config: failed.config,
             message: failed.message,
             collective: failed.collective,
+            state: failed.failed_collective.map(collective),
         },
         WireOutcome::Evaluated(evaluated) => {
             let utterances = evaluated.utterances.into_iter().map(|utterance| Decoded {

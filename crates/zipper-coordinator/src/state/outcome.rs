@@ -4,6 +4,7 @@ use std::fmt;
 
 use zipper_types::{Generation, Step, WorkerId};
 
+use super::Collective;
 use crate::schedule::Planned;
 
 /// Exit code of a worker whose configuration or input are at fault.
@@ -32,6 +33,8 @@ pub enum Outcome {
         message: String,
         /// Whether a collective operation failed, so that another worker is probably the cause.
         collective: bool,
+        /// Which one.
+        state: Option<Collective>,
     },
 }
 
@@ -95,19 +98,26 @@ impl Ended {
     pub(super) fn is_config(&self) -> bool {
         self.exit_code == Some(CONFIG_EXIT_CODE)
     }
-}
 
-impl fmt::Display for Ended {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// `was ended by signal 9`.
+    pub(super) fn how(&self) -> String {
         match (self.exit_code, self.signal) {
-            (Some(code), _) => write!(f, "ended with exit code {code}")?,
-            (None, Some(signal)) => write!(f, "was ended by signal {signal}")?,
-            (None, None) => write!(f, "ended")?,
+            (Some(code), _) => format!("ended with exit code {code}"),
+            (None, Some(signal)) => format!("was ended by signal {signal}"),
+            (None, None) => "ended".to_owned(),
         }
-        if !self.last_lines.is_empty() {
-            write!(f, "; the end of its log:\n{}", self.last_lines.join("\n"))?;
+    }
+
+    /// The lines at the end of its log, to stand at the end of a message; empty if there are none.
+    pub(super) fn end_of_log(&self) -> String {
+        if self.last_lines.is_empty() {
+            return String::new();
         }
-        Ok(())
+        format!(
+            "; the end of the log of `{}`:\n{}",
+            self.worker,
+            self.last_lines.join("\n")
+        )
     }
 }
 

@@ -1,8 +1,12 @@
 //! Whole runs, played against the machine.
 
+mod diagnosis;
+
 use proptest::prelude::*;
+use zipper_types::Incarnation;
 
 use super::*;
+use crate::corpus::{Corpus, LanguageCorpus};
 use crate::schedule::tests::config;
 
 /// Checkpoints every 2 steps, stage ends at 5 and 9, one test set with both controls.
@@ -45,6 +49,7 @@ fn failed(config: bool, collective: bool) -> Outcome {
         config,
         message: "it broke".to_owned(),
         collective,
+        state: None,
     }
 }
 
@@ -67,10 +72,25 @@ fn stopped() -> Verdict {
     Verdict::Stopped("enough".to_owned())
 }
 
+/// A run of 2 hours of English and 1 of German.
+fn state(config: RunConfig, workers: u32, resume: u64) -> State {
+    let language = |lang: &str, utterances: usize| LanguageCorpus {
+        lang: lang.to_owned(),
+        utterances,
+        seconds: 10.0 * utterances as f64,
+        characters: 50 * utterances,
+    };
+    let corpus = Corpus {
+        languages: vec![language("en", 720), language("de", 360)],
+    };
+    let basis = PlacementBasis::new(&config, &corpus, std::iter::empty(), None).expect("there is data");
+    State::new(config, WorldSize(workers), Generation(3), basis, Step(resume))
+}
+
 impl Play {
     fn new(more: &str, resume: u64) -> Self {
         Self {
-            state: State::new(config(more), WorldSize(WORKERS), Generation(3), Step(resume)),
+            state: state(config(more), WORKERS, resume),
             now: Duration::ZERO,
             effects: Vec::new(),
         }
@@ -161,6 +181,7 @@ impl Play {
             self.apply(Event::Heartbeat {
                 worker: WorkerId::new(0, local_rank),
                 step: Step(0),
+                collective: None,
             });
         }
     }
@@ -176,7 +197,7 @@ impl Play {
 /// Effects in a word each.
 fn words(effects: &[Effect]) -> Vec<String> {
     let words = effects.iter().map(|effect| match effect {
-        Effect::FormGeneration { workers } => format!("form {}", workers.len()),
+        Effect::FormGeneration { workers, .. } => format!("form {}", workers.len()),
         Effect::Begin(Planned::Train { from, until, .. }) => format!("train {from}-{until}"),
         Effect::Begin(Planned::Evaluate { set, silenced, step }) => {
             format!(
@@ -258,7 +279,7 @@ fn a_resumed_run_begins_where_its_checkpoint_is() {
 fn a_run_with_nothing_left_is_done_when_it_is_formed() {
     let mut config = config("");
     config.evaluation.tests.clear();
-    let mut state = State::new(config, WorldSize(1), Generation(1), Step(9));
+    let mut state = state(config, 1, 9);
     let effects = state.apply(Duration::ZERO, Event::Joined(joining(0, 1)));
     assert_eq!(words(&effects), ["form 1", "end Done"]);
 }
@@ -275,6 +296,47 @@ fn ranks_follow_nodes_and_slots_not_the_order_of_joining() {
             .assignment(&WorkerId::new(0, local_rank), Incarnation(1));
         assert_eq!(assignment, Some((Rank(local_rank), "host0:7")));
     }
+}
+
+/// Goal: the placement is solved when the generation forms: 2 hours of English and 1 of German on 2 ranks, at temperature 1.
+#[test]
+fn banks_are_placed_when_the_generation_forms() {
+    let mut config = config("");
+    config.data.temperature = 1.0;
+    let mut state = state(config, 2, 0);
+    state.apply(Duration::ZERO, Event::Joined(joining(0, 1)));
+    assert_eq!(state.placement(), None);
+    let effects = state.apply(Duration::ZERO, Event::Joined(joining(1, 1)));
+    let placement = Placement::from_owners(vec![(0, 1), (1, 1)], WorldSize(2)).expect("two ranks");
+    assert_eq!(state.placement(), Some(&placement));
+    assert!(matches!(
+        &effects[0],
+        Effect::FormGeneration { placement: Some(formed), .. } if *formed == placement
+    ));
+}
+
+#[test]
+fn banks_that_do_not_fit_end_the_run() {
+    let mut config = config("");
+    config.runtime.bank_memory_mib = Some(1.0);
+    let corpus = Corpus {
+        languages: vec![LanguageCorpus {
+            lang: "en".to_owned(),
+            utterances: 1,
+            seconds: 1.0,
+            characters: 1,
+        }],
+    };
+    let basis =
+        PlacementBasis::new(&config, &corpus, std::iter::empty(), Some(1 << 20)).expect("there is data");
+    let mut state = State::new(config, WorldSize(1), Generation(1), basis, Step(0));
+    state.apply(Duration::ZERO, Event::Joined(joining(0, 1)));
+    assert!(
+        matches!(state.verdict(), Some(Verdict::Config(reason)) if reason.contains("or take 2 workers")),
+        "{:?}",
+        state.verdict()
+    );
+    assert!(!state.is_formed());
 }
 
 #[test]
@@ -407,75 +469,6 @@ fn a_rank_that_fails_ends_the_run() {
 }
 
 #[test]
-fn a_failed_collective_is_the_fault_of_the_worker_that_ended() {
-    let mut play = Play::formed("", 0);
-    play.complete(0, failed(false, true));
-    assert_eq!(play.state.verdict(), None);
-    // Rank 0 ends because of the failure; that is not the cause.
-    play.apply(exit(0, Some(1), None));
-    assert_eq!(play.state.verdict(), None);
-    play.apply(exit(1, None, Some(9)));
-    assert_eq!(
-        play.failure(),
-        "worker `node0/1` (rank 1) on host1 was ended by signal 9; the end of its log:\nout of memory"
-    );
-}
-
-#[test]
-fn a_failed_collective_that_nobody_explains_is_the_fault_of_who_reported_it() {
-    let mut play = Play::formed("", 0);
-    play.complete(1, failed(false, true));
-    play.complete(0, failed(false, true));
-    assert_eq!(play.wait(BLAME_TIMEOUT), []);
-    play.wait(Duration::from_millis(1));
-    assert_eq!(play.failure(), "worker `node0/1` (rank 1) on host1: it broke");
-}
-
-#[test]
-fn a_worker_that_ends_ends_the_run() {
-    let mut play = Play::new("", 0);
-    play.apply(exit(1, Some(2), None));
-    assert!(
-        matches!(play.state.verdict(), Some(Verdict::Config(reason)) if reason.starts_with("worker `node0/1` ended with exit code 2")),
-        "{:?}",
-        play.state.verdict()
-    );
-    let mut play = Play::formed("", 0);
-    play.apply(exit(0, Some(0), None));
-    assert!(
-        play.failure()
-            .contains("(rank 0) on host0 ended with exit code 0")
-    );
-}
-
-#[test]
-fn a_silent_worker_is_named_with_its_last_step() {
-    let mut play = Play::formed("", 0);
-    let timeout = play.state.config().runtime.heartbeat_timeout;
-    play.now = Duration::from_secs(1);
-    for (local_rank, step) in [(0, 4), (1, 3)] {
-        play.apply(Event::Heartbeat {
-            worker: WorkerId::new(0, local_rank),
-            step: Step(step),
-        });
-    }
-    play.now += timeout;
-    play.apply(Event::Heartbeat {
-        worker: WorkerId::new(0, 0),
-        step: Step(5),
-    });
-    assert_eq!(play.apply(Event::Tick), [], "the timeout is not over yet");
-    play.wait(Duration::from_millis(100));
-    let seconds = timeout.as_secs_f64() + 0.1;
-    assert_eq!(
-        play.failure(),
-        format!(
-            "worker `node0/1` (rank 1) on host1: no heartbeat for {seconds:.1}s; its last completed step was 3"
-        )
-    );
-}
-
-#[test]
 fn the_rendezvous_names_who_came() {
     let mut play = Play::new("", 0);
     play.apply(Event::Joined(joining(1, 1)));
@@ -575,7 +568,7 @@ fn a_run_is_not_done_before_its_last_checkpoint_is_published() {
     let mut play = Play::formed("", 8);
     finish(&mut play);
     play.store(1, 9);
-    play.now += CHECKPOINT_TIMEOUT;
+    play.now += checkpoints::CHECKPOINT_TIMEOUT;
     play.all_alive();
     assert_eq!(play.apply(Event::Tick), []);
     play.wait(Duration::from_millis(1));

@@ -1,0 +1,224 @@
+//! Goal: whatever goes wrong between ranks, the verdict names who is at fault, at which operation the others missed it, and
+//! what is known of it.
+
+use super::*;
+use crate::state::diagnosis::BLAME_TIMEOUT;
+
+/// Three ranks that train steps 6 to 9, one second after the start.
+fn training() -> Play {
+    let mut play = Play {
+        state: state(config(""), 3, 5),
+        now: Duration::ZERO,
+        effects: Vec::new(),
+    };
+    for local_rank in 0..3 {
+        play.apply(Event::Joined(joining(local_rank, 1)));
+    }
+    play.now = Duration::from_secs(1);
+    play
+}
+
+fn collective(group: &str, sequence: u64, finished: bool) -> Collective {
+    Collective {
+        group: group.to_owned(),
+        sequence,
+        operation: "all_reduce".to_owned(),
+        what: format!("gradients {sequence} of step 7"),
+        finished,
+        age: Duration::ZERO,
+        missing: BTreeSet::new(),
+        arrived: BTreeSet::new(),
+    }
+}
+
+/// How a rank reports that others had not come.
+fn missed(group: &str, sequence: u64, arrived: &[u32], missing: &[u32]) -> Outcome {
+    let ranks = |ranks: &[u32]| ranks.iter().copied().map(Rank).collect();
+    Outcome::Failed {
+        config: false,
+        message: "a peer was lost".to_owned(),
+        collective: true,
+        state: Some(Collective {
+            arrived: ranks(arrived),
+            missing: ranks(missing),
+            ..collective(group, sequence, false)
+        }),
+    }
+}
+
+fn heartbeat(local_rank: u32, step: u64, collective: Option<Collective>) -> Event {
+    Event::Heartbeat {
+        worker: WorkerId::new(0, local_rank),
+        step: Step(step),
+        collective,
+    }
+}
+
+const KILLED: &str = "worker `node0/1` (rank 1) on host1 was ended by signal 9; its last completed step was 6, and its \
+    latest collective operation `all_reduce` (gradients 3 of step 7; number 3 of group `world`) had finished. So the \
+    collective operation `all_reduce` (gradients 4 of step 7; number 4 of group `world`) failed: worker `node0/0` (rank 0) \
+    on host0, worker `node0/2` (rank 2) on host2 had come to it, worker `node0/1` (rank 1) on host1 had not. The ranks' \
+    flight records are in `flight/generation-3` of the run; the end of the log of `node0/1`:\nout of memory";
+
+/// A worker that is killed in the middle of a reduction: whether its end is reported before or after what it did to the others,
+/// the paragraph is the same.
+#[test]
+fn a_killed_worker_is_named_with_the_operation_that_it_missed() {
+    let report = || missed("world", 4, &[0, 2], &[1]);
+    for exit_first in [true, false] {
+        let mut play = training();
+        play.apply(heartbeat(1, 6, Some(collective("world", 3, true))));
+        if exit_first {
+            assert_eq!(play.apply(exit(1, None, Some(9))), [], "the others may know more");
+            play.complete(2, report());
+        } else {
+            play.complete(2, report());
+            // Rank 2 ends because of the failure; that is not the cause.
+            assert_eq!(play.apply(exit(2, Some(1), None)), []);
+            play.apply(exit(1, None, Some(9)));
+        }
+        assert_eq!(play.failure(), KILLED);
+    }
+}
+
+/// If nobody tells what the end of a process did to the others, the run ends all the same.
+#[test]
+fn a_worker_that_ends_in_training_ends_the_run() {
+    let mut play = training();
+    play.apply(exit(1, Some(1), None));
+    assert_eq!(play.wait(BLAME_TIMEOUT), []);
+    play.wait(Duration::from_millis(1));
+    assert_eq!(
+        play.failure(),
+        "worker `node0/1` (rank 1) on host1 ended with exit code 1; its last completed step was 0; the end of the log of \
+         `node0/1`:\nout of memory"
+    );
+}
+
+/// A worker that is stopped sends no heartbeats, and the others' heartbeats say where they wait for it: the collective's own
+/// deadline may be far away.
+#[test]
+fn a_stopped_worker_is_named_with_the_operation_in_which_others_wait_for_it() {
+    let mut play = training();
+    let timeout = play.state.config().runtime.heartbeat_timeout;
+    play.apply(heartbeat(2, 6, Some(collective("owners of en", 8, true))));
+    play.now += timeout;
+    for rank in [0, 1] {
+        play.apply(heartbeat(rank, 7, Some(collective("world", 5, false))));
+    }
+    assert_eq!(play.apply(Event::Tick), [], "the timeout is not over yet");
+    play.wait(Duration::from_millis(100));
+    assert_eq!(
+        play.failure(),
+        "worker `node0/2` (rank 2) on host2: no heartbeat for 20.1s; its last completed step was 6, and its latest collective \
+         operation `all_reduce` (gradients 8 of step 7; number 8 of group `owners of en`) had finished. So the collective \
+         operation `all_reduce` (gradients 5 of step 7; number 5 of group `world`) failed: worker `node0/0` (rank 0) on host0, \
+         worker `node0/1` (rank 1) on host1 had come to it, worker `node0/2` (rank 2) on host2 had not. The ranks' flight \
+         records are in `flight/generation-3` of the run"
+    );
+}
+
+/// A training thread that hangs while its process lives: heartbeats go on, but the others' deadline passes.
+#[test]
+fn a_rank_that_does_not_come_is_named_although_it_lives() {
+    let mut play = training();
+    play.complete(0, missed("world", 4, &[0], &[1, 2]));
+    play.complete(2, missed("world", 4, &[0, 2], &[1]));
+    play.now += Duration::from_secs(4);
+    play.apply(heartbeat(1, 6, Some(collective("world", 3, true))));
+    assert_eq!(
+        play.wait(Duration::from_secs(1)),
+        [],
+        "an exit may still be reported"
+    );
+    play.wait(Duration::from_millis(1));
+    assert_eq!(
+        play.failure(),
+        "worker `node0/1` (rank 1) on host1 did not come, although it lives: its last heartbeat was 1.0s ago; its last \
+         completed step was 6, and its latest collective operation `all_reduce` (gradients 3 of step 7; number 3 of group \
+         `world`) had finished. So the collective operation `all_reduce` (gradients 4 of step 7; number 4 of group `world`) \
+         failed: worker `node0/0` (rank 0) on host0, worker `node0/2` (rank 2) on host2 had come to it, worker `node0/1` (rank \
+         1) on host1 had not. The ranks' flight records are in `flight/generation-3` of the run"
+    );
+}
+
+/// Rank 0 waits for rank 1, which waits for rank 2 in another group: rank 2 is at fault.
+#[test]
+fn whoever_others_wait_for_is_not_at_fault_if_it_waits_itself() {
+    let mut play = training();
+    play.complete(0, missed("world", 4, &[0], &[1]));
+    play.complete(1, missed("owners of de", 2, &[1], &[2]));
+    play.wait(BLAME_TIMEOUT + Duration::from_millis(1));
+    let reason = play.failure();
+    assert!(
+        reason.starts_with("worker `node0/2` (rank 2) on host2 did not come")
+            && reason.contains("number 2 of group `owners of de`) failed: worker `node0/1` (rank 1)"),
+        "{reason}"
+    );
+}
+
+/// Where nobody is missing, the report itself says what is wrong: ranks that call different operations, for example.
+#[test]
+fn a_failed_collective_that_nobody_explains_is_told_as_it_was_reported() {
+    let mut play = Play::formed("", 0);
+    play.complete(1, failed(false, true));
+    play.complete(0, failed(false, true));
+    assert_eq!(play.wait(BLAME_TIMEOUT), []);
+    play.wait(Duration::from_millis(1));
+    assert_eq!(
+        play.failure(),
+        "worker `node0/1` (rank 1) on host1: it broke. The ranks' flight records are in `flight/generation-3` of the run"
+    );
+}
+
+/// Before all have joined, while nothing is trained, and with a configuration that no retry helps: the end of a process is the
+/// whole story.
+#[test]
+fn a_worker_that_ends_ends_the_run() {
+    for mut play in [Play::new("", 0), training()] {
+        play.apply(exit(1, Some(2), None));
+        assert!(
+            matches!(play.state.verdict(), Some(Verdict::Config(reason))
+                if reason.starts_with("worker `node0/1`") && reason.contains("ended with exit code 2")),
+            "{:?}",
+            play.state.verdict()
+        );
+    }
+    let mut play = Play::formed("", 0);
+    play.apply(exit(0, Some(0), None));
+    assert!(
+        play.failure()
+            .contains("(rank 0) on host0 ended with exit code 0")
+    );
+}
+
+#[test]
+fn a_silent_worker_is_named_with_its_last_step() {
+    let mut play = Play::formed("", 0);
+    let timeout = play.state.config().runtime.heartbeat_timeout;
+    play.now = Duration::from_secs(1);
+    for (local_rank, step) in [(0, 4), (1, 3)] {
+        play.apply(heartbeat(local_rank, step, None));
+    }
+    play.now += timeout;
+    play.apply(heartbeat(0, 5, None));
+    play.wait(Duration::from_millis(100));
+    assert_eq!(
+        play.failure(),
+        "worker `node0/1` (rank 1) on host1: no heartbeat for 20.1s; its last completed step was 3"
+    );
+}
+
+/// With many ranks the message stays a paragraph.
+#[test]
+fn many_ranks_are_counted_not_listed() {
+    let mut play = training();
+    let ranks: Vec<u32> = (0..100).collect();
+    play.complete(0, missed("world", 4, &ranks[..50], &ranks[50..]));
+    play.wait(BLAME_TIMEOUT + Duration::from_millis(1));
+    let reason = play.failure();
+    assert!(
+        reason.contains("rank 53, 46 more ranks had not") && reason.len() < 1000,
+        "{reason}"
+    );
+}
