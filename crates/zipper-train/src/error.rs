@@ -21,6 +21,9 @@ pub enum TrainError {
     /// A collective operation failed.
     #[error(transparent)]
     Collective(#[from] CollectiveError),
+    /// libtorch refused an operation: memory ran out, or a bug of ours.
+    #[error("libtorch: {0}")]
+    Torch(#[from] tch::TchError),
     /// An utterance's audio became unreadable after it was checked.
     #[error("utterance `{id}`: {source}")]
     Audio {

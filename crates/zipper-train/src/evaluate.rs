@@ -3,7 +3,7 @@
 use zipper_data::Utterance;
 
 use crate::TrainError;
-use crate::replica::Replica;
+use crate::replica::{Pass, Replica};
 
 /// Utterances decoded together: enough to keep the cores busy, few enough that short ones do not wait for long ones.
 const BATCH: usize = 16;
@@ -37,6 +37,9 @@ pub struct Decoded {
 ///
 /// # Errors
 /// [`TrainError::Audio`] if an utterance's audio became unreadable.
+///
+/// # Panics
+/// If the bank of an utterance's language is not on this rank; see [`crate::session::Session::borrow_banks`].
 pub fn decode(
     replica: &Replica,
     utterances: &[&Utterance],
@@ -46,15 +49,15 @@ pub fn decode(
     let mut order: Vec<&Utterance> = utterances.to_vec();
     order.sort_by(|a, b| a.duration.total_cmp(&b.duration).then_with(|| a.id.cmp(&b.id)));
     let mut decoded = Vec::with_capacity(order.len());
-    let every_language: Vec<usize> = (0..replica.config().data.languages.len()).collect();
-    let merged = tch::no_grad(|| replica.adapters().merge(&every_language));
+    let languages: Vec<usize> = order.iter().map(|utterance| utterance.language).collect();
+    let merged = tch::no_grad(|| replica.adapters().merge(&languages));
     for batch in order.chunks(BATCH) {
         if !proceed(decoded.len()) {
             return Ok(None);
         }
         let hypotheses = tch::no_grad(|| replica.transcribe(batch, &merged, options.silenced))?;
         let losses = if options.with_nll {
-            let nll = tch::no_grad(|| replica.nll(batch, &merged, None))?;
+            let nll = tch::no_grad(|| replica.nll(batch, Pass::Gather(&merged), None))?;
             let sums = Vec::<f64>::try_from(nll.sums.to_kind(tch::Kind::Double)).unwrap_or_default();
             sums.into_iter()
                 .zip(nll.tokens)

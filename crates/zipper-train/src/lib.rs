@@ -4,16 +4,19 @@
 //! Owns what happens to tensors between two checkpoints. Never holds async code, gRPC or object storage, and does
 //! not decide which utterances are in a batch ([`zipper_plan`]) or when to stop, validate and save (the coordinator).
 //!
-//! Reading order: [`replica`] (one copy of the model), [`session`] (what a rank holds), [`step`] (one optimizer step), [`frames`], [`optimizer`],
-//! [`state`], [`evaluate`].
+//! Reading order: [`replica`] (one copy of the model), [`team`] (the other ranks), [`session`] (what a rank holds),
+//! [`step`] (one optimizer step), `reduction` (which gradients are summed when), [`frames`], [`optimizer`], [`state`],
+//! [`evaluate`].
 
 mod error;
 pub mod evaluate;
 pub mod frames;
 pub mod optimizer;
+mod reduction;
 pub mod replica;
 pub mod session;
 pub mod state;
 pub mod step;
+pub mod team;
 
 pub use error::TrainError;

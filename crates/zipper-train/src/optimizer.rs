@@ -14,6 +14,7 @@ use crate::TrainError;
 /// First and second moment of one parameter.
 #[derive(Debug)]
 struct Moments {
+    scope: ParamScope,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
 }
@@ -44,6 +45,7 @@ impl AdamW {
         let moments = params
             .iter()
             .map(|param| Moments {
+                scope: param.scope,
                 exp_avg: param.tensor.zeros_like().detach(),
                 exp_avg_sq: param.tensor.zeros_like().detach(),
             })
@@ -55,24 +57,22 @@ impl AdamW {
         }
     }
 
-    /// Updates the parameters that have a gradient; the others, their moments and their step counts stay.
+    /// Updates the parameters of the `updated` scopes; the others, their moments and their step counts stay. A scope's
+    /// steps are counted whether or not its parameters are on this rank.
     ///
     /// # Shapes
-    /// - `params` and `gradients` in the order given to [`AdamW::new`]; each gradient has its parameter's shape
-    pub fn step(&mut self, params: &[&Param], gradients: &[Option<Tensor>], rates: LearningRates) {
+    /// - `params` in the order given to [`AdamW::new`]; the gradient of each is in its `grad`
+    pub fn step(&mut self, params: &[&Param], updated: &BTreeSet<ParamScope>, rates: LearningRates) {
         let [beta1, beta2] = self.config.betas;
-        let updated: BTreeSet<ParamScope> = params
-            .iter()
-            .zip(gradients)
-            .filter(|(_, g)| g.is_some())
-            .map(|(p, _)| p.scope)
-            .collect();
-        for scope in updated {
+        for &scope in updated {
             *self.steps.entry(scope).or_insert(0) += 1;
         }
         tch::no_grad(|| {
-            for ((param, gradient), moments) in params.iter().zip(gradients).zip(&mut self.moments) {
-                let Some(gradient) = gradient else { continue };
+            for (param, moments) in params.iter().zip(&mut self.moments) {
+                if !updated.contains(&param.scope) {
+                    continue;
+                }
+                let gradient = param.tensor.grad();
                 let step = self.steps[&param.scope] as f64;
                 let rate = match param.role {
                     ParamRole::Router => rates.router,
@@ -82,15 +82,20 @@ impl AdamW {
                 if self.config.weight_decay > 0.0 && value.dim() > 1 {
                     let _ = value.g_mul_scalar_(1.0 - rate * self.config.weight_decay);
                 }
-                let _ = moments.exp_avg.lerp_(gradient, 1.0 - beta1);
+                let _ = moments.exp_avg.lerp_(&gradient, 1.0 - beta1);
                 let _ = moments.exp_avg_sq.g_mul_scalar_(beta2);
-                let _ = moments.exp_avg_sq.g_add_(&(gradient * gradient * (1.0 - beta2)));
+                let _ = moments.exp_avg_sq.g_add_(&(gradient.square() * (1.0 - beta2)));
                 let correction1 = 1.0 - beta1.powf(step);
                 let correction2 = (1.0 - beta2.powf(step)).sqrt();
                 let denominator = moments.exp_avg_sq.sqrt() / correction2 + self.config.eps;
                 let _ = value.g_sub_(&(&moments.exp_avg / denominator * (rate / correction1)));
             }
         });
+    }
+
+    /// The scope of each parameter whose moments are here.
+    pub fn scopes(&self) -> Vec<ParamScope> {
+        self.moments.iter().map(|moments| moments.scope).collect()
     }
 
     /// Steps made by each scope, for the checkpoint.
@@ -116,7 +121,14 @@ impl AdamW {
             .collect()
     }
 
-    /// Takes the moments of `scope` out of `tensors` and its step count.
+    /// Sets how many steps `scope` has made.
+    pub fn restore_steps(&mut self, scope: ParamScope, steps: u64) {
+        if steps > 0 {
+            self.steps.insert(scope, steps);
+        }
+    }
+
+    /// Takes the moments of `scope` out of `tensors`.
     ///
     /// # Errors
     /// [`TrainError::State`] if a moment is missing or has another shape than its parameter.
@@ -125,7 +137,6 @@ impl AdamW {
         params: &[&Param],
         scope: ParamScope,
         tensors: &BTreeMap<String, Tensor>,
-        steps: u64,
     ) -> Result<(), TrainError> {
         for (param, moments) in params.iter().zip(&mut self.moments) {
             if param.scope != scope {
@@ -138,33 +149,29 @@ impl AdamW {
                 tensors,
             )?;
         }
-        if steps > 0 {
-            self.steps.insert(scope, steps);
-        }
         Ok(())
     }
 }
 
-/// Scales the gradients so that their norm together is at most `limit` (0: no limit), and returns the norm before,
-/// as `torch.nn.utils.clip_grad_norm_` does.
-pub fn clip_grad_norm(gradients: &mut [Option<Tensor>], limit: f64) -> f64 {
-    let squares: Vec<Tensor> = gradients
-        .iter()
-        .flatten()
-        .map(|gradient| gradient.square().sum(Kind::Double))
+/// The sum of the squares of all gradients of `params`, in f64.
+pub fn squared_norm<'a>(params: impl IntoIterator<Item = &'a Param>) -> f64 {
+    let squares: Vec<Tensor> = params
+        .into_iter()
+        .map(|param| param.tensor.grad().square().sum(Kind::Double))
         .collect();
-    let norm = Tensor::stack(&squares, 0)
-        .sum(Kind::Double)
-        .sqrt()
-        .double_value(&[]);
+    if squares.is_empty() {
+        return 0.0;
+    }
+    Tensor::stack(&squares, 0).sum(Kind::Double).double_value(&[])
+}
+
+/// What gradients of norm `norm` are multiplied by so that their norm is at most `limit` (0: no limit), as
+/// `torch.nn.utils.clip_grad_norm_` does.
+pub fn clip_factor(norm: f64, limit: f64) -> f64 {
     if limit > 0.0 && norm.is_finite() {
         // The small number is that of torch.nn.utils.clip_grad_norm_.
-        let factor = limit / (norm + 1e-6);
-        if factor < 1.0 {
-            for gradient in gradients.iter_mut().flatten() {
-                let _ = gradient.g_mul_scalar_(factor);
-            }
-        }
+        (limit / (norm + 1e-6)).min(1.0)
+    } else {
+        1.0
     }
-    norm
 }

@@ -1,14 +1,14 @@
 //! One copy of the model: encoder, Speech-LLM and the adapters of the current stage.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tch::{Device, Kind, Tensor};
 use zipper_config::schema::{Dtype, RunConfig};
 use zipper_data::Utterance;
-use zipper_model::adapter::{AdaptedRows, AdapterSpec, Adapters, MergedAdapters};
+use zipper_model::adapter::{AdaptedRows, AdapterPlace, AdapterSpec, Adapters, LastPass, MergedAdapters};
 use zipper_model::generate::GenerateOptions;
 use zipper_model::linear::LoraSite;
-use zipper_model::param::{Param, ParamScope};
+use zipper_model::param::{Param, ParamScope, trainable_kind};
 use zipper_model::speech_llm::{Example, Nll, SpeechLlm};
 use zipper_types::Stage;
 
@@ -18,40 +18,72 @@ use crate::{TrainError, state};
 /// One copy of the model on one device.
 pub struct Replica {
     config: RunConfig,
-    device: Device,
+    place: AdapterPlace,
     frames: Frames,
     speech: SpeechLlm,
+    /// Those of the LLM, then those of the encoder.
     sites: Vec<LoraSite>,
-    encoder_adapted: bool,
+    num_llm_sites: usize,
     stage: Stage,
     adapters: Adapters,
 }
 
+/// The adapters of one micro batch: of any but the last of a step, or of the last.
+#[derive(Clone, Copy)]
+pub enum Pass<'a> {
+    /// Gradients gather in the merged matrices.
+    Gather(&'a MergedAdapters),
+    /// Gradients go on to the parameters.
+    Last(&'a LastPass<'a>),
+}
+
+impl Pass<'_> {
+    fn rows(&self, utterances: &[&Utterance], dropout_seeds: Option<&[u64]>) -> AdaptedRows<'_> {
+        let languages: Vec<usize> = utterances.iter().map(|utterance| utterance.language).collect();
+        match self {
+            Self::Gather(merged) => merged.rows(&languages, dropout_seeds),
+            Self::Last(last) => last.rows(&languages, dropout_seeds),
+        }
+    }
+}
+
 impl Replica {
-    /// Loads the frozen models and initialises projector and adapters for `stage` from the run's seed.
+    /// Loads the frozen models and initialises projector and adapters for `stage` from the run's seed; of the banks only
+    /// those of the languages `banks`.
     ///
     /// # Errors
     /// [`TrainError::Model`] if a directory cannot be used or an adapter cannot have this shape.
-    pub fn load(config: &RunConfig, stage: Stage, device: Device) -> Result<Self, TrainError> {
+    pub fn load(
+        config: &RunConfig,
+        stage: Stage,
+        device: Device,
+        banks: BTreeSet<usize>,
+    ) -> Result<Self, TrainError> {
         let kind = match config.model.dtype {
             Dtype::F32 => Kind::Float,
             Dtype::Bf16 => Kind::BFloat16,
+            Dtype::F64 => Kind::Double,
         };
         let mut frames = Frames::load(&config.model.encoder, device)?;
         let mut speech = SpeechLlm::load(&config.model, frames.width(), config.seed, device, kind)?;
         let mut sites = speech.lora_sites(&config.adapter.targets)?;
-        let encoder_adapted = !config.adapter.encoder_targets.is_empty();
-        if encoder_adapted {
-            sites.extend(frames.adapt(&config.adapter.encoder_targets, sites.len())?);
+        let num_llm_sites = sites.len();
+        if !config.adapter.encoder_targets.is_empty() {
+            sites.extend(frames.adapt(&config.adapter.encoder_targets, num_llm_sites)?);
         }
-        let adapters = Adapters::new(spec(config, stage), &sites, config.seed, device)?;
+        let place = AdapterPlace {
+            device,
+            kind: trainable_kind(kind),
+            banks,
+        };
+        let adapters = Adapters::sharded(spec(config, stage), &sites, config.seed, place.clone())?;
         Ok(Self {
             config: config.clone(),
-            device,
+            place,
             frames,
             speech,
             sites,
-            encoder_adapted,
+            num_llm_sites,
             stage,
             adapters,
         })
@@ -64,7 +96,12 @@ impl Replica {
 
     /// Where its tensors are.
     pub fn device(&self) -> Device {
-        self.device
+        self.place.device
+    }
+
+    /// Adapted layers of the LLM; those of the encoder come after them.
+    pub(crate) fn num_llm_sites(&self) -> usize {
+        self.num_llm_sites
     }
 
     /// The stage its adapters belong to.
@@ -77,7 +114,17 @@ impl Replica {
         &self.adapters
     }
 
-    /// Every trainable parameter, in an order that is the same on all ranks.
+    /// Whether the current stage has parameters of single languages.
+    pub fn has_banks(&self) -> bool {
+        self.adapters.spec().bank_columns() > 0
+    }
+
+    pub(crate) fn adapters_mut(&mut self) -> &mut Adapters {
+        &mut self.adapters
+    }
+
+    /// Every trainable parameter that is on this rank: the shared ones in an order that is the same on all ranks, then
+    /// the banks.
     pub fn params(&self) -> Vec<&Param> {
         self.speech
             .projector()
@@ -93,11 +140,11 @@ impl Replica {
     /// # Errors
     /// [`TrainError::Model`] if an adapter cannot have this shape.
     pub fn enter_zipper_stage(&mut self) -> Result<(), TrainError> {
-        let mut adapters = Adapters::new(
+        let mut adapters = Adapters::sharded(
             spec(&self.config, Stage::Zipper),
             &self.sites,
             self.config.seed,
-            self.device,
+            self.place.clone(),
         )?;
         adapters.initial_b(&self.adapters)?;
         self.adapters = adapters;
@@ -133,7 +180,7 @@ impl Replica {
         Ok(())
     }
 
-    /// The scopes that have parameters in this stage, with the name of their part of a checkpoint.
+    /// The scopes that have parameters on this rank in this stage, with the name of their part of a checkpoint.
     pub fn scopes(&self) -> BTreeMap<ParamScope, String> {
         let name = |scope| match scope {
             ParamScope::Shared => "shared".to_owned(),
@@ -154,15 +201,15 @@ impl Replica {
     pub fn nll(
         &self,
         utterances: &[&Utterance],
-        merged: &MergedAdapters,
+        pass: Pass<'_>,
         dropout_seeds: Option<&[u64]>,
     ) -> Result<Nll, TrainError> {
-        let frames = self.frames_of(utterances, merged, dropout_seeds)?;
+        let frames = self.frames_of(utterances, pass, dropout_seeds)?;
         let texts: Vec<&str> = utterances
             .iter()
             .map(|utterance| utterance.text.as_str())
             .collect();
-        let rows = rows_of(utterances, merged, dropout_seeds);
+        let rows = pass.rows(utterances, dropout_seeds);
         Ok(self
             .speech
             .nll(&examples(utterances, &frames), &texts, Some(&rows))?)
@@ -178,7 +225,8 @@ impl Replica {
         merged: &MergedAdapters,
         silenced: bool,
     ) -> Result<Vec<String>, TrainError> {
-        let mut frames = self.frames_of(utterances, merged, None)?;
+        let pass = Pass::Gather(merged);
+        let mut frames = self.frames_of(utterances, pass, None)?;
         if silenced {
             frames = frames.iter().map(Tensor::zeros_like).collect();
         }
@@ -191,7 +239,7 @@ impl Replica {
             .iter()
             .flat_map(|&utterance| std::iter::repeat_n(utterance, options.beam))
             .collect();
-        let rows = rows_of(&repeated, merged, None);
+        let rows = pass.rows(&repeated, None);
         Ok(self
             .speech
             .generate(&examples(utterances, &frames), Some(&rows), &options)?)
@@ -201,21 +249,18 @@ impl Replica {
     fn frames_of(
         &self,
         utterances: &[&Utterance],
-        merged: &MergedAdapters,
+        pass: Pass<'_>,
         dropout_seeds: Option<&[u64]>,
     ) -> Result<Vec<Tensor>, TrainError> {
-        if !self.encoder_adapted {
+        if self.sites.len() == self.num_llm_sites {
             return utterances
                 .iter()
                 .map(|utterance| self.frames.frozen(utterance))
                 .collect();
         }
         let one_by_one = utterances.iter().enumerate().map(|(row, utterance)| {
-            let rows = rows_of(
-                &utterances[row..=row],
-                merged,
-                dropout_seeds.map(|seeds| &seeds[row..=row]),
-            );
+            let seeds = dropout_seeds.map(|seeds| &seeds[row..=row]);
+            let rows = pass.rows(&utterances[row..=row], seeds);
             self.frames.adapted(utterance, Some(&rows))
         });
         one_by_one.collect()
@@ -232,16 +277,6 @@ fn examples<'a>(utterances: &[&'a Utterance], frames: &'a [Tensor]) -> Vec<Examp
             language: &utterance.lang,
         })
         .collect()
-}
-
-/// The adapters as the rows of one micro batch see them.
-fn rows_of<'a>(
-    utterances: &[&Utterance],
-    merged: &'a MergedAdapters,
-    dropout_seeds: Option<&[u64]>,
-) -> AdaptedRows<'a> {
-    let languages: Vec<usize> = utterances.iter().map(|utterance| utterance.language).collect();
-    merged.rows(&languages, dropout_seeds)
 }
 
 /// What the adapters of `stage` look like.

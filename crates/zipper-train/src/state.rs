@@ -45,39 +45,44 @@ impl TrainState {
     }
 }
 
-/// Writes tensors as a safetensors file in memory, all f32, in the order of their names.
+/// Writes tensors as a safetensors file in memory, f32 or in an f64 model f64, in the order of their names.
 ///
 /// # Errors
 /// [`TrainError::State`] if the file cannot be built.
 pub fn to_safetensors<'a>(
     tensors: impl IntoIterator<Item = (String, &'a Tensor)>,
 ) -> Result<Vec<u8>, TrainError> {
-    let blobs: BTreeMap<String, (Vec<usize>, Vec<u8>)> = tensors
+    let blobs: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> = tensors
         .into_iter()
         .map(|(name, tensor)| {
             let shape = tensor.size().iter().map(|&n| n as usize).collect();
-            (name, (shape, bytes_of(tensor)))
+            let (dtype, bytes) = bytes_of(tensor);
+            (name, (dtype, shape, bytes))
         })
         .collect();
     let views = blobs
         .iter()
-        .map(|(name, (shape, bytes))| Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
+        .map(|(name, (dtype, shape, bytes))| Ok((name, TensorView::new(*dtype, shape.clone(), bytes)?)))
         .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
         .map_err(|error| TrainError::State(error.to_string()))?;
     safetensors::serialize(views, None).map_err(|error| TrainError::State(error.to_string()))
 }
 
-/// The values of `tensor` as little-endian f32.
-fn bytes_of(tensor: &Tensor) -> Vec<u8> {
+/// The values of `tensor`, little-endian.
+fn bytes_of(tensor: &Tensor) -> (Dtype, Vec<u8>) {
+    let (dtype, kind) = match tensor.kind() {
+        Kind::Double => (Dtype::F64, Kind::Double),
+        _ => (Dtype::F32, Kind::Float),
+    };
     let flat = tensor
         .detach()
-        .to_kind(Kind::Float)
+        .to_kind(kind)
         .to_device(tch::Device::Cpu)
         .contiguous()
         .view([-1]);
-    let mut values = vec![0f32; flat.numel()];
-    flat.copy_data(&mut values, flat.numel());
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    let mut bytes = vec![0; flat.numel() * kind.elt_size_in_bytes()];
+    flat.copy_data_u8(&mut bytes, flat.numel());
+    (dtype, bytes)
 }
 
 /// Reads a safetensors file that [`to_safetensors`] wrote.
@@ -90,14 +95,16 @@ pub fn from_safetensors(part: &str, bytes: &[u8]) -> Result<BTreeMap<String, Ten
     file.tensors()
         .into_iter()
         .map(|(name, view)| {
-            if view.dtype() != Dtype::F32 {
-                return Err(TrainError::State(format!(
-                    "`{part}`: tensor `{name}` is {:?}, expected F32",
-                    view.dtype()
-                )));
-            }
+            let kind = match view.dtype() {
+                Dtype::F32 => Kind::Float,
+                Dtype::F64 => Kind::Double,
+                other => {
+                    let problem = format!("`{part}`: tensor `{name}` is {other:?}, expected F32 or F64");
+                    return Err(TrainError::State(problem));
+                }
+            };
             let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
-            Ok((name, Tensor::from_data_size(view.data(), &shape, Kind::Float)))
+            Ok((name, Tensor::from_data_size(view.data(), &shape, kind)))
         })
         .collect()
 }

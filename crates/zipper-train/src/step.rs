@@ -1,17 +1,20 @@
 //! One optimizer step of one rank (DESIGN 3): the global batch's gradient is the same whatever the world size.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use tch::{Kind, Tensor};
-use zipper_collectives::ProcessGroup;
+use tch::Tensor;
 use zipper_config::schema::{OnNonFinite, Schedule};
 use zipper_data::Utterance;
-use zipper_model::param::{Param, ParamScope};
-use zipper_plan::{LearningRate, Shape, deal, micro_batches};
+use zipper_model::param::ParamScope;
+use zipper_plan::{LearningRate, Shape, micro_batches};
 use zipper_types::{Stage, Step};
 
 use crate::TrainError;
-use crate::optimizer::{LearningRates, clip_grad_norm};
+use crate::optimizer::{LearningRates, clip_factor, squared_norm};
+use crate::reduction::{StepLanguages, Traffic};
+use crate::replica::Pass;
 use crate::session::Session;
 
 /// What a step did; the same on all ranks.
@@ -37,6 +40,21 @@ pub struct StepReport {
     pub stop: bool,
     /// Loss by language code.
     pub by_language: BTreeMap<String, LanguageLoss>,
+    /// What it cost.
+    pub cost: StepCost,
+}
+
+/// What a step cost; the same on all ranks, except for the time of the last exchange.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct StepCost {
+    /// Bytes of shared gradients that each rank put into all-reduces over the world.
+    pub shared_bytes: u64,
+    /// Bytes of gradients of banks that all ranks together put into all-reduces between owners.
+    pub bank_bytes: u64,
+    /// Time for which a rank waited for collectives, on average over the ranks.
+    pub exposed: Duration,
+    /// Time of forward and backward passes, summed over the ranks.
+    pub compute: Duration,
 }
 
 /// One language's part of a global batch.
@@ -59,148 +77,212 @@ impl Session {
     /// # Errors
     /// [`TrainError::Collective`] if a peer is lost, [`TrainError::NonFinite`] as configured,
     /// [`TrainError::Audio`] if an utterance became unreadable.
-    pub fn train_step(
-        &mut self,
-        group: &ProcessGroup,
-        stop_requested: bool,
-    ) -> Result<StepReport, TrainError> {
+    pub fn train_step(&mut self, stop_requested: bool) -> Result<StepReport, TrainError> {
         let step = self.step.next();
         let batch = self.sampler.next_batch();
+        let corpus = Arc::clone(&self.corpus);
         let utterances: Vec<&Utterance> = batch
             .utterances
             .iter()
-            .map(|at| &self.corpus[at.language][at.index])
+            .map(|at| &corpus[at.language][at.index])
             .collect();
-        let seconds: Vec<f64> = utterances.iter().map(|utterance| utterance.duration).collect();
-        let mine = &deal(&seconds, group.world_size())[group.rank().0 as usize];
-        let mine: Vec<&Utterance> = mine.iter().map(|&index| utterances[index]).collect();
+        let in_batch = languages_of(&utterances);
+        let mine = self.team.deal(&utterances, self.replica.has_banks());
 
-        let losses = self.accumulate_gradients(&mine, step)?;
-        let (totals, votes) = self.reduce_losses(group, step, &losses, stop_requested, &utterances)?;
-        let in_batch: BTreeSet<usize> = utterances.iter().map(|utterance| utterance.language).collect();
-        let tokens: u64 = totals.iter().map(|language| language.tokens).sum();
-        let mut gradients = self.reduce_gradients(group, step, &in_batch, tokens)?;
-        let loss = totals.iter().map(|language| language.nll).sum::<f64>() / tokens as f64;
-        let grad_norm = clip_grad_norm(&mut gradients, self.replica.config().training.clip_grad_norm);
+        let started = Instant::now();
+        let losses = self.accumulate_gradients(step, &mine, &in_batch)?;
+        let compute = started.elapsed();
+        let traffic = self.reduction.finish()?;
+        let sums = self.sum_over_ranks(step, &in_batch, &losses, compute, traffic, stop_requested)?;
 
+        let loss = sums.nll / sums.tokens;
+        let grad_norm = sums.squared_norm.sqrt() / sums.tokens;
         let skipped = !(loss.is_finite() && grad_norm.is_finite());
         let rates = self.rates(step);
         if skipped {
             self.refuse_or_count(step, loss, &in_batch)?;
         } else {
-            self.optimizer.step(&self.replica.params(), &gradients, rates);
+            self.update(&in_batch, sums.tokens, grad_norm, rates);
         }
-        self.step = step;
-        Ok(StepReport {
+        let report = StepReport {
             step,
             stage: self.replica.stage(),
             loss,
             lr: rates.model,
             grad_norm,
-            tokens,
-            audio_seconds: seconds.iter().sum(),
+            tokens: sums.tokens as u64,
+            audio_seconds: utterances.iter().map(|utterance| utterance.duration).sum(),
             skipped,
-            stop: votes > 0,
-            by_language: self.name_languages(&totals, &in_batch),
-        })
+            stop: sums.stop_votes > 0.0,
+            by_language: self.name_languages(&sums.by_language, &utterances),
+            cost: sums.cost,
+        };
+        self.step = step;
+        Ok(report)
     }
 
-    /// Forward and backward over this rank's part of the batch; gradients of the *summed* loss end up in the leaves.
-    fn accumulate_gradients(&self, mine: &[&Utterance], step: Step) -> Result<Vec<LanguageLoss>, TrainError> {
+    /// Forward and backward over this rank's part of the batch; gradients of the *summed* loss end up in the parameters,
+    /// and are on their way to the other ranks when the last backward pass ends.
+    fn accumulate_gradients(
+        &self,
+        step: Step,
+        mine: &[&Utterance],
+        in_batch: &BTreeSet<usize>,
+    ) -> Result<BTreeMap<usize, LanguageLoss>, TrainError> {
         let config = self.replica.config();
-        for param in self.replica.params() {
-            param.tensor.shallow_clone().zero_grad();
-        }
-        let mut losses = vec![LanguageLoss::default(); config.data.languages.len()];
-        let languages: BTreeSet<usize> = mine.iter().map(|utterance| utterance.language).collect();
-        let languages: Vec<usize> = languages.into_iter().collect();
-        let merged = self.replica.adapters().merge(&languages);
+        self.reduction.zero();
+        let languages = StepLanguages {
+            in_batch,
+            mine: &languages_of(mine),
+        };
+        let mut losses = BTreeMap::new();
+        let merged = self
+            .replica
+            .adapters()
+            .merge(&languages.mine.iter().copied().collect::<Vec<_>>());
+        let last_pass = merged.last_pass(self.replica.adapters());
         let seconds: Vec<f64> = mine.iter().map(|utterance| utterance.duration).collect();
-        for micro_batch in micro_batches(&seconds, config.training.micro_batch_audio_seconds) {
-            let micro_batch: Vec<&Utterance> = micro_batch.iter().map(|&index| mine[index]).collect();
-            let seeds: Option<Vec<u64>> = (config.adapter.dropout > 0.0).then(|| {
-                micro_batch
-                    .iter()
-                    .map(|utterance| dropout_seed(config.seed, step, &utterance.id))
-                    .collect()
-            });
-            let nll = self.replica.nll(&micro_batch, &merged, seeds.as_deref())?;
-            nll.sums.sum(Kind::Float).backward();
-            let sums = nll.sums.detach().to_kind(Kind::Double);
-            for (row, utterance) in micro_batch.iter().enumerate() {
-                let loss = &mut losses[utterance.language];
-                loss.nll += sums.double_value(&[row as i64]);
-                loss.tokens += nll.tokens[row] as u64;
-            }
+        let mut micro_batches = micro_batches(&seconds, config.training.micro_batch_audio_seconds);
+        let last = micro_batches.pop();
+        for micro_batch in micro_batches {
+            self.accumulate(
+                step,
+                &pick(mine, &micro_batch),
+                Pass::Gather(&merged),
+                &mut losses,
+                || Ok(()),
+            )?;
         }
-        merged.backward();
+        let begin = || Ok(self.reduction.begin(step, &languages)?);
+        match last {
+            Some(last) => self.accumulate(
+                step,
+                &pick(mine, &last),
+                Pass::Last(&last_pass),
+                &mut losses,
+                begin,
+            )?,
+            None => begin()?,
+        }
         Ok(losses)
     }
 
-    /// Adds up losses and stop votes over all ranks.
-    fn reduce_losses(
+    /// Forward and backward over one micro batch, with `before_backward` between them.
+    fn accumulate(
         &self,
-        group: &ProcessGroup,
         step: Step,
-        losses: &[LanguageLoss],
-        stop_requested: bool,
-        utterances: &[&Utterance],
-    ) -> Result<(Vec<LanguageLoss>, u64), TrainError> {
-        let mut values: Vec<f64> = losses
-            .iter()
-            .flat_map(|loss| [loss.nll, loss.tokens as f64])
-            .collect();
-        values.push(f64::from(u8::from(stop_requested)));
-        let values = Tensor::from_slice(&values).to_device(self.replica.device());
-        group.all_reduce_sum(&values, &format!("losses and stop votes of step {step}"))?;
-        let at = |index: usize| values.double_value(&[index as i64]);
-        let mut totals: Vec<LanguageLoss> = (0..losses.len())
-            .map(|language| LanguageLoss {
-                nll: at(2 * language),
-                tokens: at(2 * language + 1) as u64,
-                utterances: 0,
-            })
-            .collect();
-        for utterance in utterances {
-            totals[utterance.language].utterances += 1;
+        micro_batch: &[&Utterance],
+        pass: Pass<'_>,
+        losses: &mut BTreeMap<usize, LanguageLoss>,
+        before_backward: impl FnOnce() -> Result<(), TrainError>,
+    ) -> Result<(), TrainError> {
+        let config = self.replica.config();
+        let seeds: Option<Vec<u64>> = (config.adapter.dropout > 0.0).then(|| {
+            micro_batch
+                .iter()
+                .map(|utterance| dropout_seed(config.seed, step, &utterance.id))
+                .collect()
+        });
+        let nll = self.replica.nll(micro_batch, pass, seeds.as_deref())?;
+        let mut loss = nll.sums.sum(nll.sums.kind());
+        if let Pass::Last(last) = pass
+            && let Some(carried) = last.carried()
+        {
+            loss += carried;
         }
-        Ok((totals, at(2 * losses.len()) as u64))
+        before_backward()?;
+        loss.f_backward()?;
+        let sums = Vec::<f64>::try_from(nll.sums.detach().to_kind(tch::Kind::Double))?;
+        for ((utterance, nll), tokens) in micro_batch.iter().zip(sums).zip(nll.tokens) {
+            let loss = losses
+                .entry(utterance.language)
+                .or_insert_with(LanguageLoss::default);
+            loss.nll += nll;
+            loss.tokens += tokens as u64;
+        }
+        Ok(())
     }
 
-    /// Adds up the gradients over all ranks and divides by the tokens of the global batch. Banks of languages that do
-    /// not occur in the batch get none.
-    fn reduce_gradients(
+    /// Adds up what every rank knows for itself. The one exchange of a step besides gradients: its size depends on the
+    /// languages in the batch, not on how many there are.
+    fn sum_over_ranks(
         &self,
-        group: &ProcessGroup,
         step: Step,
         in_batch: &BTreeSet<usize>,
-        tokens: u64,
-    ) -> Result<Vec<Option<Tensor>>, TrainError> {
+        losses: &BTreeMap<usize, LanguageLoss>,
+        compute: Duration,
+        traffic: Traffic,
+        stop_requested: bool,
+    ) -> Result<Sums, TrainError> {
         let params = self.replica.params();
-        let takes_part = |param: &Param| match param.scope {
-            ParamScope::Shared => true,
-            ParamScope::Bank(language) => in_batch.contains(&language),
+        let squared_norm_of =
+            |scope| squared_norm(params.iter().copied().filter(move |param| param.scope == scope));
+        let placement = self.team.placement();
+        let mut values = vec![
+            f64::from(u8::from(stop_requested)),
+            compute.as_secs_f64(),
+            traffic.exposed.as_secs_f64(),
+            traffic.bank_bytes as f64,
+        ];
+        let first = values.len();
+        for &language in in_batch {
+            let loss = losses.get(&language).copied().unwrap_or_default();
+            // A bank is counted once, however many ranks have a copy.
+            let counts_bank = placement.first_owner(language) == self.team.rank();
+            let bank = if counts_bank {
+                squared_norm_of(ParamScope::Bank(language))
+            } else {
+                0.0
+            };
+            values.extend([loss.nll, loss.tokens as f64, bank]);
+        }
+        let values = Tensor::from_slice(&values).to_device(self.replica.device());
+        let started = Instant::now();
+        self.team
+            .world()
+            .all_reduce_sum(&values, &format!("losses, norms and stop votes of step {step}"))?;
+        let waited = started.elapsed();
+        let values = Vec::<f64>::try_from(values)?;
+        let mut sums = Sums {
+            stop_votes: values[0],
+            squared_norm: squared_norm_of(ParamScope::Shared),
+            cost: StepCost {
+                shared_bytes: traffic.shared_bytes,
+                bank_bytes: values[3] as u64,
+                exposed: Duration::from_secs_f64(values[2] / f64::from(placement.world_size().0)) + waited,
+                compute: Duration::from_secs_f64(values[1]),
+            },
+            ..Sums::default()
         };
-        let flat: Vec<Tensor> = params
-            .iter()
-            .filter(|param| takes_part(param))
-            .map(|param| flat_gradient(param))
-            .collect();
-        let mut flat = Tensor::cat(&flat, 0);
-        group.all_reduce_sum(&flat, &format!("gradients of step {step}"))?;
-        let _ = flat.g_div_scalar_(tokens as f64);
-        let mut offset = 0;
-        let gradients = params.iter().map(|param| {
-            takes_part(param).then(|| {
-                let length = param.tensor.numel() as i64;
-                let gradient = flat
-                    .narrow(0, offset, length)
-                    .view(param.tensor.size().as_slice());
-                offset += length;
-                gradient
-            })
+        for (&language, of_language) in in_batch.iter().zip(values[first..].chunks_exact(3)) {
+            let loss = LanguageLoss {
+                nll: of_language[0],
+                tokens: of_language[1] as u64,
+                utterances: 0,
+            };
+            sums.nll += loss.nll;
+            sums.tokens += of_language[1];
+            sums.squared_norm += of_language[2];
+            sums.by_language.insert(language, loss);
+        }
+        Ok(sums)
+    }
+
+    /// Divides the gradients by the tokens of the global batch, clips them, and makes the optimizer step. Banks of
+    /// languages that do not occur in the batch stay as they are.
+    fn update(&mut self, in_batch: &BTreeSet<usize>, tokens: f64, grad_norm: f64, rates: LearningRates) {
+        let params = self.replica.params();
+        let mut updated = BTreeSet::from([ParamScope::Shared]);
+        if self.replica.has_banks() {
+            updated.extend(in_batch.iter().map(|&language| ParamScope::Bank(language)));
+        }
+        let factor = clip_factor(grad_norm, self.replica.config().training.clip_grad_norm) / tokens;
+        tch::no_grad(|| {
+            for param in params.iter().filter(|param| updated.contains(&param.scope)) {
+                let _ = param.tensor.grad().g_mul_scalar_(factor);
+            }
         });
-        Ok(gradients.collect())
+        self.optimizer.step(&params, &updated, rates);
     }
 
     fn rates(&self, step: Step) -> LearningRates {
@@ -263,27 +345,47 @@ impl Session {
         }
     }
 
+    /// The losses by language code, with the number of utterances of each.
     fn name_languages(
         &self,
-        totals: &[LanguageLoss],
-        in_batch: &BTreeSet<usize>,
+        by_language: &BTreeMap<usize, LanguageLoss>,
+        utterances: &[&Utterance],
     ) -> BTreeMap<String, LanguageLoss> {
         let codes = &self.replica.config().data.languages;
-        in_batch
+        let of_language = |language| {
+            utterances
+                .iter()
+                .filter(|utterance| utterance.language == language)
+                .count() as u64
+        };
+        by_language
             .iter()
-            .map(|&language| (codes[language].clone(), totals[language]))
+            .map(|(&language, &loss)| {
+                let utterances = of_language(language);
+                (codes[language].clone(), LanguageLoss { utterances, ..loss })
+            })
             .collect()
     }
 }
 
-/// The gradient of `param` as one row; zeros where this rank had nothing to add.
-fn flat_gradient(param: &Param) -> Tensor {
-    let gradient = param.tensor.grad();
-    if gradient.defined() {
-        gradient.detach().reshape([-1])
-    } else {
-        param.tensor.detach().zeros_like().reshape([-1])
-    }
+/// What all ranks together know about a step.
+#[derive(Debug, Default)]
+struct Sums {
+    nll: f64,
+    tokens: f64,
+    stop_votes: f64,
+    /// Of the gradient of the summed loss, over shared parameters and banks, each counted once.
+    squared_norm: f64,
+    by_language: BTreeMap<usize, LanguageLoss>,
+    cost: StepCost,
+}
+
+fn languages_of(utterances: &[&Utterance]) -> BTreeSet<usize> {
+    utterances.iter().map(|utterance| utterance.language).collect()
+}
+
+fn pick<'a>(utterances: &[&'a Utterance], indices: &[usize]) -> Vec<&'a Utterance> {
+    indices.iter().map(|&index| utterances[index]).collect()
 }
 
 /// The seed of an utterance's dropout masks at a step: the same on whichever rank the utterance lands.

@@ -1,0 +1,129 @@
+//! Goal: the property that everything else serves (DESIGN 3). Whatever the number of ranks, a run has the same losses and
+//! ends with the same parameters, up to the order in which floating-point numbers are added; in f64 nearly nothing of
+//! that is left.
+//! Method: both stages with accumulation, dropout and clipping, for every variant. CI runs a part; the whole is run by
+//! `cargo nextest run -p zipper-train --run-ignored only exactness`.
+
+use std::collections::BTreeMap;
+
+use zipper_config::schema::{Dtype, RunConfig};
+use zipper_tests::Fixture;
+use zipper_types::Variant;
+
+use crate::support::{VARIANTS, all_steps, assert_close, config, on_ranks, reports, values};
+
+/// What a run came to, on all ranks together.
+struct Run {
+    losses: Vec<f64>,
+    /// Steps whose gradient was clipped.
+    clipped: usize,
+    parameters: BTreeMap<String, Vec<f64>>,
+}
+
+fn run(config: &RunConfig, world_size: u32) -> Run {
+    let ranks = on_ranks(config, world_size, |mut session| {
+        let reports = reports(&mut session, all_steps(config));
+        (reports, values(&session))
+    });
+    let mut parameters: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for (reports, of_rank) in &ranks {
+        let losses = |reports: &[zipper_train::step::StepReport]| -> Vec<f64> {
+            reports.iter().map(|report| report.loss).collect()
+        };
+        assert_eq!(
+            losses(reports),
+            losses(&ranks[0].0),
+            "all ranks report the same losses"
+        );
+        for (name, values) in of_rank {
+            let first = parameters.entry(name.clone()).or_insert_with(|| values.clone());
+            assert_eq!(
+                values, first,
+                "`{name}` is the same to the last bit wherever it is"
+            );
+        }
+    }
+    let limit = config.training.clip_grad_norm;
+    let reports = &ranks[0].0;
+    Run {
+        losses: reports.iter().map(|report| report.loss).collect(),
+        clipped: reports.iter().filter(|report| report.grad_norm > limit).count(),
+        parameters,
+    }
+}
+
+/// Compares runs on `worlds` ranks with the run on one, to `tolerance` relative to each loss and each tensor's norm.
+fn check(variant: Variant, dtype: Dtype, steps_of_a_stage: u64, worlds: &[u32], tolerance: f64) {
+    let fixture = Fixture::new();
+    let config = config(&fixture, |config| {
+        config.adapter.variant = variant;
+        config.model.dtype = dtype;
+        config.training.align.steps = steps_of_a_stage;
+        config.training.zipper.steps = steps_of_a_stage;
+        config.training.batch_audio_seconds = 6.0;
+        config.training.micro_batch_audio_seconds = 1.5;
+        // AdamW divides by the size of the gradient: where that is nothing but rounding, so would the update be.
+        config.training.optimizer.eps = 1e-6;
+        // Several buckets, so that reductions overlap.
+        config.runtime.bucket_mib = 0.002;
+    });
+    let one = run(&config, 1);
+    let boundary = steps_of_a_stage as usize;
+    assert!(
+        one.losses[boundary - 1] < one.losses[0],
+        "{variant}: stage 1 learns"
+    );
+    assert!(one.clipped > 0, "{variant}: clipping is at work");
+    for &world_size in worlds {
+        let what = format!("{variant}, {dtype:?}, {world_size} ranks");
+        let many = run(&config, world_size);
+        assert_close(&one.losses, &many.losses, tolerance, &what);
+        assert!(
+            one.parameters.keys().eq(many.parameters.keys()),
+            "{what}: nothing is lost or new"
+        );
+        for (name, expected) in &one.parameters {
+            let found = &many.parameters[name];
+            let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+            let difference = norm(&mut expected.iter().zip(found).map(|(a, b)| a - b));
+            let norm = norm(&mut expected.iter().copied());
+            assert!(
+                difference <= tolerance * norm,
+                "{what}: `{name}` differs by {difference:e} of {norm:e}"
+            );
+        }
+    }
+}
+
+#[test]
+fn soft_is_the_same_on_one_two_three_and_four_ranks() {
+    check(Variant::Soft, Dtype::F32, 10, &[2, 3, 4], 1e-4);
+}
+
+#[test]
+fn independent_is_the_same_on_one_and_three_ranks() {
+    check(Variant::Independent, Dtype::F32, 10, &[3], 1e-4);
+}
+
+#[test]
+fn every_variant_is_the_same_in_f64() {
+    for variant in VARIANTS {
+        check(variant, Dtype::F64, 8, &[2, 4], 1e-9);
+    }
+}
+
+#[test]
+#[ignore = "takes minutes: the whole matrix of variants and world sizes"]
+fn every_variant_over_sixty_steps_in_f32() {
+    for variant in VARIANTS {
+        check(variant, Dtype::F32, 30, &[2, 3, 4, 6], 1e-4);
+    }
+}
+
+#[test]
+#[ignore = "takes minutes: the whole matrix of variants and world sizes"]
+fn every_variant_over_sixty_steps_in_f64() {
+    for variant in VARIANTS {
+        check(variant, Dtype::F64, 30, &[2, 3, 4, 6], 1e-9);
+    }
+}

@@ -1,0 +1,7 @@
+//! Training on tiny models: the optimizer, and what a run computes on any number of ranks.
+
+mod exactness;
+mod optimizer;
+mod sharding;
+mod support;
+mod trajectory;
