@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use zipper_collectives::{CollectiveError, GroupOptions, ProcessGroup, Store};
+use zipper_collectives::{AbortHandle, CollectiveError, GroupOptions, ProcessGroup, Store};
 use zipper_config::schema::RunConfig;
 use zipper_data::Utterance;
 use zipper_plan::{Placement, WorkModel};
@@ -92,6 +92,12 @@ impl Team {
     /// The languages whose banks this rank owns.
     pub fn own_banks(&self) -> BTreeSet<usize> {
         self.placement.languages_of(self.rank()).into_iter().collect()
+    }
+
+    /// What ends the collectives of all groups of this rank from another thread.
+    pub fn abort_handles(&self) -> Vec<AbortHandle> {
+        let groups = std::iter::once(&self.world).chain(self.owners.values());
+        groups.map(ProcessGroup::abort_handle).collect()
     }
 
     /// The group of all owners of a bank; nothing if this rank is the only one.

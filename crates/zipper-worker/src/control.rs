@@ -3,23 +3,26 @@
 //! The training thread calls the blocking methods of [`Control`]; heartbeats, metrics and uploads run on tokio beside it and
 //! never hold it up.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
-use zipper_checkpoint::RunStore;
+use zipper_checkpoint::{RunStore, layout};
+use zipper_collectives::AbortHandle;
 use zipper_config::schema::RuntimeConfig;
-use zipper_proto::v1;
 use zipper_proto::v1::worker_service_client::WorkerServiceClient;
+use zipper_proto::v1::{self, task};
 use zipper_train::session::Part;
-use zipper_types::{Stage, Step};
+use zipper_types::{Generation, Rank, Stage, Step};
 
 /// How long a request may take that is not a long poll.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -27,6 +30,13 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const POLL_TIMEOUT: Duration = Duration::from_secs(90);
 /// How long the coordinator may be away before the worker gives up.
 const COORDINATOR_TIMEOUT: Duration = Duration::from_mins(1);
+/// How long to wait, after a failure was reported, for the verdict that names whoever is at fault: the coordinator takes a few
+/// seconds to find out.
+const VERDICT_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long the training thread may take to see by itself that the run has failed, before its collectives are aborted.
+const ABORT_AFTER: Duration = Duration::from_secs(2);
+/// How long it may take after that, before the process ends without it.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(8);
 const RETRY_PAUSE: Duration = Duration::from_millis(300);
 /// Checkpoints that may wait for upload; the training thread waits when there are more.
 const UPLOADS_WAITING: usize = 1;
@@ -36,10 +46,14 @@ const REPORTS_WAITING: usize = 1024;
 type Client = WorkerServiceClient<Channel>;
 
 /// What the training thread tells the heartbeat, and the heartbeat the training thread.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Shared {
     last_completed_step: AtomicU64,
     stop_requested: AtomicBool,
+    /// That the run has failed, and why.
+    failure: OnceLock<v1::Verdict>,
+    /// End the collectives that the training thread waits in.
+    aborts: Mutex<Vec<AbortHandle>>,
 }
 
 impl Shared {
@@ -73,6 +87,7 @@ pub(crate) struct Control {
     client: Client,
     member: v1::MemberContext,
     shared: Arc<Shared>,
+    store: RunStore,
     reports: mpsc::Sender<Report>,
     uploads: Option<mpsc::Sender<Upload>>,
     uploader: JoinHandle<anyhow::Result<()>>,
@@ -115,13 +130,15 @@ pub(crate) async fn join(
 }
 
 impl Control {
-    /// Starts heartbeats, metrics and uploads of a worker that has joined as `member`.
+    /// Starts heartbeats, metrics and uploads of a worker that has joined as `member`. `latest` says which collective it
+    /// is in, from any thread.
     pub(crate) fn start(
         runtime: Handle,
         client: Client,
         member: v1::MemberContext,
         config: &RuntimeConfig,
         store: &RunStore,
+        latest: impl Fn() -> Option<v1::CollectiveState> + Send + Sync + 'static,
     ) -> Self {
         let shared = Arc::new(Shared::default());
         let (reports, waiting_reports) = mpsc::channel(REPORTS_WAITING);
@@ -137,6 +154,7 @@ impl Control {
             client.clone(),
             member.clone(),
             Arc::clone(&shared),
+            latest,
             config.heartbeat_interval,
         ));
         Self {
@@ -144,6 +162,7 @@ impl Control {
             client,
             member,
             shared,
+            store: store.clone(),
             reports,
             uploads: Some(uploads),
             uploader,
@@ -153,6 +172,11 @@ impl Control {
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// What frees the training thread if the run fails while it waits for others.
+    pub(crate) fn abort_on_failure(&self, handles: Vec<AbortHandle>) {
+        *self.shared.aborts.lock().unwrap_or_else(PoisonError::into_inner) = handles;
     }
 
     /// Waits for the task after `completed`.
@@ -192,6 +216,46 @@ impl Control {
         Ok(())
     }
 
+    /// Stores this rank's latest collective operations in the run.
+    pub(crate) fn write_flight_record(&self, rank: Rank, bytes: Vec<u8>) -> anyhow::Result<()> {
+        let generation = Generation(self.member.generation.unwrap_or_default());
+        let path = layout::flight_record(generation, rank);
+        let stored = self.store.put(&path, Bytes::from(bytes));
+        self.runtime
+            .block_on(async { tokio::time::timeout(REQUEST_TIMEOUT, stored).await })
+            .with_context(|| format!("it was not stored in {REQUEST_TIMEOUT:?}"))??;
+        tracing::info!("flight record: {}", self.store.object_url(&path));
+        Ok(())
+    }
+
+    /// After this rank reported a failure: waits a while for the verdict, which names whoever is at fault.
+    pub(crate) fn verdict_after_failure(&self) -> Option<v1::Verdict> {
+        let deadline = Instant::now() + VERDICT_TIMEOUT;
+        while Instant::now() < deadline && self.shared.failure.get().is_none() {
+            let mut request = tonic::Request::new(v1::NextTaskRequest {
+                member: Some(self.member.clone()),
+                // No task comes after this one, only the verdict.
+                completed_task: Some(u64::MAX),
+            });
+            request.set_timeout(deadline.saturating_duration_since(Instant::now()));
+            let mut client = self.client.clone();
+            match self.runtime.block_on(client.next_task(request)) {
+                Ok(response) => {
+                    if let Some(task::Kind::Finish(finish)) =
+                        response.into_inner().task.and_then(|task| task.kind)
+                    {
+                        return finish.verdict;
+                    }
+                }
+                Err(status) => {
+                    tracing::debug!("the verdict did not come: {status}");
+                    break;
+                }
+            }
+        }
+        self.shared.failure.get().cloned()
+    }
+
     /// Sends a line of metrics, later; drops it if a thousand are waiting already.
     pub(crate) fn report_step(&self, metrics: v1::StepMetrics) {
         if self.reports.try_send(Report::Step(metrics)).is_err() {
@@ -228,7 +292,13 @@ impl Control {
     }
 }
 
-async fn send_heartbeats(client: Client, member: v1::MemberContext, shared: Arc<Shared>, interval: Duration) {
+async fn send_heartbeats(
+    client: Client,
+    member: v1::MemberContext,
+    shared: Arc<Shared>,
+    latest: impl Fn() -> Option<v1::CollectiveState> + Send + Sync,
+    interval: Duration,
+) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -236,16 +306,42 @@ async fn send_heartbeats(client: Client, member: v1::MemberContext, shared: Arc<
         let request = v1::HeartbeatRequest {
             member: Some(member.clone()),
             last_completed_step: shared.last_completed_step.load(Ordering::Relaxed),
-            latest_collective: None,
+            latest_collective: latest(),
         };
         match client.clone().heartbeat(with_timeout(request)).await {
-            Ok(response) if response.get_ref().stop_requested => {
-                shared.stop_requested.store(true, Ordering::Relaxed);
+            Ok(response) => {
+                let v1::HeartbeatResponse {
+                    stop_requested,
+                    verdict,
+                } = response.into_inner();
+                shared.stop_requested.fetch_or(stop_requested, Ordering::Relaxed);
+                if let Some(verdict) = verdict.filter(is_failure)
+                    && shared.failure.set(verdict).is_ok()
+                {
+                    tokio::spawn(leave(Arc::clone(&shared)));
+                }
             }
-            Ok(_) => {}
             Err(status) => tracing::debug!("a heartbeat was lost: {status}"),
         }
     }
+}
+
+fn is_failure(verdict: &v1::Verdict) -> bool {
+    use v1::verdict::Outcome;
+    matches!(verdict.outcome(), Outcome::Failed | Outcome::Config)
+}
+
+/// The run has failed: sees to it that this process ends, whatever its training thread waits for.
+async fn leave(shared: Arc<Shared>) {
+    tokio::time::sleep(ABORT_AFTER).await;
+    let handles = std::mem::take(&mut *shared.aborts.lock().unwrap_or_else(PoisonError::into_inner));
+    let aborting = tokio::task::spawn_blocking(move || handles.iter().for_each(AbortHandle::abort));
+    tokio::time::sleep(GIVE_UP_AFTER).await;
+    drop(aborting);
+    let reason = shared.failure.get().map_or("", |verdict| verdict.reason.as_str());
+    tracing::error!("the run ended: {reason}");
+    // Not `exit`: it would tear libtorch down under the training thread.
+    let _ = kill(Pid::this(), Signal::SIGKILL);
 }
 
 async fn send_reports(client: Client, member: v1::MemberContext, mut waiting: mpsc::Receiver<Report>) {

@@ -133,7 +133,9 @@ async fn choose(store: &RunStore, arguments: &Arguments) -> anyhow::Result<Manif
 /// The model as the checkpoint has it.
 fn load(config: &RunConfig, parts: &Parts) -> anyhow::Result<Replica> {
     let state = TrainState::read(|name| parts.read(name))?;
-    let mut replica = Replica::load(config, Stage::Align, Device::Cpu).map_err(user_error_if_config)?;
+    let every_bank = (0..config.data.languages.len()).collect();
+    let mut replica =
+        Replica::load(config, Stage::Align, Device::Cpu, every_bank).map_err(user_error_if_config)?;
     if state.stage == Stage::Zipper {
         replica.enter_zipper_stage()?;
     }

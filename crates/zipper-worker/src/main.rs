@@ -1,10 +1,12 @@
 //! `zipper-worker`: one rank of a run, and the tools that need the model.
 //!
 //! Reading order: `control` (what the coordinator is told and asked, on tokio), `train` (the training thread and its
-//! tasks), `checkpoint` (parts of a checkpoint, read), `eval` (WER and CER of a manifest).
+//! tasks), `diagnosis` (what is told of collectives), `checkpoint` (parts of a checkpoint, read), `eval` (WER and CER of
+//! a manifest).
 
 mod checkpoint;
 mod control;
+mod diagnosis;
 mod eval;
 mod train;
 

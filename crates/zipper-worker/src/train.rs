@@ -9,20 +9,22 @@ use tch::Device;
 use tokio::runtime::{Handle, Runtime};
 use zipper_checkpoint::{RunStore, layout};
 use zipper_cli::{ExitStatus, UserError, when_parent_is_gone};
-use zipper_collectives::{CollectiveError, ProcessGroup, Store};
+use zipper_collectives::{Backend, FlightRecorder, GroupOptions, RollCall, Store};
 use zipper_config::RunConfig;
 use zipper_data::{Corpus, DurationLimits, Utterance, load_corpus};
+use zipper_plan::{Placement, WorkModel};
 use zipper_proto::v1::complete_task_request::Outcome;
 use zipper_proto::v1::{self, evaluate_task, task, verdict};
-use zipper_train::TrainError;
 use zipper_train::evaluate::{DecodeOptions, decode};
 use zipper_train::replica::Replica;
 use zipper_train::session::Session;
 use zipper_train::step::StepReport;
+use zipper_train::team::Team;
 use zipper_types::{Generation, Rank, Stage, Step, WorkerId, WorldSize};
 
 use crate::checkpoint::Parts;
 use crate::control::{self, Control};
+use crate::diagnosis;
 use crate::eval::user_error_if_config;
 
 #[derive(Debug, clap::Args)]
@@ -45,6 +47,31 @@ pub(crate) struct Arguments {
     /// Address of this machine that other workers can reach.
     #[arg(long, default_value = "127.0.0.1")]
     host: String,
+    /// Where the tensors are: `cpu` or `cuda:0`.
+    #[arg(long, default_value = "cpu", value_parser = device)]
+    device: Device,
+    /// What sums gradients: `gloo` or `nccl`.
+    #[arg(long, default_value = "gloo", value_parser = backend)]
+    backend: Backend,
+}
+
+fn device(text: &str) -> Result<Device, String> {
+    let cuda = |index: &str| index.parse().ok().map(Device::Cuda);
+    match text {
+        "cpu" => Ok(Device::Cpu),
+        _ => text
+            .strip_prefix("cuda:")
+            .and_then(cuda)
+            .ok_or_else(|| "expected `cpu` or `cuda:N`".to_owned()),
+    }
+}
+
+fn backend(text: &str) -> Result<Backend, String> {
+    match text {
+        "gloo" => Ok(Backend::Gloo),
+        "nccl" => Ok(Backend::Nccl),
+        _ => Err("expected `gloo` or `nccl`".to_owned()),
+    }
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
@@ -85,21 +112,24 @@ struct Worker {
     config: RunConfig,
     skipped: Vec<String>,
     control: Control,
-    rank: Rank,
-    world_size: WorldSize,
-    /// Serves the rendezvous of the process group if this is rank 0; must outlive the group.
+    recorder: FlightRecorder,
+    /// Serves the rendezvous of the process groups if this is rank 0; must outlive the groups.
     _own_store: Store,
     rendezvous: Rendezvous,
     /// Loaded with the first task, so that a broken model is reported as that task's failure.
     session: Option<Session>,
-    group: Option<ProcessGroup>,
 }
 
-/// Where the process group forms.
+/// This rank's place among the others, and where they meet.
 struct Rendezvous {
-    store_address: String,
+    rank: Rank,
     generation: Generation,
+    placement: Placement,
+    work: WorkModel,
+    store_address: String,
     host: String,
+    device: Device,
+    backend: Backend,
 }
 
 impl Worker {
@@ -141,23 +171,32 @@ impl Worker {
             joined.rank,
             joined.world_size
         );
-        let control = Control::start(runtime.clone(), client, member, &config.runtime, &store);
+        let recorder = FlightRecorder::default();
+        let latest = {
+            let recorder = recorder.clone();
+            move || diagnosis::latest(&recorder)
+        };
+        let control = Control::start(runtime.clone(), client, member, &config.runtime, &store, latest);
+        let (placement, work) = placement(&joined, config.data.languages.len())?;
         Ok(Self {
             runtime: runtime.clone(),
             store,
             config,
             skipped,
             control,
-            rank: Rank(joined.rank),
-            world_size: WorldSize(joined.world_size),
+            recorder,
             _own_store: own_store,
             rendezvous: Rendezvous {
-                store_address: joined.store_address,
+                rank: Rank(joined.rank),
                 generation: Generation(joined.generation),
+                placement,
+                work,
+                store_address: joined.store_address,
                 host: arguments.host.clone(),
+                device: arguments.device,
+                backend: arguments.backend,
             },
             session: None,
-            group: None,
         })
     }
 
@@ -179,47 +218,63 @@ impl Worker {
                     self.control.flush_reports();
                     self.control.complete_task(task.id, outcome)?;
                 }
-                Err(error) => {
-                    let config = error.chain().any(<dyn std::error::Error>::is::<UserError>);
-                    let failed = v1::Failed {
-                        config,
-                        message: format!("{error:#}"),
-                        collective: is_collective(&error),
-                        failed_collective: None,
-                    };
-                    self.control.complete_task(task.id, Outcome::Failed(failed))?;
-                    return Err(error);
-                }
+                Err(error) => return Err(self.fail(task.id, error)),
             }
             completed = Some(task.id);
+        }
+    }
+
+    /// Tells the coordinator that a task has failed. If a collective did, another worker is probably the cause: what the
+    /// coordinator finds out is added to the error.
+    fn fail(&self, task: u64, error: anyhow::Error) -> anyhow::Error {
+        let failed_collective = diagnosis::failed_collective(&error);
+        let collective = failed_collective.is_some();
+        if collective {
+            let bytes = diagnosis::flight_file(&self.recorder);
+            if let Err(error) = self.control.write_flight_record(self.rendezvous.rank, bytes) {
+                tracing::warn!("the flight record cannot be written: {error:#}");
+            }
+        }
+        let failed = v1::Failed {
+            config: error.chain().any(<dyn std::error::Error>::is::<UserError>),
+            message: format!("{error:#}"),
+            collective,
+            failed_collective,
+        };
+        if let Err(unreported) = self.control.complete_task(task, Outcome::Failed(failed)) {
+            tracing::warn!("the failure cannot be reported: {unreported:#}");
+            return error;
+        }
+        match self.control.verdict_after_failure().filter(|_| collective) {
+            Some(verdict) => error.context(format!("the run ended: {}", verdict.reason)),
+            None => error,
         }
     }
 
     fn train(&mut self, task: &v1::TrainTask) -> anyhow::Result<Outcome> {
         let stage = zipper_proto::stage(task.stage)?;
         self.go_to(Step(task.from_step))?;
-        self.form_group()?;
-        let (Some(session), Some(group)) = (self.session.as_mut(), self.group.as_ref()) else {
-            anyhow::bail!("a worker trains with a session and a group");
-        };
+        let rank = self.rendezvous.rank;
+        let session = self.session.as_mut().context("a worker trains with a session")?;
         session.enter(stage).map_err(user_error_if_config)?;
         let checkpoint_every = self.config.checkpoint.every_steps;
         while session.step().0 < task.until_step {
             let started = Instant::now();
             let report = session
-                .train_step(group, self.control.shared().stop_requested())
+                .train_step(self.control.shared().stop_requested())
                 .map_err(user_error_if_config)?;
             self.control.shared().completed(report.step);
             let last = report.step.0 == task.until_step;
-            if self.rank.0 == 0
+            if rank.0 == 0
                 && (report.step.0.is_multiple_of(self.config.training.log_every) || last || report.stop)
             {
-                self.control.report_step(metrics(&report, started.elapsed()));
+                let world_size = session.team().placement().world_size();
+                self.control
+                    .report_step(metrics(&report, started.elapsed(), world_size));
             }
             let due = checkpoint_every > 0 && report.step.0.is_multiple_of(checkpoint_every);
             if due || report.stop || (last && task.checkpoint_at_end) {
-                self.control
-                    .upload(report.step, stage, session.parts(self.rank, self.world_size)?)?;
+                self.control.upload(report.step, stage, session.parts()?)?;
             }
             if report.stop {
                 return Ok(Outcome::Stopped(v1::Stopped {
@@ -234,10 +289,6 @@ impl Worker {
 
     fn evaluate(&mut self, task: &v1::EvaluateTask) -> anyhow::Result<Outcome> {
         self.go_to(Step(task.step))?;
-        let session = self
-            .session
-            .as_ref()
-            .context("a worker evaluates with a session")?;
         let (manifests, with_nll) = match task.set.as_ref().context("the task names no set to evaluate")? {
             evaluate_task::Set::Validation(_) => (self.config.data.validation.clone(), true),
             evaluate_task::Set::Test(name) => {
@@ -258,17 +309,20 @@ impl Worker {
             }
         };
         let corpus = self.corpus(&manifests)?;
-        // Shortest first to each rank in turn, so that all have about the same to do.
-        let mut utterances: Vec<&Utterance> = corpus.utterances.iter().collect();
-        utterances.sort_by(|a, b| a.duration.total_cmp(&b.duration).then_with(|| a.id.cmp(&b.id)));
-        let (rank, world_size) = (self.rank.0 as usize, self.world_size.0 as usize);
-        let mine: Vec<&Utterance> = utterances.into_iter().skip(rank).step_by(world_size).collect();
+        let session = self
+            .session
+            .as_mut()
+            .context("a worker evaluates with a session")?;
+        let utterances: Vec<&Utterance> = corpus.utterances.iter().collect();
+        let mine = session.borrow_banks(&utterances)?;
         let options = DecodeOptions {
             silenced: task.silenced,
             with_nll,
         };
         let shared = self.control.shared();
-        let decoded = decode(session.replica(), &mine, options, |_| !shared.stop_requested())?;
+        let decoded = decode(session.replica(), &mine, options, |_| !shared.stop_requested());
+        session.return_banks();
+        let decoded = decoded?;
         Ok(match decoded {
             None => Outcome::Stopped(v1::Stopped {
                 reached_step: session.step().0,
@@ -292,10 +346,20 @@ impl Worker {
     /// Loads model and data if that has not been done, and the checkpoint of `step` if this rank stands elsewhere.
     fn go_to(&mut self, step: Step) -> anyhow::Result<()> {
         if self.session.is_none() {
+            let Rendezvous {
+                rank,
+                placement,
+                device,
+                ..
+            } = &self.rendezvous;
+            let banks = placement.languages_of(*rank).into_iter().collect();
             let replica =
-                Replica::load(&self.config, Stage::Align, Device::Cpu).map_err(user_error_if_config)?;
+                Replica::load(&self.config, Stage::Align, *device, banks).map_err(user_error_if_config)?;
             let corpus = self.corpus(&self.config.data.train)?;
-            self.session = Some(Session::new(replica, corpus.utterances).map_err(user_error_if_config)?);
+            let team = self.form_team()?;
+            self.control.abort_on_failure(team.abort_handles());
+            let session = Session::new(replica, corpus.utterances, team);
+            self.session = Some(session.map_err(user_error_if_config)?);
         }
         let session = self.session.as_mut().context("the session was just made")?;
         if session.step() != step {
@@ -311,29 +375,42 @@ impl Worker {
         Ok(())
     }
 
-    fn form_group(&mut self) -> anyhow::Result<()> {
-        if self.group.is_some() {
-            return Ok(());
-        }
+    fn form_team(&self) -> anyhow::Result<Team> {
         let Rendezvous {
-            store_address,
+            rank,
             generation,
+            placement,
+            work,
+            store_address,
             host,
+            device,
+            backend,
         } = &self.rendezvous;
-        let timeout = self.config.runtime.collective_timeout;
+        let runtime = &self.config.runtime;
         let (store_host, port) = store_address
             .rsplit_once(':')
             .and_then(|(host, port)| Some((host, port.parse().ok()?)))
             .with_context(|| format!("`{store_address}` is not host:port"))?;
-        let store = Store::connect(store_host, port, timeout)?.prefix(&format!("generation-{generation}"))?;
-        self.group = Some(ProcessGroup::gloo(
+        let store = Store::connect(store_host, port, runtime.collective_timeout)?
+            .prefix(&format!("generation-{generation}"))?;
+        let options = GroupOptions {
+            backend: *backend,
+            device: *device,
+            first_timeout: runtime.first_collective_timeout,
+            check: runtime.check_collectives,
+            recorder: self.recorder.clone(),
+            roll_call: Some(RollCall::new(&store)?),
+            ..GroupOptions::gloo(host, runtime.collective_timeout)
+        };
+        let team = Team::form(
             &store,
-            self.rank,
-            self.world_size,
-            host,
-            timeout,
-        )?);
-        Ok(())
+            *rank,
+            &self.config,
+            placement.clone(),
+            work.clone(),
+            &options,
+        )?;
+        Ok(team)
     }
 
     fn corpus(&self, manifests: &[std::path::PathBuf]) -> anyhow::Result<Corpus> {
@@ -351,15 +428,36 @@ impl Worker {
     }
 }
 
-/// Whether a collective operation failed, which is seldom the fault of the rank that notices.
-fn is_collective(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        cause.is::<CollectiveError>()
-            || matches!(
-                cause.downcast_ref::<TrainError>(),
-                Some(TrainError::Collective(_))
-            )
-    })
+/// The coordinator's placement.
+fn placement(joined: &v1::JoinResponse, num_languages: usize) -> anyhow::Result<(Placement, WorkModel)> {
+    let world_size = WorldSize(joined.world_size);
+    let sent = joined.placement.clone().unwrap_or_default();
+    let placement = if sent.owners.is_empty() {
+        Placement::everywhere(num_languages, world_size)
+    } else {
+        let owners: Vec<(u32, u32)> = sent
+            .owners
+            .iter()
+            .map(|owners| (owners.first_rank, owners.last_rank))
+            .collect();
+        Placement::from_owners(owners, world_size)?
+    };
+    let work = match sent.work {
+        Some(work) => WorkModel {
+            per_audio_second: work.per_audio_second,
+            per_token: work.per_token,
+            tokens_per_character: work.tokens_per_character,
+            measured: work.measured,
+        },
+        None => WorkModel::unmeasured(num_languages),
+    };
+    anyhow::ensure!(
+        placement.num_languages() == num_languages && work.tokens_per_character.len() == num_languages,
+        "the coordinator placed {} languages and weighed {}, the configuration has {num_languages}",
+        placement.num_languages(),
+        work.tokens_per_character.len()
+    );
+    Ok((placement, work))
 }
 
 fn exit_status(verdict: &v1::Verdict) -> anyhow::Result<ExitStatus> {
@@ -373,7 +471,7 @@ fn exit_status(verdict: &v1::Verdict) -> anyhow::Result<ExitStatus> {
     }
 }
 
-fn metrics(report: &StepReport, seconds: Duration) -> v1::StepMetrics {
+fn metrics(report: &StepReport, seconds: Duration, world_size: WorldSize) -> v1::StepMetrics {
     let by_language = report.by_language.iter().map(|(lang, loss)| {
         let loss = v1::LanguageMetrics {
             nll: loss.nll,
@@ -393,7 +491,11 @@ fn metrics(report: &StepReport, seconds: Duration) -> v1::StepMetrics {
         seconds: seconds.as_secs_f64(),
         skipped: report.skipped,
         by_language: by_language.collect(),
-        ..v1::StepMetrics::default()
+        comm_bytes_shared: report.cost.shared_bytes,
+        comm_bytes_banks: report.cost.bank_bytes,
+        comm_exposed_seconds: report.cost.exposed.as_secs_f64(),
+        compute_seconds: report.cost.compute.as_secs_f64(),
+        world_size: world_size.0,
     }
 }
 
