@@ -31,9 +31,12 @@ pub(crate) struct Arguments {
     /// This node's index.
     #[arg(long)]
     node_rank: u32,
-    /// Workers on this node.
+    /// The device of each worker, in the order of their local ranks: `cuda:0,cuda:1`.
+    #[arg(long, value_delimiter = ',', required = true)]
+    devices: Vec<String>,
+    /// What sums gradients: `gloo` or `nccl`.
     #[arg(long)]
-    workers: u32,
+    backend: String,
     /// Torch threads of each worker.
     #[arg(long)]
     threads: usize,
@@ -49,7 +52,7 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
         .timeout(REPORT_TIMEOUT)
         .connect_lazy();
     let mut workers = JoinSet::new();
-    for local_rank in 0..arguments.workers {
+    for (local_rank, device) in (0..).zip(&arguments.devices) {
         let log = arguments
             .logs
             .join(format!("node{}-worker{local_rank}.log", arguments.node_rank));
@@ -68,6 +71,7 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
                 &local_rank.to_string(),
             ])
             .args(["--threads", &arguments.threads.to_string()])
+            .args(["--device", device, "--backend", &arguments.backend])
             // c10d warns of what the worker reports itself.
             .env("TORCH_CPP_LOG_LEVEL", "ERROR")
             .spawn()

@@ -128,8 +128,9 @@ impl Display {
         } else {
             ""
         };
+        let waiting = waiting(metrics).map_or_else(String::new, |percent| format!(" comm {percent:.0}%"));
         let mut text = format!(
-            "loss {:.3} lr {:.1e} {speed:.0} audio-s/s{skipped}",
+            "loss {:.3} lr {:.1e} {speed:.0} audio-s/s{waiting}{skipped}",
             metrics.loss, metrics.lr
         );
         match &self.bar {
@@ -159,5 +160,27 @@ impl Display {
             ))
         });
         losses.collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// Percent of the step in which rank 0 only waited for gradients; nothing if it is alone.
+fn waiting(metrics: &v1::StepMetrics) -> Option<f64> {
+    (metrics.world_size > 1).then(|| 100.0 * metrics.comm_exposed_seconds / metrics.seconds.max(1e-9))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn communication_is_a_part_of_the_step() {
+        let metrics = |world_size| v1::StepMetrics {
+            seconds: 2.0,
+            comm_exposed_seconds: 0.5,
+            world_size,
+            ..v1::StepMetrics::default()
+        };
+        assert_eq!(waiting(&metrics(1)), None);
+        assert_eq!(waiting(&metrics(2)), Some(25.0));
     }
 }

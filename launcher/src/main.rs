@@ -1,10 +1,12 @@
 //! `zipper-launch`: what people type. Checks a run's input, starts its processes, shows how it goes.
 //!
-//! Reading order: `run` (the main job), `preflight` (everything that can be refused before anything starts), `processes`
-//! (coordinator and node agents), `agent` (one node's workers), `display` and `table` (what people see), `checkpoints`.
+//! Reading order: `run` (the main job), `preflight` (everything that can be refused before anything starts), `devices` (how
+//! many workers, on which GPUs), `processes` (coordinator and node agents), `agent` (one node's workers), `display` and
+//! `table` (what people see), `checkpoints`.
 
 mod agent;
 mod checkpoints;
+mod devices;
 mod display;
 mod preflight;
 mod processes;
@@ -19,6 +21,7 @@ use zipper_cli::{ExitStatus, finish, init_tracing};
 /// Examples:
 ///   zipper-launch --nodes 2 --config configs/quickstart.yaml
 ///   zipper-launch --nodes 2 --workers-per-node 4 --config run.yaml --run file:///data/runs/a --resume auto
+///   zipper-launch --nodes 1 --workers-per-node 2 --backend gloo --config run.yaml
 ///   zipper-launch --nodes 1 --config run.yaml --set training.align.lr=1e-3 --set adapter.variant=hard
 ///   zipper-launch checkpoints --run file:///data/runs/a --verify
 ///

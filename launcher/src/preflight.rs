@@ -13,6 +13,7 @@ use zipper_data::{BadAudio, Corpus, DurationLimits, Utterance, check_audio, load
 use zipper_plan::SamplerProblem;
 use zipper_types::{Step, WorldSize};
 
+use crate::devices::{self, Crew, Wishes};
 use crate::run::{Arguments, Resume};
 
 /// Bad utterances that a message names; the others are counted.
@@ -24,6 +25,8 @@ pub(crate) struct Prepared {
     pub(crate) store: RunStore,
     /// Completed steps to go on from.
     pub(crate) resume: Step,
+    /// Its workers.
+    pub(crate) crew: Crew,
     /// Folder for the logs of all processes.
     pub(crate) logs: PathBuf,
 }
@@ -33,7 +36,7 @@ pub(crate) async fn prepare(arguments: &Arguments) -> anyhow::Result<Prepared> {
     let file = arguments.config.as_deref().context("--config is required")?;
     let source = file.display().to_string();
     let user = |error: &dyn std::error::Error| UserError::new(error.to_string());
-    let config = zipper_config::load(file, &arguments.overrides).map_err(|error| user(&error))?;
+    let config = zipper_config::load(file, &arguments.all_overrides()).map_err(|error| user(&error))?;
     config.check_paths(&source).map_err(|error| {
         user(&error).hint("paths are relative to the directory that zipper-launch is called in")
     })?;
@@ -48,10 +51,28 @@ pub(crate) async fn prepare(arguments: &Arguments) -> anyhow::Result<Prepared> {
     let (resume, damaged) = check_run(&store, &config, arguments.resume).await?;
 
     let (train, skipped) = check_data(&config)?;
-    let world_size = WorldSize(arguments.nodes.saturating_mul(arguments.workers_per_node));
-    sampler_problem(&config, &train.utterances)
-        .check_world_size(world_size)
-        .map_err(|error| user(&error))?;
+    let problem = sampler_problem(&config, &train.utterances);
+    let check_workers = |workers| {
+        problem
+            .check_world_size(WorldSize(workers))
+            .map_err(|error| user(&error))
+    };
+    // As many there will be at least, whatever the worker says of GPUs.
+    check_workers(
+        arguments
+            .nodes
+            .saturating_mul(arguments.workers_per_node.unwrap_or(1)),
+    )?;
+    let wishes = Wishes {
+        nodes: arguments.nodes,
+        workers_per_node: arguments.workers_per_node,
+        backend: config.runtime.backend,
+    };
+    let crew = Crew::decide(wishes, devices::ask().await?)?;
+    check_workers(crew.workers())?;
+    if let Some(warning) = crew.warning() {
+        eprintln!("warning: {warning}");
+    }
 
     for step in damaged {
         store.checkpoints().remove(step).await?;
@@ -71,6 +92,7 @@ pub(crate) async fn prepare(arguments: &Arguments) -> anyhow::Result<Prepared> {
         config,
         store,
         resume,
+        crew,
         logs,
     })
 }
@@ -102,6 +124,7 @@ async fn check_run(
             .hint("no run can go on from there: choose another `--run`")
     })?;
     let now = yaml(config.to_yaml().as_bytes()).context("the configuration is not YAML")?;
+    let (of_run, now) = (without_backend(of_run), without_backend(now));
     let mut differences = Vec::new();
     compare("", &of_run, &now, &mut differences);
     if !differences.is_empty() {
@@ -142,6 +165,17 @@ fn fault(error: CheckpointError) -> anyhow::Error {
 
 fn yaml(text: &[u8]) -> Result<serde_json::Value, serde_yaml::Error> {
     serde_yaml::from_slice(text)
+}
+
+/// A run may go on where there are no GPUs, or others; workers are told their backend when they start.
+fn without_backend(mut config: serde_json::Value) -> serde_json::Value {
+    if let Some(runtime) = config
+        .get_mut("runtime")
+        .and_then(serde_json::Value::as_object_mut)
+    {
+        runtime.remove("backend");
+    }
+    config
 }
 
 /// Finds `training.align.lr: 0.001 in the run, 0.002 now` for every key whose value differs.

@@ -27,12 +27,9 @@ pub(crate) struct Processes {
 }
 
 impl Processes {
-    pub(crate) async fn start(
-        prepared: &Prepared,
-        nodes: u32,
-        workers_per_node: u32,
-    ) -> anyhow::Result<Self> {
-        let world_size = nodes * workers_per_node;
+    pub(crate) async fn start(prepared: &Prepared) -> anyhow::Result<Self> {
+        let crew = &prepared.crew;
+        let world_size = crew.workers();
         let run = prepared.store.url();
         let mut coordinator = command(
             &beside("zipper-coordinator")?,
@@ -59,7 +56,7 @@ impl Processes {
             .threads_per_worker
             .unwrap_or_else(|| (cores / world_size as usize).max(1));
         let this = std::env::current_exe().context("zipper-launch does not know its own path")?;
-        let agents = (0..nodes)
+        let agents = (0..crew.nodes)
             .map(|node| {
                 command(&this, &prepared.logs.join(format!("node{node}-agent.log")))?
                     .args([
@@ -71,12 +68,9 @@ impl Processes {
                         "--coordinator",
                         &address,
                     ])
-                    .args([
-                        "--node-rank",
-                        &node.to_string(),
-                        "--workers",
-                        &workers_per_node.to_string(),
-                    ])
+                    .args(["--node-rank", &node.to_string()])
+                    .args(["--devices", &crew.devices_of(node).join(",")])
+                    .args(["--backend", crew.backend])
                     .args(["--threads", &threads.to_string()])
                     .arg("--logs")
                     .arg(&prepared.logs)

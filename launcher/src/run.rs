@@ -27,9 +27,13 @@ pub(crate) struct Arguments {
     /// Nodes of the run; on this machine each is a group of processes of its own.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) nodes: u32,
-    /// Workers (ranks) on each node.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) workers_per_node: u32,
+    /// Workers (ranks) on each node. Left out: one for each GPU that `CUDA_VISIBLE_DEVICES` shows, one where there is none.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) workers_per_node: Option<u32>,
+    /// What sums gradients: `nccl` between GPUs, one for each worker; `gloo` over TCP, where workers share a GPU or use the CPU;
+    /// `auto` takes NCCL where it can. Short for `--set runtime.backend=..`.
+    #[arg(long, value_enum)]
+    pub(crate) backend: Option<BackendName>,
     /// The run's YAML file.
     #[arg(long, required = true)]
     pub(crate) config: Option<PathBuf>,
@@ -47,6 +51,27 @@ pub(crate) struct Arguments {
     pub(crate) json: bool,
 }
 
+/// Values of `runtime.backend`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum BackendName {
+    Auto,
+    Gloo,
+    Nccl,
+}
+
+impl Arguments {
+    /// All changes to keys of the file.
+    pub(crate) fn all_overrides(&self) -> Vec<String> {
+        let backend = self.backend.map(|backend| match backend {
+            BackendName::Auto => "runtime.backend=auto",
+            BackendName::Gloo => "runtime.backend=gloo",
+            BackendName::Nccl => "runtime.backend=nccl",
+        });
+        let backend = backend.map(ToOwned::to_owned);
+        self.overrides.iter().cloned().chain(backend).collect()
+    }
+}
+
 /// What to do with a run that exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Resume {
@@ -60,7 +85,7 @@ pub(crate) enum Resume {
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
     let prepared = preflight::prepare(&arguments).await?;
-    let processes = Processes::start(&prepared, arguments.nodes, arguments.workers_per_node).await?;
+    let processes = Processes::start(&prepared).await?;
     let verdict = watch(&prepared, processes).await?;
     let outcome = verdict.outcome();
     if outcome == v1::verdict::Outcome::Done {

@@ -28,6 +28,14 @@ pub enum Backend {
     Nccl,
 }
 
+impl Backend {
+    /// Whether this program was built with it.
+    #[must_use]
+    pub fn is_built(self) -> bool {
+        self == Self::Gloo || cfg!(feature = "cuda")
+    }
+}
+
 /// How a group works.
 #[derive(Clone)]
 pub struct GroupOptions {

@@ -2,10 +2,11 @@
 //!
 //! Reading order: `control` (what the coordinator is told and asked, on tokio), `train` (the training thread and its
 //! tasks), `diagnosis` (what is told of collectives), `checkpoint` (parts of a checkpoint, read), `eval` (WER and CER of
-//! a manifest).
+//! a manifest), `devices` (what zipper-launch asks).
 
 mod checkpoint;
 mod control;
+mod devices;
 mod diagnosis;
 mod eval;
 mod train;
@@ -26,6 +27,9 @@ enum Command {
     /// Train as one rank of a run; zipper-launch starts this.
     #[command(hide = true)]
     Train(train::Arguments),
+    /// Print the devices of this machine as JSON; zipper-launch asks.
+    #[command(hide = true)]
+    Devices,
     /// Decode a manifest with a run's adapters, and print WER and CER by language.
     ///
     /// Examples:
@@ -40,6 +44,7 @@ fn main() -> ExitStatus {
     init_tracing("info");
     finish(match arguments.command {
         Command::Train(arguments) => train::run(&arguments),
+        Command::Devices => devices::run(),
         Command::Eval(arguments) => eval::run(&arguments),
     })
 }

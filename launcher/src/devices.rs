@@ -1,0 +1,221 @@
+//! Which workers there are on this machine, on which devices, and what sums their gradients.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use serde::Deserialize;
+use zipper_cli::UserError;
+use zipper_config::schema::Backend;
+
+use crate::processes::beside;
+
+/// How long a worker may take to say what it can use: it loads libtorch and looks for GPUs.
+const ASK_TIMEOUT: Duration = Duration::from_mins(2);
+
+/// What `zipper-worker devices` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub(crate) struct Devices {
+    /// GPUs that it can use, of those in `CUDA_VISIBLE_DEVICES`.
+    pub(crate) cuda_devices: u32,
+    /// Whether it was built with NCCL.
+    pub(crate) nccl: bool,
+}
+
+/// What somebody asked for. All nodes of a run are groups of processes on this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Wishes {
+    pub(crate) nodes: u32,
+    pub(crate) workers_per_node: Option<u32>,
+    pub(crate) backend: Backend,
+}
+
+/// The workers of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Crew {
+    pub(crate) nodes: u32,
+    pub(crate) workers_per_node: u32,
+    /// As zipper-worker takes it: `gloo` or `nccl`.
+    pub(crate) backend: &'static str,
+    /// GPUs of this machine; none: workers use the CPU.
+    gpus: u32,
+}
+
+impl Crew {
+    /// Decides who works where.
+    ///
+    /// Without a number of workers there is one for each GPU, or one where there is none. NCCL is taken if every worker has a
+    /// GPU of its own.
+    ///
+    /// # Errors
+    /// If NCCL was asked for and cannot be used.
+    pub(crate) fn decide(wishes: Wishes, devices: Devices) -> Result<Self, UserError> {
+        let Wishes {
+            nodes,
+            workers_per_node,
+            backend,
+        } = wishes;
+        let Devices {
+            cuda_devices: gpus,
+            nccl,
+        } = devices;
+        let workers_per_node = workers_per_node.unwrap_or((gpus / nodes).max(1));
+        let workers = nodes.saturating_mul(workers_per_node);
+        let own_gpus = workers <= gpus;
+        let backend = match backend {
+            Backend::Auto if nccl && own_gpus => "nccl",
+            Backend::Auto | Backend::Gloo => "gloo",
+            Backend::Nccl if !nccl => {
+                let error =
+                    UserError::new("`runtime.backend` is nccl, but zipper-worker was built without it");
+                return Err(error
+                    .hint("build it with `cargo xtask setup --cuda` and `cargo build --release --features cuda`")
+                    .hint("or sum gradients over TCP with `--backend gloo`"));
+            }
+            Backend::Nccl if !own_gpus => {
+                let error = UserError::new(format!(
+                    "{} on {}: NCCL needs a GPU for each worker",
+                    count(workers, "worker"),
+                    count(gpus, "GPU")
+                ));
+                let fewer = (gpus / nodes).max(1);
+                let error = if nodes.saturating_mul(fewer) <= gpus {
+                    error.hint(format!("use `--workers-per-node {fewer}`"))
+                } else {
+                    error
+                };
+                return Err(error.hint("or share GPUs, or use the CPU, with `--backend gloo`"));
+            }
+            Backend::Nccl => "nccl",
+        };
+        Ok(Self {
+            nodes,
+            workers_per_node,
+            backend,
+            gpus,
+        })
+    }
+
+    /// Workers of the whole run.
+    pub(crate) fn workers(&self) -> u32 {
+        self.nodes.saturating_mul(self.workers_per_node)
+    }
+
+    /// The devices of a node's workers, in the order of their local ranks: `cpu` or `cuda:0`.
+    pub(crate) fn devices_of(&self, node: u32) -> Vec<String> {
+        let first = node * self.workers_per_node;
+        (first..first + self.workers_per_node)
+            .map(|worker| match worker.checked_rem(self.gpus) {
+                Some(gpu) => format!("cuda:{gpu}"),
+                None => "cpu".to_owned(),
+            })
+            .collect()
+    }
+
+    /// What people should know: several workers share a GPU.
+    pub(crate) fn warning(&self) -> Option<String> {
+        (self.gpus > 0 && self.workers() > self.gpus).then(|| {
+            format!(
+                "{} share {}: that is slower than one worker on each",
+                count(self.workers(), "worker"),
+                count(self.gpus, "GPU")
+            )
+        })
+    }
+}
+
+fn count(number: u32, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+/// Asks the worker program what it can use on this machine.
+///
+/// # Errors
+/// If it is not there, or does not answer.
+pub(crate) async fn ask() -> anyhow::Result<Devices> {
+    let worker = beside("zipper-worker")?;
+    let asked = tokio::process::Command::new(&worker)
+        .arg("devices")
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(ASK_TIMEOUT, asked)
+        .await
+        .with_context(|| format!("`{} devices` took more than {ASK_TIMEOUT:?}", worker.display()))?
+        .with_context(|| format!("`{}` cannot be started", worker.display()))?;
+    if !output.status.success() {
+        bail!(
+            "`{} devices` failed ({}):\n{}",
+            worker.display(),
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim_end()
+        );
+    }
+    serde_json::from_slice(&output.stdout)
+        .with_context(|| format!("`{} devices` printed something else", worker.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decide(nodes: u32, workers_per_node: Option<u32>, backend: Backend, devices: (u32, bool)) -> String {
+        let wishes = Wishes {
+            nodes,
+            workers_per_node,
+            backend,
+        };
+        let (cuda_devices, nccl) = devices;
+        match Crew::decide(wishes, Devices { cuda_devices, nccl }) {
+            Ok(crew) => {
+                let nodes: Vec<String> = (0..nodes).map(|node| crew.devices_of(node).join(" ")).collect();
+                let warning = if crew.warning().is_some() { ", shared" } else { "" };
+                format!("{}: {}{warning}", crew.backend, nodes.join(" | "))
+            }
+            Err(error) => error.to_string(),
+        }
+    }
+
+    /// Goal: without wishes every GPU gets a worker and NCCL is used where it can be; never where two workers would meet on a
+    /// GPU.
+    #[test]
+    fn workers_follow_the_gpus() {
+        use Backend::{Auto, Gloo, Nccl};
+        let cases = [
+            ((1, None, Auto, (0, false)), "gloo: cpu"),
+            ((2, None, Auto, (0, true)), "gloo: cpu | cpu"),
+            ((2, Some(2), Auto, (0, false)), "gloo: cpu cpu | cpu cpu"),
+            ((1, None, Auto, (1, true)), "nccl: cuda:0"),
+            ((1, None, Auto, (4, true)), "nccl: cuda:0 cuda:1 cuda:2 cuda:3"),
+            ((1, None, Auto, (2, false)), "gloo: cuda:0 cuda:1"),
+            ((2, None, Auto, (5, true)), "nccl: cuda:0 cuda:1 | cuda:2 cuda:3"),
+            ((2, None, Auto, (1, true)), "gloo: cuda:0 | cuda:0, shared"),
+            (
+                (1, Some(3), Auto, (2, true)),
+                "gloo: cuda:0 cuda:1 cuda:0, shared",
+            ),
+            ((1, Some(2), Gloo, (1, true)), "gloo: cuda:0 cuda:0, shared"),
+            ((1, None, Gloo, (2, true)), "gloo: cuda:0 cuda:1"),
+            ((1, None, Nccl, (2, true)), "nccl: cuda:0 cuda:1"),
+            (
+                (1, Some(2), Nccl, (1, true)),
+                "2 workers on 1 GPU: NCCL needs a GPU for each worker",
+            ),
+            (
+                (1, None, Nccl, (0, true)),
+                "1 worker on 0 GPUs: NCCL needs a GPU for each worker",
+            ),
+            (
+                (1, None, Nccl, (1, false)),
+                "`runtime.backend` is nccl, but zipper-worker was built without it",
+            ),
+        ];
+        for ((nodes, workers, backend, devices), expected) in cases {
+            let found = decide(nodes, workers, backend, devices);
+            assert_eq!(
+                found, expected,
+                "{nodes} nodes, {workers:?} workers, {backend:?}, {devices:?}"
+            );
+        }
+    }
+}
