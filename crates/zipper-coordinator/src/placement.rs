@@ -2,24 +2,14 @@
 //!
 //! Work is measured in what earlier steps of the run took, if it is resumed, else in positions of the LLM.
 
-use std::collections::BTreeMap;
-
-use serde::Deserialize;
 use zipper_config::RunConfig;
 use zipper_plan::{
-    LanguageAmount, Placement, PlacementProblem, PlanError, StepSample, WorkModel, expected_work,
+    LanguageAmount, MeasuredStep, Placement, PlacementProblem, PlanError, WorkModel, expected_work,
 };
 use zipper_proto::v1;
 use zipper_types::{Rank, Variant, WorldSize};
 
 use crate::corpus::Corpus;
-
-/// Steps that have to be measured before their times count.
-const MIN_SAMPLES: usize = 8;
-
-/// A step that took so many times as long as usual says nothing about its work: it was the first of a process, or the machine
-/// was busy.
-const OUTLIER: f64 = 3.0;
 
 const MIB: f64 = 1024.0 * 1024.0;
 
@@ -50,10 +40,10 @@ impl PlacementBasis {
             .iter()
             .map(|lang| amount(corpus, lang))
             .collect();
-        let lines: Vec<MetricLine> = metric_lines
+        let lines: Vec<MeasuredStep> = metric_lines
             .filter_map(|line| serde_json::from_str(line).ok())
             .collect();
-        let model = work_model(&config.data.languages, &amounts, &lines);
+        let model = WorkModel::measured_by(&config.data.languages, &amounts, &lines);
         let work = expected_work(
             &amounts,
             config.data.temperature,
@@ -126,86 +116,6 @@ fn amount(corpus: &Corpus, lang: &str) -> LanguageAmount {
         seconds: language.seconds,
         characters: language.characters,
     })
-}
-
-/// What a line of metrics says about work.
-#[derive(Debug, Deserialize)]
-struct MetricLine {
-    audio_seconds: f64,
-    tokens: u64,
-    compute_seconds: f64,
-    by_language: BTreeMap<String, LanguageLine>,
-}
-
-#[derive(Debug, Deserialize)]
-struct LanguageLine {
-    tokens: u64,
-    utterances: u64,
-}
-
-/// Times and tokens as `lines` show them, as far as they do.
-fn work_model(languages: &[String], amounts: &[LanguageAmount], lines: &[MetricLine]) -> WorkModel {
-    let unmeasured = WorkModel::unmeasured(languages.len());
-    let tokens_per_character = tokens_per_character(languages, amounts, lines);
-    let mut samples: Vec<StepSample> = lines
-        .iter()
-        .filter(|line| line.compute_seconds > 0.0 && line.audio_seconds > 0.0)
-        .map(|line| StepSample {
-            compute_seconds: line.compute_seconds,
-            audio_seconds: line.audio_seconds,
-            tokens: line.tokens as f64,
-        })
-        .collect();
-    let speed = |sample: &StepSample| sample.compute_seconds / sample.audio_seconds;
-    let mut speeds: Vec<f64> = samples.iter().map(speed).collect();
-    speeds.sort_by(f64::total_cmp);
-    if let Some(usual) = speeds.get(speeds.len() / 2) {
-        samples.retain(|sample| speed(sample) <= OUTLIER * usual);
-    }
-    if samples.len() >= MIN_SAMPLES
-        && let Some((per_audio_second, per_token)) = WorkModel::fit(&samples)
-    {
-        return WorkModel {
-            per_audio_second,
-            per_token,
-            tokens_per_character,
-            measured: true,
-        };
-    }
-    WorkModel {
-        tokens_per_character,
-        ..unmeasured
-    }
-}
-
-/// Tokens of the utterances that were drawn by the characters of all utterances; for a language that was not drawn as in the
-/// others, and one where nothing was.
-fn tokens_per_character(languages: &[String], amounts: &[LanguageAmount], lines: &[MetricLine]) -> Vec<f64> {
-    let drawn = languages.iter().zip(amounts).map(|(lang, amount)| {
-        let of_language = lines.iter().filter_map(|line| line.by_language.get(lang));
-        let (tokens, utterances) = of_language.fold((0, 0), |(tokens, utterances), next| {
-            (tokens + next.tokens, utterances + next.utterances)
-        });
-        let characters = amount.characters as f64 / amount.utterances.max(1) as f64 * utterances as f64;
-        (tokens as f64, characters)
-    });
-    let drawn: Vec<(f64, f64)> = drawn.collect();
-    let (tokens, characters) = drawn
-        .iter()
-        .fold((0.0, 0.0), |sum, next| (sum.0 + next.0, sum.1 + next.1));
-    let of_all = if characters > 0.0 {
-        tokens / characters
-    } else {
-        1.0
-    };
-    let ratio = |(tokens, characters): (f64, f64)| {
-        if characters > 0.0 {
-            tokens / characters
-        } else {
-            of_all
-        }
-    };
-    drawn.into_iter().map(ratio).collect()
 }
 
 #[cfg(test)]

@@ -523,7 +523,9 @@ mod tests {
     /// Goal: a size beyond any cluster is solved, and the pieces stay few.
     #[test]
     fn a_thousand_languages_on_four_thousand_ranks() {
-        let work: Vec<f64> = (0..1000).map(|language| 1.0 / (1.0 + f64::from(language))).collect();
+        let work: Vec<f64> = (0..1000)
+            .map(|language| 1.0 / (1.0 + f64::from(language)))
+            .collect();
         let placement = solve(&work, 4096);
         assert!(placement.num_pieces() < 4096 + 1000);
         let batch: Vec<(usize, f64)> = (0..20_000_usize)

@@ -1,0 +1,155 @@
+//! Which old rank takes which place of a new placement, so that few banks have to move.
+
+use zipper_types::Rank;
+
+use crate::Placement;
+
+/// Who takes which place of a new placement.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Succession {
+    /// For each rank of the new placement the old rank that becomes it, or nothing for a newcomer.
+    pub from: Vec<Option<Rank>>,
+    /// Banks that a rank gets and did not have.
+    pub moved: usize,
+    /// The same if old rank r became new rank r.
+    pub moved_by_number: usize,
+}
+
+/// Lets the ranks of `old` keep as many banks as possible under `new`, which may have more ranks or fewer.
+///
+/// Ranks stay in their order, as their pieces of the ruler do: then a dynamic programme over the two sequences finds the
+/// best.
+///
+/// # Panics
+/// If the two placements have different languages.
+pub fn succession(old: &Placement, new: &Placement) -> Succession {
+    assert_eq!(old.num_languages(), new.num_languages(), "the same languages");
+    let banks = |placement: &Placement| -> Vec<Vec<usize>> {
+        let mut banks = vec![Vec::new(); placement.world_size().0 as usize];
+        for language in 0..placement.num_languages() {
+            for rank in placement.owners(language) {
+                banks[rank as usize].push(language);
+            }
+        }
+        banks
+    };
+    let (old, new) = (banks(old), banks(new));
+    // kept[i][j]: banks kept by the first i old ranks in the first j new places.
+    let columns = new.len() + 1;
+    let mut kept = vec![0_u32; (old.len() + 1) * columns];
+    for (i, had) in old.iter().enumerate() {
+        for (j, gets) in new.iter().enumerate() {
+            let stays = kept[i * columns + j] + in_both(had, gets);
+            let without = kept[i * columns + j + 1].max(kept[(i + 1) * columns + j]);
+            kept[(i + 1) * columns + j + 1] = stays.max(without);
+        }
+    }
+    let mut from = vec![None; new.len()];
+    let (mut i, mut j) = (old.len(), new.len());
+    while i > 0 && j > 0 {
+        let here = kept[i * columns + j];
+        if here == kept[(i - 1) * columns + j - 1] + in_both(&old[i - 1], &new[j - 1]) {
+            from[j - 1] = Some(Rank((i - 1) as u32));
+            (i, j) = (i - 1, j - 1);
+        } else if here == kept[(i - 1) * columns + j] {
+            i -= 1;
+        } else {
+            j -= 1;
+        }
+    }
+    let pieces: usize = new.iter().map(Vec::len).sum();
+    let by_number: u32 = old.iter().zip(&new).map(|(had, gets)| in_both(had, gets)).sum();
+    Succession {
+        from,
+        moved: pieces - kept[old.len() * columns + new.len()] as usize,
+        moved_by_number: pieces - by_number as usize,
+    }
+}
+
+/// How many languages two ascending lists share.
+fn in_both(a: &[usize], b: &[usize]) -> u32 {
+    let (mut i, mut j, mut count) = (0, 0, 0);
+    while i < a.len() && j < b.len() {
+        match a[i].cmp(&b[j]) {
+            std::cmp::Ordering::Less => i += 1,
+            std::cmp::Ordering::Greater => j += 1,
+            std::cmp::Ordering::Equal => {
+                count += 1;
+                i += 1;
+                j += 1;
+            }
+        }
+    }
+    count
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use zipper_types::WorldSize;
+
+    use super::*;
+    use crate::PlacementProblem;
+
+    fn place(work: &[f64], world: u32) -> Placement {
+        Placement::solve(&PlacementProblem {
+            work: work.to_vec(),
+            world_size: WorldSize(world),
+            max_banks_per_rank: None,
+        })
+        .expect("memory is no limit")
+    }
+
+    /// Most banks that any assignment of `old` ranks to `new` places keeps.
+    fn best(old: &Placement, new: &Placement) -> usize {
+        fn search(old: &[Vec<usize>], new: &[Vec<usize>], used: &mut Vec<bool>, at: usize) -> u32 {
+            if at == new.len() {
+                return 0;
+            }
+            let mut best = search(old, new, used, at + 1);
+            for rank in 0..old.len() {
+                if !used[rank] {
+                    used[rank] = true;
+                    best = best.max(in_both(&old[rank], &new[at]) + search(old, new, used, at + 1));
+                    used[rank] = false;
+                }
+            }
+            best
+        }
+        let banks = |placement: &Placement| -> Vec<Vec<usize>> {
+            let ranks = 0..placement.world_size().0;
+            ranks.map(|rank| placement.languages_of(Rank(rank))).collect()
+        };
+        let (old, new) = (banks(old), banks(new));
+        let pieces: usize = new.iter().map(Vec::len).sum();
+        pieces - search(&old, &new, &mut vec![false; old.len()], 0) as usize
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// No other assignment of ranks to places moves fewer banks.
+        #[test]
+        fn as_few_banks_move_as_possible(
+            work in prop::collection::vec(0.1..100.0f64, 1..14), old in 1u32..6, new in 1u32..6,
+        ) {
+            let (old, new) = (place(&work, old), place(&work, new));
+            let succession = succession(&old, &new);
+            prop_assert_eq!(succession.moved, best(&old, &new));
+            prop_assert!(succession.moved <= succession.moved_by_number);
+            let mut taken: Vec<Rank> = succession.from.iter().copied().flatten().collect();
+            prop_assert!(taken.is_sorted());
+            taken.dedup();
+            prop_assert_eq!(taken.len(), succession.from.iter().flatten().count());
+        }
+    }
+
+    /// Goal: nothing moves when nothing changes.
+    #[test]
+    fn the_same_placement_stays() {
+        let placement = place(&[5.0, 1.0, 1.0, 3.0], 4);
+        let succession = succession(&placement, &placement);
+        assert_eq!(succession.moved, 0);
+        assert_eq!(succession.from, [0, 1, 2, 3].map(|rank| Some(Rank(rank))));
+    }
+}
