@@ -9,7 +9,7 @@
 //! Never used at run time.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::exit;
 
 /// The directory of libtorch, checked to hold its headers and libraries.
@@ -38,14 +38,41 @@ pub fn libtorch() -> PathBuf {
     dir
 }
 
+/// The folders of CUDA's and NCCL's headers, which are in packages beside libtorch.
+///
+/// Ends the build script with a message when they are not there.
+#[must_use]
+pub fn cuda_includes(libtorch: &Path) -> Vec<PathBuf> {
+    let packages = libtorch.parent().unwrap_or(libtorch).join("nvidia");
+    [
+        ("nccl/include", "nccl.h"),
+        ("cu13/include", "cublas_v2.h"),
+        ("cu13/include/cccl", "cuda/std/version"),
+    ]
+    .into_iter()
+    .map(|(folder, header)| {
+        let folder = packages.join(folder);
+        if !folder.join(header).exists() {
+            fail(&format!(
+                "the headers of CUDA are not there (no `{}`): run `cargo xtask setup --cuda`",
+                folder.join(header).display()
+            ));
+        }
+        folder
+    })
+    .collect()
+}
+
 /// Makes every program, test and example of the calling package look for libtorch where it was at build time.
 ///
-/// The path goes into the program as `RUNPATH`, so on another machine `LD_LIBRARY_PATH` takes precedence over it.
+/// The path goes into the program as `RUNPATH`, so on another machine `LD_LIBRARY_PATH` takes precedence over it. The
+/// libraries that libtorch itself is linked to need not be there at build time: `libtorch_cuda.so` names a dozen.
 pub fn find_libtorch_at_run_time() {
     println!(
         "cargo::rustc-link-arg=-Wl,-rpath,{}",
         libtorch().join("lib").display()
     );
+    println!("cargo::rustc-link-arg=-Wl,--allow-shlib-undefined");
 }
 
 fn fail(problem: &str) -> ! {

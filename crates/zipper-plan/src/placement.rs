@@ -176,6 +176,21 @@ impl Placement {
             .sum()
     }
 
+    /// Work of each rank when each language's `work` is divided among its owners as evenly as they allow.
+    ///
+    /// # Panics
+    /// If there is not one amount of work for each language.
+    pub fn shares(&self, work: &[f64]) -> Vec<f64> {
+        assert_eq!(
+            work.len(),
+            self.owners.len(),
+            "one amount of work for each language"
+        );
+        let whole: Vec<(usize, f64)> = work.iter().copied().enumerate().collect();
+        let queue = Queue::new(self, &whole);
+        queue.divide(queue.divided_optimum()).unwrap_or_default()
+    }
+
     /// Gives each utterance to one of its language's owners, so that the slowest rank is as early as possible.
     ///
     /// Ranks are filled from the first to the last up to a threshold, each with the languages that end soonest and, of
@@ -309,7 +324,7 @@ impl<'a> Queue<'a> {
         let (mut low, mut high) = (total / f64::from(self.placement.world_size.0), total);
         for _ in 0..BISECTIONS {
             let middle = f64::midpoint(low, high);
-            if self.fits_divided(middle) {
+            if self.divide(middle).is_some() {
                 high = middle;
             } else {
                 low = middle;
@@ -318,32 +333,32 @@ impl<'a> Queue<'a> {
         high
     }
 
-    /// Whether no rank has more than `threshold` to do if utterances are divided at will.
+    /// The work of each rank when none has more than `threshold` to do and utterances are divided at will, or nothing if
+    /// that leaves work over.
     ///
     /// Languages come in the order of their first owners and, as pieces of a ruler, of their last ones: filling ranks from
     /// the first on is then the best that can be done.
-    fn fits_divided(&self, threshold: f64) -> bool {
-        let (mut rank, mut used) = (0u32, 0.0);
+    fn divide(&self, threshold: f64) -> Option<Vec<f64>> {
+        let mut loads = vec![0.0_f64; self.placement.world_size.0 as usize];
+        let mut rank = 0;
         for &(language, work, _) in &self.languages {
             let (first, last) = self.placement.owners[language];
-            if rank < first {
-                (rank, used) = (first, 0.0);
-            }
+            rank = rank.max(first as usize);
             let mut left = work;
             loop {
-                let taken = left.min(threshold - used);
+                let taken = left.min(threshold - loads[rank]);
                 left -= taken;
-                used += taken;
+                loads[rank] += taken;
                 if left <= threshold * SLIVER {
                     break;
                 }
-                if rank >= last {
-                    return false;
+                if rank >= last as usize {
+                    return None;
                 }
-                (rank, used) = (rank + 1, 0.0);
+                rank += 1;
             }
         }
-        true
+        Some(loads)
     }
 
     /// The utterances of each rank when none may take more than `threshold`, or nothing if some are left over.
@@ -389,27 +404,6 @@ mod tests {
         .expect("memory is no limit")
     }
 
-    /// Expected work of each rank when a language's work is spread over its owners as the ruler says.
-    fn shares(placement: &Placement, work: &[f64]) -> Vec<f64> {
-        let ranks = placement.world_size().0 as usize;
-        let fair = work.iter().sum::<f64>() / ranks as f64;
-        let mut shares = vec![0.0; ranks];
-        for (language, &work) in work.iter().enumerate() {
-            let mut left = work;
-            for rank in placement.owners(language) {
-                let rank = rank as usize;
-                let taken = if rank == *placement.owners(language).end() as usize {
-                    left
-                } else {
-                    fair - shares[rank]
-                };
-                shares[rank] += taken;
-                left -= taken;
-            }
-        }
-        shares
-    }
-
     fn work() -> impl Strategy<Value = Vec<f64>> {
         prop::collection::vec(prop_oneof![Just(0.0), 0.001..1.0f64, 1.0..1000.0f64], 1..40)
     }
@@ -422,7 +416,7 @@ mod tests {
             prop_assert_eq!(placement.num_languages(), work.len());
             prop_assert!(placement.num_pieces() < world as usize + work.len());
             let fair = work.iter().sum::<f64>() / f64::from(world);
-            for share in shares(&placement, &work) {
+            for share in placement.shares(&work) {
                 prop_assert!((share - fair).abs() <= fair * 1e-6, "{share} of {fair}");
             }
             for pair in placement.owners.windows(2) {
