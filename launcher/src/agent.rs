@@ -74,6 +74,9 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
             .args(["--device", device, "--backend", &arguments.backend])
             // c10d warns of what the worker reports itself.
             .env("TORCH_CPP_LOG_LEVEL", "ERROR")
+            // A failed collective is an error that the worker tells of, not a reason to kill the process.
+            .env("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+            .env("TORCH_NCCL_ENABLE_MONITORING", "0")
             .spawn()
             .with_context(|| {
                 format!(

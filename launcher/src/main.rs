@@ -1,13 +1,14 @@
 //! `zipper-launch`: what people type. Checks a run's input, starts its processes, shows how it goes.
 //!
 //! Reading order: `run` (the main job), `preflight` (everything that can be refused before anything starts), `devices` (how
-//! many workers, on which GPUs), `processes` (coordinator and node agents), `agent` (one node's workers), `display` and
+//! many workers, on which GPUs), `plan` (who would hold what), `processes` (coordinator and node agents), `agent` (one node's workers), `display` and
 //! `table` (what people see), `checkpoints`.
 
 mod agent;
 mod checkpoints;
 mod devices;
 mod display;
+mod plan;
 mod preflight;
 mod processes;
 mod run;
@@ -23,6 +24,7 @@ use zipper_cli::{ExitStatus, finish, init_tracing};
 ///   zipper-launch --nodes 2 --workers-per-node 4 --config run.yaml --run file:///data/runs/a --resume auto
 ///   zipper-launch --nodes 1 --workers-per-node 2 --backend gloo --config run.yaml
 ///   zipper-launch --nodes 1 --config run.yaml --set training.align.lr=1e-3 --set adapter.variant=hard
+///   zipper-launch plan --nodes 4 --config run.yaml
 ///   zipper-launch checkpoints --run file:///data/runs/a --verify
 ///
 /// Ctrl-C stops the run at the next step with a checkpoint (exit code 75); the same command goes on from there. Exit codes:
@@ -43,6 +45,16 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show who would hold and do what, and what it costs in memory and traffic; start nothing.
+    ///
+    /// Reads the configuration, the manifests and the headers of the model files. With `--run`, times are those that the
+    /// steps of that run took.
+    ///
+    /// Examples:
+    ///   zipper-launch plan --config configs/quickstart.yaml --nodes 4
+    ///   zipper-launch plan --config run.yaml --nodes 8 --workers-per-node 8 --run file:///data/runs/a --json
+    #[command(verbatim_doc_comment)]
+    Plan(plan::Arguments),
     /// List the checkpoints of a run, and verify them.
     Checkpoints(checkpoints::Arguments),
     /// Start and watch the workers of one node; zipper-launch starts this.
@@ -56,6 +68,7 @@ async fn main() -> ExitStatus {
     init_tracing("warn");
     finish(match arguments.command {
         None => run::run(arguments.run).await,
+        Some(Command::Plan(arguments)) => plan::run(&arguments).await,
         Some(Command::Checkpoints(arguments)) => checkpoints::run(&arguments).await,
         Some(Command::Agent(arguments)) => agent::run(&arguments).await,
     })

@@ -11,9 +11,10 @@ use zipper_config::RunConfig;
 use zipper_config::schema::OnBadAudio;
 use zipper_data::{BadAudio, Corpus, DurationLimits, Utterance, check_audio, load_corpus};
 use zipper_plan::SamplerProblem;
-use zipper_types::{Step, WorldSize};
+use zipper_types::{Stage, Step, WorldSize};
 
 use crate::devices::{self, Crew, Wishes};
+use crate::plan;
 use crate::run::{Arguments, Resume};
 
 /// Bad utterances that a message names; the others are counted.
@@ -27,6 +28,8 @@ pub(crate) struct Prepared {
     pub(crate) resume: Step,
     /// Its workers.
     pub(crate) crew: Crew,
+    /// Bytes that one bank takes on a worker, where memory for banks is limited.
+    pub(crate) bank_memory: Option<u64>,
     /// Folder for the logs of all processes.
     pub(crate) logs: PathBuf,
 }
@@ -34,15 +37,8 @@ pub(crate) struct Prepared {
 /// Checks everything, and leaves in the run what its processes need: run.yaml, the corpus report, the ids to skip.
 pub(crate) async fn prepare(arguments: &Arguments) -> anyhow::Result<Prepared> {
     let file = arguments.config.as_deref().context("--config is required")?;
-    let source = file.display().to_string();
     let user = |error: &dyn std::error::Error| UserError::new(error.to_string());
-    let config = zipper_config::load(file, &arguments.all_overrides()).map_err(|error| user(&error))?;
-    config.check_paths(&source).map_err(|error| {
-        user(&error).hint("paths are relative to the directory that zipper-launch is called in")
-    })?;
-    for warning in config.warnings() {
-        eprintln!("warning: {source}: {warning}");
-    }
+    let config = read_config(file, &arguments.all_overrides())?;
     let url = arguments
         .run
         .clone()
@@ -70,6 +66,11 @@ pub(crate) async fn prepare(arguments: &Arguments) -> anyhow::Result<Prepared> {
     };
     let crew = Crew::decide(wishes, devices::ask().await?)?;
     check_workers(crew.workers())?;
+    // Only a limit makes the size of a bank matter.
+    let bank_memory = match config.runtime.bank_memory_mib {
+        Some(_) => Some(plan::inventory(&config, Stage::Zipper)?.bank_memory()),
+        None => None,
+    };
     if let Some(warning) = crew.warning() {
         eprintln!("warning: {warning}");
     }
@@ -93,8 +94,23 @@ pub(crate) async fn prepare(arguments: &Arguments) -> anyhow::Result<Prepared> {
         store,
         resume,
         crew,
+        bank_memory,
         logs,
     })
+}
+
+/// Reads the configuration and checks that what it names exists.
+pub(crate) fn read_config(file: &Path, overrides: &[String]) -> anyhow::Result<RunConfig> {
+    let source = file.display().to_string();
+    let user = |error: &dyn std::error::Error| UserError::new(error.to_string());
+    let config = zipper_config::load(file, overrides).map_err(|error| user(&error))?;
+    config.check_paths(&source).map_err(|error| {
+        user(&error).hint("paths are relative to the directory that zipper-launch is called in")
+    })?;
+    for warning in config.warnings() {
+        eprintln!("warning: {source}: {warning}");
+    }
+    Ok(config)
 }
 
 /// Decides whether the run begins or goes on, and from which step; also the damaged checkpoints after it, which have to make
@@ -206,13 +222,7 @@ fn compare(key: &str, of_run: &serde_json::Value, now: &serde_json::Value, found
 /// Reads all manifests and decodes all audio; returns the training corpus without what cannot be used, and the ids of
 /// what cannot be.
 fn check_data(config: &RunConfig) -> anyhow::Result<(Corpus, Vec<String>)> {
-    let limits = DurationLimits {
-        min_seconds: config.data.min_seconds,
-        max_seconds: config.data.max_seconds,
-    };
-    let load = |paths: &[PathBuf]| {
-        load_corpus(paths, &config.data.languages, limits).map_err(|error| UserError::new(error.to_string()))
-    };
+    let load = |paths: &[PathBuf]| read_manifests(config, paths);
     let mut train = load(&config.data.train)?;
     eprintln!("Training data:\n{}", train.report);
     let mut all = train.utterances.clone();
@@ -253,6 +263,16 @@ fn check_data(config: &RunConfig) -> anyhow::Result<(Corpus, Vec<String>)> {
     }
 }
 
+/// Reads manifests without looking at the audio.
+pub(crate) fn read_manifests(config: &RunConfig, paths: &[PathBuf]) -> anyhow::Result<Corpus> {
+    let limits = DurationLimits {
+        min_seconds: config.data.min_seconds,
+        max_seconds: config.data.max_seconds,
+    };
+    let corpus = load_corpus(paths, &config.data.languages, limits);
+    corpus.map_err(|error| UserError::new(error.to_string()).into())
+}
+
 fn check_all_audio(utterances: &[Utterance]) -> Vec<BadAudio> {
     let style = ProgressStyle::with_template("Checking audio {bar:30} {pos}/{len} {eta}")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
@@ -263,7 +283,7 @@ fn check_all_audio(utterances: &[Utterance]) -> Vec<BadAudio> {
     bad
 }
 
-fn sampler_problem(config: &RunConfig, utterances: &[Utterance]) -> SamplerProblem {
+pub(crate) fn sampler_problem(config: &RunConfig, utterances: &[Utterance]) -> SamplerProblem {
     let mut durations = vec![Vec::new(); config.data.languages.len()];
     for utterance in utterances {
         durations[utterance.language].push(utterance.duration);

@@ -37,6 +37,7 @@ impl Processes {
         )?
         .args(["--run", run, "--world-size", &world_size.to_string()])
         .args(["--resume-step", &prepared.resume.to_string()])
+        .args(prepared.bank_memory.map(|bytes| format!("--bank-bytes={bytes}")))
         .stdout(Stdio::piped())
         .spawn()
         .context("the coordinator cannot be started")?;

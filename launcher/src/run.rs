@@ -20,6 +20,8 @@ use crate::table;
 
 /// How long processes may take to end after the verdict.
 const FAREWELL: Duration = Duration::from_secs(20);
+/// The same if the run failed: workers give up on each other within 10 s, and one that is stopped never ends by itself.
+const FAREWELL_AFTER_FAILURE: Duration = Duration::from_secs(13);
 
 #[derive(Debug, clap::Args)]
 #[group(skip)]
@@ -120,7 +122,11 @@ async fn watch(prepared: &Prepared, mut processes: Processes) -> anyhow::Result<
         match event {
             Some(Event::Verdict(verdict)) => {
                 display.finish();
-                processes.wait(FAREWELL).await;
+                let patience = match verdict.outcome() {
+                    v1::verdict::Outcome::Done | v1::verdict::Outcome::Stopped => FAREWELL,
+                    _ => FAREWELL_AFTER_FAILURE,
+                };
+                processes.wait(patience).await;
                 return Ok(verdict);
             }
             Some(event) => display.show(&event),

@@ -1,0 +1,130 @@
+//! `zipper-launch plan`: what a run would look like, without starting anything.
+//!
+//! Reading order: this file (what is asked and read), `shapes` (the model files), `estimate` (the numbers), `render` (the
+//! table).
+
+mod estimate;
+mod render;
+mod shapes;
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use zipper_checkpoint::{ErrorKind, RunStore, layout};
+use zipper_cli::{ExitStatus, UserError};
+use zipper_config::RunConfig;
+use zipper_config::schema::{Dtype, RouterGranularity};
+use zipper_plan::{AdapterShape, Inventory, MeasuredStep, transformer_layers};
+use zipper_types::{Stage, Variant, WorldSize};
+
+use crate::devices::{self, Crew, Wishes};
+use crate::preflight;
+use crate::run::print;
+use estimate::Estimate;
+use shapes::ModelShapes;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// The run's YAML file.
+    #[arg(long)]
+    config: PathBuf,
+    /// Nodes of the run.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    nodes: u32,
+    /// Workers (ranks) on each node. Left out: as many as the run would have on this machine.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    workers_per_node: Option<u32>,
+    /// A run whose steps were measured: expected times are seconds and not positions of the LLM.
+    #[arg(long)]
+    run: Option<String>,
+    /// Change a key of the file: `adapter.variant=hard`. Can be given several times.
+    #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
+    overrides: Vec<String>,
+    /// Print one JSON document on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
+    let config = preflight::read_config(&arguments.config, &arguments.overrides)?;
+    let train = preflight::read_manifests(&config, &config.data.train)?;
+    let world_size = WorldSize(match arguments.workers_per_node {
+        Some(workers) => arguments.nodes.saturating_mul(workers),
+        None => {
+            let wishes = Wishes {
+                nodes: arguments.nodes,
+                workers_per_node: None,
+                backend: config.runtime.backend,
+            };
+            Crew::decide(wishes, devices::ask().await?)?.workers()
+        }
+    });
+    let measured = match &arguments.run {
+        Some(url) => measured_steps(url).await?,
+        None => Vec::new(),
+    };
+    let estimate = Estimate::new(&config, &train, world_size, &measured)?;
+    if arguments.json {
+        let document = serde_json::to_string_pretty(&estimate).context("the plan")?;
+        print(&document)?;
+    } else {
+        print(&render::render(&estimate))?;
+        if !estimate.measured {
+            eprintln!(
+                "hint: work is in positions of the LLM; `--run URL` of a run with some measured steps gives seconds"
+            );
+        }
+    }
+    Ok(ExitStatus::Done)
+}
+
+/// The trainable parameters of `stage`, counted from the shapes of the model files.
+///
+/// # Errors
+/// If a model directory is not one.
+pub(crate) fn inventory(config: &RunConfig, stage: Stage) -> anyhow::Result<Inventory> {
+    let adapter = &config.adapter;
+    let shapes = ModelShapes::read(&config.model, &adapter.targets, &adapter.encoder_targets)?;
+    let routers = match adapter.router.granularity {
+        RouterGranularity::Linear => shapes.sites.len(),
+        RouterGranularity::Layer => transformer_layers(&shapes.sites).len(),
+        RouterGranularity::Model => 1,
+    };
+    let shape = AdapterShape {
+        variant: match stage {
+            Stage::Align => Variant::Shared,
+            Stage::Zipper => adapter.variant,
+        },
+        rank: adapter.rank as u64,
+        shared_rank: adapter.shared_rank.unwrap_or(adapter.rank / 2) as u64,
+        lid_dim: adapter.router.lid_dim as u64,
+        routers: routers as u64,
+        languages: config.data.languages.len() as u64,
+    };
+    let element_bytes = match config.model.dtype {
+        Dtype::F32 | Dtype::Bf16 => 4,
+        Dtype::F64 => 8,
+    };
+    Ok(Inventory::new(
+        shapes.projector,
+        &shape,
+        &shapes.sites,
+        element_bytes,
+    ))
+}
+
+/// The steps that a run has measured.
+async fn measured_steps(url: &str) -> anyhow::Result<Vec<MeasuredStep>> {
+    let store = RunStore::open(url).map_err(|error| UserError::new(error.to_string()))?;
+    let bytes = match store.get(layout::TRAIN_METRICS).await {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let error = UserError::new(format!("--run: `{url}` has no {}", layout::TRAIN_METRICS));
+            return Err(error.hint("name a run that has made some steps").into());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let text = String::from_utf8_lossy(&bytes);
+    let steps = text.lines().filter_map(|line| serde_json::from_str(line).ok());
+    Ok(steps.collect())
+}
