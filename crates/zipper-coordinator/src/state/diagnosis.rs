@@ -340,7 +340,7 @@ fn last_known(member: &Member) -> String {
             let how = if collective.finished {
                 "had finished"
             } else {
-                "had not"
+                "had not finished"
             };
             format!("{step}, and its latest collective operation {collective} {how}")
         }

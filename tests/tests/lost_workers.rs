@@ -1,0 +1,107 @@
+//! Goal: a worker that is lost in the middle of training is named, with the operation at which the others missed it; every
+//! survivor ends by itself with that message, flight records stay in the run, and no process is left.
+//! Method: the real programs, three workers, one of which gets a signal at whatever it is doing.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use zipper_tests::{Finished, Fixture, Launched, processes};
+
+/// Starts a long run with the settings `more`, sends `signal` to rank 1 in the middle of it, and waits for its end; returns it
+/// with how long that took.
+fn lose_rank_1(fixture: &Fixture, signal: Signal, more: &[&str]) -> (Finished, Duration) {
+    fixture.write_config("long.yaml", |text| {
+        text.replace("steps: 6,", "steps: 5000,")
+            .replace("untrained: true", "untrained: false")
+    });
+    let config = fixture.path().join("long.yaml").display().to_string();
+    let run = fixture.run_url("run");
+    let mut arguments = vec!["--nodes", "3", "--config", &config, "--run", &run];
+    arguments.extend(more.iter().flat_map(|set| ["--set", set]));
+    let launched = Launched::start(&arguments);
+    let checkpoint = fixture.path().join("run/checkpoints/step-00000004/MANIFEST.json");
+    wait_until("the first checkpoint is written", || checkpoint.exists());
+    let worker = processes(&["zipper-worker", "train", &run, "--node-rank\u{0}1"]);
+    kill(Pid::from_raw(worker[0]), signal).expect("the worker is running");
+    let since = Instant::now();
+    let finished = launched.wait();
+    let took = since.elapsed();
+    wait_until("no process of the run is left", || processes(&[&run]).is_empty());
+    (finished, took)
+}
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(
+            started.elapsed() < Duration::from_mins(2),
+            "waited two minutes until {what}"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn assert_named(finished: &Finished, fixture: &Fixture, cause: &str) {
+    let stderr = &finished.stderr;
+    assert_eq!(finished.code, Some(1), "{stderr}");
+    for words in [
+        "error: worker `node1/0` (rank 1) on ",
+        cause,
+        "its last completed step was ",
+        "So the collective operation `",
+        " of step ",
+        "had come to it, worker `node1/0` (rank 1)",
+        "`flight/generation-1` of the run",
+    ] {
+        assert!(stderr.contains(words), "no `{words}` in:\n{stderr}");
+    }
+    for survivor in [0, 2] {
+        let log = fixture
+            .path()
+            .join(format!("run/logs/node{survivor}-worker0.log"));
+        let log = fs::read_to_string(log).expect("every worker has a log");
+        assert!(
+            log.contains("the run ended: worker `node1/0` (rank 1)"),
+            "rank {survivor} does not know why it ends:\n{log}"
+        );
+        let record = fixture
+            .path()
+            .join(format!("run/flight/generation-1/rank-{survivor}.json"));
+        let record = fs::read(&record).unwrap_or_else(|error| panic!("{}: {error}\n{log}", record.display()));
+        let record: serde_json::Value = serde_json::from_slice(&record).expect("JSON");
+        assert!(!record.is_null(), "a flight record has content");
+    }
+}
+
+#[test]
+fn a_killed_worker_is_named_by_everyone() {
+    let fixture = Fixture::new();
+    let (finished, _) = lose_rank_1(&fixture, Signal::SIGKILL, &[]);
+    assert_named(&finished, &fixture, " was ended by signal 9;");
+}
+
+/// A stopped process keeps its connections, so only the lack of its heartbeats tells; the others wait in a collective whose
+/// deadline is far away, and are freed from it.
+#[test]
+fn a_stopped_worker_is_found_by_its_missing_heartbeats() {
+    let fixture = Fixture::new();
+    let settings = ["runtime.heartbeat_timeout=3s", "runtime.collective_timeout=50s"];
+    let (finished, took) = lose_rank_1(&fixture, Signal::SIGSTOP, &settings);
+    assert_named(&finished, &fixture, ": no heartbeat for ");
+    assert!(
+        took < Duration::from_secs(50),
+        "the collective's deadline passed first: {took:?}"
+    );
+}
+
+/// Where heartbeats may be missing for longer than a collective may take, the collective's deadline tells.
+#[test]
+fn a_stopped_worker_is_found_by_the_deadline_of_a_collective() {
+    let fixture = Fixture::new();
+    let settings = ["runtime.heartbeat_timeout=100s", "runtime.collective_timeout=3s"];
+    let (finished, took) = lose_rank_1(&fixture, Signal::SIGSTOP, &settings);
+    assert_named(&finished, &fixture, " did not come");
+    assert!(took < Duration::from_mins(1), "{took:?}");
+}
