@@ -1,6 +1,7 @@
 //! A tiny corpus: sums of sines as WAV files of several sampling rates, with short texts.
 
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 
 use rand::{RngExt, SeedableRng};
@@ -13,14 +14,19 @@ const WORDS: [&str; 6] = ["one", "two", "eins", "zwei", "hai", "ba"];
 
 /// Writes `train.jsonl`, `validation.jsonl`, `test.jsonl` and their audio into `folder`.
 pub fn write_corpus(folder: &Path, seed: u64) {
+    write_corpus_of(folder, seed, &LANGUAGES, 0.35..0.95);
+}
+
+/// The same with other numbers of utterances, which have this many seconds.
+pub fn write_corpus_of(folder: &Path, seed: u64, languages: &[(&str, usize)], seconds: Range<f64>) {
     fs::create_dir_all(folder).expect("the folder can be made");
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     for (split, divisor) in [("train", 1), ("validation", 4), ("test", 3)] {
         let mut manifest = String::new();
-        for (language, count) in LANGUAGES {
+        for &(language, count) in languages {
             for index in 0..count.div_ceil(divisor) {
                 let id = format!("{split}-{language}-{index:02}");
-                let seconds = random.random_range(0.35..0.95);
+                let seconds = random.random_range(seconds.clone());
                 write_wav(&folder.join(format!("{id}.wav")), seconds, &mut random);
                 let text = [0, 1]
                     .map(|_| WORDS[random.random_range(0..WORDS.len())])

@@ -10,8 +10,8 @@ mod programs;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-pub use corpus::{LANGUAGES, write_corpus};
-pub use models::{write_llm, write_whisper};
+pub use corpus::{LANGUAGES, write_corpus, write_corpus_of};
+pub use models::{LlmShape, write_llm, write_llm_of, write_whisper};
 pub use programs::{Finished, Launched, processes, program};
 
 /// A folder with models, audio, manifests and a configuration.

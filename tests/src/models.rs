@@ -100,9 +100,46 @@ pub fn write_whisper(folder: &Path, seed: u64) {
     weights.write(folder);
 }
 
+/// Dimensions of a made-up LLM, by their names in configurations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LlmShape {
+    /// `hidden_size`.
+    pub width: usize,
+    /// `intermediate_size`.
+    pub ffn: usize,
+    /// `num_attention_heads`.
+    pub heads: usize,
+    /// `num_key_value_heads`.
+    pub kv_heads: usize,
+    /// `head_dim`.
+    pub head_dim: usize,
+    /// `num_hidden_layers`.
+    pub layers: usize,
+}
+
 /// A Llama directory with a character-level tokenizer: width 24, 2 layers, 4 heads over 2 key-value heads.
 pub fn write_llm(folder: &Path, seed: u64) {
-    let (width, ffn, heads, kv_heads, head_dim) = (24, 40, 4, 2, 6);
+    let shape = LlmShape {
+        width: 24,
+        ffn: 40,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 6,
+        layers: 2,
+    };
+    write_llm_of(folder, seed, shape);
+}
+
+/// The same of another size.
+pub fn write_llm_of(folder: &Path, seed: u64, shape: LlmShape) {
+    let LlmShape {
+        width,
+        ffn,
+        heads,
+        kv_heads,
+        head_dim,
+        layers,
+    } = shape;
     fs::create_dir_all(folder).expect("the folder can be made");
     let special = ["<s>", "</s>", "<unk>", "<en>", "<de>", "<vi>"];
     let characters = " abcdefghijklmnopqrstuvwxyz";
@@ -142,7 +179,7 @@ pub fn write_llm(folder: &Path, seed: u64) {
         "config.json",
         &json!({
             "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": pieces.len(),
-            "hidden_size": width, "intermediate_size": ffn, "num_hidden_layers": 2, "num_attention_heads": heads,
+            "hidden_size": width, "intermediate_size": ffn, "num_hidden_layers": layers, "num_attention_heads": heads,
             "num_key_value_heads": kv_heads, "head_dim": head_dim, "hidden_act": "silu", "rms_norm_eps": 1e-5,
             "rope_theta": 10_000.0, "max_position_embeddings": 512, "tie_word_embeddings": true,
             "attention_bias": false, "mlp_bias": false, "bos_token_id": 0, "eos_token_id": 1,
@@ -150,7 +187,7 @@ pub fn write_llm(folder: &Path, seed: u64) {
     );
     let mut weights = Weights::new(seed);
     weights.add("model.embed_tokens.weight", &[pieces.len(), width], 0.0);
-    for layer in 0..2 {
+    for layer in 0..layers {
         let prefix = format!("model.layers.{layer}");
         weights.add_linear(
             &format!("{prefix}.self_attn.q_proj"),

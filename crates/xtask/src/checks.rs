@@ -2,6 +2,7 @@
 
 use std::process::{Command, Stdio};
 
+use crate::gpu;
 use crate::phases::Phases;
 use crate::workspace::{self, Workspace};
 
@@ -42,6 +43,8 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
         test.env("LD_LIBRARY_PATH", libraries);
         workspace::run(test.args(["test", "--workspace", "--doc", "--quiet"]))
     })?;
+    // Before the programs, which puts the worker without CUDA back into its place.
+    phases.run("CUDA", || gpu::check(workspace))?;
     // The end-to-end tests run programs of other packages, which building tests alone does not build.
     phases.run("programs", || {
         workspace::run(workspace.cargo().args(["build", "--workspace"]))
@@ -69,7 +72,7 @@ fn check_scripts(workspace: &Workspace) -> anyhow::Result<()> {
 }
 
 /// Installs the missing ones into `.deps/tools`.
-fn install_tools(workspace: &Workspace) -> anyhow::Result<()> {
+pub(crate) fn install_tools(workspace: &Workspace) -> anyhow::Result<()> {
     for (name, version) in TOOLS {
         if runs(&mut tool(workspace, name)) {
             continue;
@@ -94,7 +97,7 @@ fn runs(command: &mut Command) -> bool {
 }
 
 /// `cargo <name>`: the one in `.deps/tools` if it is there, else the one on the PATH.
-fn tool(workspace: &Workspace, name: &str) -> Command {
+pub(crate) fn tool(workspace: &Workspace, name: &str) -> Command {
     let own = workspace.deps().join("tools/bin").join(format!("cargo-{name}"));
     let mut command = if own.exists() {
         workspace.command(own)

@@ -3,10 +3,13 @@
 //! Owns what has to run before anything that links libtorch can be built, so it links nothing of the kind. Everything it
 //! fetches or makes goes under `.deps/` and `demo/`.
 //!
-//! Reading order: `workspace` (folders, running programs), `setup`, `demo`, `quickstart`, `checks` (`cargo xtask test`).
+//! Reading order: `workspace` (folders, running programs), `setup`, `demo`, `quickstart`, `checks` (`cargo xtask test`),
+//! `gpu`, `bench`.
 
+mod bench;
 mod checks;
 mod demo;
+mod gpu;
 mod phases;
 mod quickstart;
 mod setup;
@@ -17,6 +20,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use zipper_cli::ExitStatus;
 
+use crate::bench::Bench;
 use crate::demo::{Corpus, Model};
 use crate::setup::Flavor;
 use crate::workspace::Workspace;
@@ -43,6 +47,13 @@ enum Command {
     Quickstart,
     /// Everything that CI runs.
     Test,
+    /// The tests that need a GPU.
+    Gpu,
+    /// Measure, and write what came out into docs/benchmarks/.
+    Bench {
+        #[arg(value_enum)]
+        what: Bench,
+    },
     /// Make a demo corpus under `demo/`.
     Corpus {
         #[arg(value_enum)]
@@ -62,6 +73,8 @@ fn main() -> ExitStatus {
         Command::Setup { cuda } => setup::run(&workspace, if cuda { Flavor::Cuda } else { Flavor::Cpu }),
         Command::Quickstart => quickstart::run(&workspace),
         Command::Test => checks::run(&workspace),
+        Command::Gpu => gpu::run(&workspace),
+        Command::Bench { what } => bench::run(&workspace, what),
         Command::Corpus { corpus } => demo::corpus(&workspace, corpus),
         Command::Model { model } => demo::model(&workspace, model),
     };

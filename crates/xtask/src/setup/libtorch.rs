@@ -55,14 +55,12 @@ impl Flavor {
 /// [`zipper_cli::UserError`] for too little disk space and for what pip says.
 pub(crate) fn install(workspace: &Workspace, python: &System, flavor: Flavor) -> anyhow::Result<()> {
     let requirements = workspace.root().join(flavor.requirements());
-    let pins = fs::read_to_string(&requirements)
-        .with_context(|| format!("cannot read `{}`", requirements.display()))?;
     let folder = workspace.deps().join("libtorch");
-    let Some(missing) = first_missing(&folder, &packages(&pins)) else {
+    let Some(lacking) = missing(workspace, flavor)? else {
         println!("setup: libtorch is there: {}", folder.display());
         return Ok(());
     };
-    println!("setup: installing libtorch ({missing} is missing)");
+    println!("setup: installing libtorch ({lacking} is missing)");
     system::check_space(workspace.deps(), flavor.bytes_needed())?;
     fs::create_dir_all(workspace.deps())
         .with_context(|| format!("cannot make `{}`", workspace.deps().display()))?;
@@ -86,10 +84,24 @@ pub(crate) fn install(workspace: &Workspace, python: &System, flavor: Flavor) ->
     remove(&folder)?;
     fs::rename(&partial, &folder)
         .with_context(|| format!("cannot move libtorch to `{}`", folder.display()))?;
-    match first_missing(&folder, &packages(&pins)) {
+    match missing(workspace, flavor)? {
         None => Ok(()),
-        Some(missing) => anyhow::bail!("pip succeeded, but {missing} is missing"),
+        Some(lacking) => anyhow::bail!("pip succeeded, but {lacking} is missing"),
     }
+}
+
+/// The first thing that the installation lacks.
+///
+/// # Errors
+/// If the list of packages cannot be read.
+pub(crate) fn missing(workspace: &Workspace, flavor: Flavor) -> anyhow::Result<Option<String>> {
+    let requirements = workspace.root().join(flavor.requirements());
+    let pins = fs::read_to_string(&requirements)
+        .with_context(|| format!("cannot read `{}`", requirements.display()))?;
+    Ok(first_missing(
+        &workspace.deps().join("libtorch"),
+        &packages(&pins),
+    ))
 }
 
 /// Platform tags of wheels that run with the glibc that libtorch needs, 2.28, newest first.

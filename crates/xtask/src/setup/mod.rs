@@ -21,3 +21,11 @@ pub(crate) fn run(workspace: &Workspace, flavor: Flavor) -> anyhow::Result<()> {
     println!("setup: ready; `cargo build` works now");
     Ok(())
 }
+
+/// Whether everything that CUDA needs is installed.
+///
+/// # Errors
+/// If the list of packages cannot be read.
+pub(crate) fn has_cuda(workspace: &Workspace) -> anyhow::Result<bool> {
+    Ok(libtorch::missing(workspace, Flavor::Cuda)?.is_none())
+}
