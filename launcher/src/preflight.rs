@@ -10,8 +10,8 @@ use zipper_cli::UserError;
 use zipper_config::RunConfig;
 use zipper_config::schema::OnBadAudio;
 use zipper_data::{BadAudio, Corpus, DurationLimits, Utterance, check_audio, load_corpus};
-use zipper_plan::SamplerProblem;
-use zipper_types::{Stage, Step, WorldSize};
+use zipper_plan::{Placement, PlacementProblem, SamplerProblem, banks_that_fit};
+use zipper_types::{Stage, Step, Variant, WorldSize};
 
 use crate::devices::{self, Crew, Wishes};
 use crate::plan;
@@ -66,11 +66,7 @@ pub(crate) async fn prepare(arguments: &Arguments) -> anyhow::Result<Prepared> {
     };
     let crew = Crew::decide(wishes, devices::ask().await?)?;
     check_workers(crew.workers())?;
-    // Only a limit makes the size of a bank matter.
-    let bank_memory = match config.runtime.bank_memory_mib {
-        Some(_) => Some(plan::inventory(&config, Stage::Zipper)?.bank_memory()),
-        None => None,
-    };
+    let bank_memory = bank_memory(&config, WorldSize(crew.workers()))?;
     if let Some(warning) = crew.warning() {
         eprintln!("warning: {warning}");
     }
@@ -97,6 +93,24 @@ pub(crate) async fn prepare(arguments: &Arguments) -> anyhow::Result<Prepared> {
         bank_memory,
         logs,
     })
+}
+
+/// Bytes that a bank takes on an owner, if there is a limit: only that makes it matter. Refuses banks that do not fit.
+fn bank_memory(config: &RunConfig, world_size: WorldSize) -> anyhow::Result<Option<u64>> {
+    let Some(limit) = config.runtime.bank_memory_mib else {
+        return Ok(None);
+    };
+    let bytes = plan::inventory(config, Stage::Zipper)?.bank_memory();
+    if config.adapter.variant != Variant::Shared {
+        let problem = PlacementProblem {
+            // Whether banks fit does not depend on it.
+            work: vec![1.0; config.data.languages.len()],
+            world_size,
+            max_banks_per_rank: Some(banks_that_fit(limit, bytes)),
+        };
+        Placement::solve(&problem).map_err(|error| UserError::new(error.to_string()))?;
+    }
+    Ok(Some(bytes))
 }
 
 /// Reads the configuration and checks that what it names exists.

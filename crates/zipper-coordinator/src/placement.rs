@@ -4,14 +4,13 @@
 
 use zipper_config::RunConfig;
 use zipper_plan::{
-    LanguageAmount, MeasuredStep, Placement, PlacementProblem, PlanError, WorkModel, expected_work,
+    LanguageAmount, MeasuredStep, Placement, PlacementProblem, PlanError, WorkModel, banks_that_fit,
+    expected_work,
 };
 use zipper_proto::v1;
 use zipper_types::{Rank, Variant, WorldSize};
 
 use crate::corpus::Corpus;
-
-const MIB: f64 = 1024.0 * 1024.0;
 
 /// What the placement of every generation of a run follows from.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,7 +53,7 @@ impl PlacementBasis {
         Ok(Self {
             work: (config.adapter.variant != Variant::Shared).then_some(work),
             model,
-            max_banks_per_rank: memory.map(|(mib, bytes)| (mib * MIB / bytes.max(1) as f64) as u32),
+            max_banks_per_rank: memory.map(|(mib, bytes)| banks_that_fit(mib, bytes)),
         })
     }
 

@@ -6,6 +6,7 @@ use zipper_types::Variant;
 
 /// Weights, and two moments of AdamW for each.
 const MOMENTS: u64 = 2;
+const MIB: f64 = 1024.0 * 1024.0;
 
 /// An adapted linear layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,6 +155,11 @@ impl Inventory {
     }
 }
 
+/// Banks of `bank_memory` bytes each that fit into `memory_mib` MiB.
+pub fn banks_that_fit(memory_mib: f64, bank_memory: u64) -> u32 {
+    (memory_mib * MIB / bank_memory.max(1) as f64) as u32
+}
+
 /// The transformer layers among `sites`, each named once: `model.layers.3` of `model.layers.3.self_attn.q_proj`.
 pub fn transformer_layers(sites: &[SiteShape]) -> BTreeSet<&str> {
     sites
@@ -170,6 +176,15 @@ pub fn transformer_layers(sites: &[SiteShape]) -> BTreeSet<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_whole_banks_fit() {
+        let mib = 1024 * 1024;
+        assert_eq!(
+            [(1.0, mib), (2.9, mib), (0.9, mib), (1.0, 0)].map(|(memory, bank)| banks_that_fit(memory, bank)),
+            [1, 2, 0, 1024 * 1024]
+        );
+    }
 
     /// The adapted layers of Qwen2.5-7B.
     fn qwen() -> Vec<SiteShape> {

@@ -18,7 +18,7 @@ mod work;
 pub use calibration::{MeasuredLanguage, MeasuredStep};
 pub use dealing::{deal, micro_batches};
 pub use expected::{LanguageAmount, expected_work};
-pub use inventory::{AdapterShape, Inventory, ProjectorShape, SiteShape, transformer_layers};
+pub use inventory::{AdapterShape, Inventory, ProjectorShape, SiteShape, banks_that_fit, transformer_layers};
 pub use learning_rate::{LearningRate, Shape};
 pub use placement::{Placement, PlacementProblem};
 pub use sampler::{GlobalBatch, PlanError, Sampler, SamplerProblem, SamplerState, UtteranceRef};

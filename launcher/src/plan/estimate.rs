@@ -6,13 +6,12 @@ use zipper_config::RunConfig;
 use zipper_data::Corpus;
 use zipper_plan::{
     Inventory, LanguageAmount, MeasuredStep, Placement, PlacementProblem, PlanError, Sampler, WorkModel,
-    expected_work, succession,
+    banks_that_fit, expected_work, succession,
 };
 use zipper_types::{Rank, Stage, Variant, WorldSize};
 
 use crate::preflight;
 
-const MIB: f64 = 1024.0 * 1024.0;
 /// Global batches that are drawn and dealt to see how uneven single steps are.
 const SIMULATED_STEPS: usize = 300;
 
@@ -101,7 +100,9 @@ impl Estimate {
         steps: &[MeasuredStep],
     ) -> anyhow::Result<Self> {
         let problem = preflight::sampler_problem(config, &train.utterances);
-        problem.check_world_size(world_size).map_err(user)?;
+        problem
+            .check_world_size(world_size)
+            .map_err(|error| user(&error))?;
         let amounts: Vec<LanguageAmount> = train
             .report
             .languages
@@ -114,10 +115,11 @@ impl Estimate {
             .collect();
         let model = WorkModel::measured_by(&config.data.languages, &amounts, steps);
         let batch_seconds = config.training.batch_audio_seconds;
-        let work = expected_work(&amounts, config.data.temperature, batch_seconds, &model).map_err(user)?;
+        let work = expected_work(&amounts, config.data.temperature, batch_seconds, &model)
+            .map_err(|error| user(&error))?;
         let align = crate::plan::inventory(config, Stage::Align)?;
         let zipper = crate::plan::inventory(config, Stage::Zipper)?;
-        let place = |world_size| place(config, &zipper, &work, world_size).map_err(user);
+        let place = |world_size| place(config, &zipper, &work, world_size).map_err(|error| user(&error));
         let placement = place(world_size)?;
         let everywhere = Placement::everywhere(work.len(), world_size);
         let has_banks = config.adapter.variant != Variant::Shared;
@@ -166,7 +168,7 @@ impl Estimate {
     }
 }
 
-fn user(error: PlanError) -> UserError {
+fn user(error: &PlanError) -> UserError {
     UserError::new(error.to_string())
 }
 
@@ -184,7 +186,7 @@ fn place(
     Placement::solve(&PlacementProblem {
         work: work.to_vec(),
         world_size,
-        max_banks_per_rank: memory.map(|mib| (mib * MIB / inventory.bank_memory().max(1) as f64) as u32),
+        max_banks_per_rank: memory.map(|mib| banks_that_fit(mib, inventory.bank_memory())),
     })
 }
 
@@ -200,7 +202,7 @@ fn simulate(
         let cost = model.cost(utterance.language, utterance.duration, characters);
         costs[utterance.language].push(cost);
     }
-    let mut sampler = Sampler::new(problem.clone()).map_err(user)?;
+    let mut sampler = Sampler::new(problem.clone()).map_err(|error| user(&error))?;
     let batch = |_| {
         let batch = sampler.next_batch();
         let cost = |at: &zipper_plan::UtteranceRef| (at.language, costs[at.language][at.index]);

@@ -48,17 +48,17 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     let config = preflight::read_config(&arguments.config, &arguments.overrides)?;
     let train = preflight::read_manifests(&config, &config.data.train)?;
-    let world_size = WorldSize(match arguments.workers_per_node {
-        Some(workers) => arguments.nodes.saturating_mul(workers),
-        None => {
-            let wishes = Wishes {
-                nodes: arguments.nodes,
-                workers_per_node: None,
-                backend: config.runtime.backend,
-            };
-            Crew::decide(wishes, devices::ask().await?)?.workers()
-        }
-    });
+    let workers = if let Some(workers) = arguments.workers_per_node {
+        arguments.nodes.saturating_mul(workers)
+    } else {
+        let wishes = Wishes {
+            nodes: arguments.nodes,
+            workers_per_node: None,
+            backend: config.runtime.backend,
+        };
+        Crew::decide(wishes, devices::ask().await?)?.workers()
+    };
+    let world_size = WorldSize(workers);
     let measured = match &arguments.run {
         Some(url) => measured_steps(url).await?,
         None => Vec::new(),
