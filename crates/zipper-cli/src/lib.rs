@@ -1,6 +1,7 @@
 //! What the programs share on the command line: exit codes, how errors and hints are printed, logging.
 
 use std::fmt;
+use std::io::IsTerminal;
 use std::io::Write;
 use std::process::{ExitCode, Termination};
 
@@ -108,6 +109,8 @@ pub fn init_tracing(default_filter: &str) {
     let filter = EnvFilter::try_from_env("ZIPPER_LOG").unwrap_or_else(|_| EnvFilter::new(default_filter));
     // A second call, as in tests, changes nothing.
     let _ = tracing_subscriber::fmt()
+        // Colours are for people: logs in files are searched.
+        .with_ansi(std::io::stderr().is_terminal())
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .try_init();

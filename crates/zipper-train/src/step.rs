@@ -194,9 +194,7 @@ impl Session {
         loss.f_backward()?;
         let sums = Vec::<f64>::try_from(nll.sums.detach().to_kind(tch::Kind::Double))?;
         for ((utterance, nll), tokens) in micro_batch.iter().zip(sums).zip(nll.tokens) {
-            let loss = losses
-                .entry(utterance.language)
-                .or_insert_with(LanguageLoss::default);
+            let loss = losses.entry(utterance.language).or_default();
             loss.nll += nll;
             loss.tokens += tokens as u64;
         }
