@@ -331,6 +331,11 @@ fn is_failure(verdict: &v1::Verdict) -> bool {
     matches!(verdict.outcome(), Outcome::Failed | Outcome::Config)
 }
 
+/// Why the run ended, without the logs of others.
+pub(crate) fn first_line(verdict: &v1::Verdict) -> &str {
+    verdict.reason.lines().next().unwrap_or_default()
+}
+
 /// The run has failed: sees to it that this process ends, whatever its training thread waits for.
 async fn leave(shared: Arc<Shared>) {
     tokio::time::sleep(ABORT_AFTER).await;
@@ -338,7 +343,7 @@ async fn leave(shared: Arc<Shared>) {
     let aborting = tokio::task::spawn_blocking(move || handles.iter().for_each(AbortHandle::abort));
     tokio::time::sleep(GIVE_UP_AFTER).await;
     drop(aborting);
-    let reason = shared.failure.get().map_or("", |verdict| verdict.reason.as_str());
+    let reason = shared.failure.get().map_or("", first_line);
     tracing::error!("the run ended: {reason}");
     // Not `exit`: it would tear libtorch down under the training thread.
     let _ = kill(Pid::this(), Signal::SIGKILL);

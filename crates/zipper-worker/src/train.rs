@@ -246,7 +246,7 @@ impl Worker {
             return error;
         }
         match self.control.verdict_after_failure().filter(|_| collective) {
-            Some(verdict) => error.context(format!("the run ended: {}", verdict.reason)),
+            Some(verdict) => error.context(format!("the run ended: {}", control::first_line(&verdict))),
             None => error,
         }
     }

@@ -274,14 +274,23 @@ impl State {
         };
         let silence = now.saturating_sub(member.last_heartbeat).as_secs_f64();
         let ended = suspicion.ended.iter().find(|(ended, _)| *ended == rank);
-        let fate = match ended {
-            Some((_, ended)) => format!("{who} {}", ended.how()),
-            None if silent.contains(&rank) => format!("{who}: no heartbeat for {silence:.1}s"),
-            None => {
-                format!("{who} did not come, although it lives: its last heartbeat was {silence:.1}s ago")
+        let known = last_known(member);
+        match ended {
+            Some((_, ended)) => {
+                format!(
+                    "{who} {}; at its last heartbeat, {silence:.1}s ago, {known}",
+                    ended.how()
+                )
             }
-        };
-        format!("{fate}; {}", last_known(member))
+            None if silent.contains(&rank) => {
+                format!("{who}: no heartbeat for {silence:.1}s; at the last one {known}")
+            }
+            None => {
+                format!(
+                    "{who} did not come, although it lives: at its last heartbeat, {silence:.1}s ago, {known}"
+                )
+            }
+        }
     }
 
     fn describe_meeting(&self, meeting: &Meeting<'_>, explained: bool) -> String {
@@ -331,18 +340,12 @@ fn and_more(ranks: usize) -> Option<String> {
     (ranks > NAMED).then(|| format!("{} more ranks", ranks - NAMED))
 }
 
-/// `its last completed step was 3, its latest collective operation .. had finished`.
+/// `it had completed step 3 and was in ..`.
 fn last_known(member: &Member) -> String {
-    let step = format!("its last completed step was {}", member.last_step);
+    let step = format!("it had completed step {}", member.last_step);
     match &member.last_collective {
         None => step,
-        Some(collective) => {
-            let how = if collective.finished {
-                "had finished"
-            } else {
-                "had not finished"
-            };
-            format!("{step}, and its latest collective operation {collective} {how}")
-        }
+        Some(collective) if collective.finished => format!("{step} and last finished {collective}"),
+        Some(collective) => format!("{step} and was in {collective}"),
     }
 }

@@ -108,13 +108,13 @@ impl Ended {
         }
     }
 
-    /// The lines at the end of its log, to stand at the end of a message; empty if there are none.
+    /// The end of its log, on lines of its own; empty if there is none.
     pub(super) fn end_of_log(&self) -> String {
         if self.last_lines.is_empty() {
             return String::new();
         }
         format!(
-            "; the end of the log of `{}`:\n{}",
+            "\nthe end of the log of `{}`:\n{}",
             self.worker,
             self.last_lines.join("\n")
         )

@@ -54,11 +54,11 @@ fn heartbeat(local_rank: u32, step: u64, collective: Option<Collective>) -> Even
     }
 }
 
-const KILLED: &str = "worker `node0/1` (rank 1) on host1 was ended by signal 9; its last completed step was 6, and its \
-    latest collective operation `all_reduce` (gradients 3 of step 7; number 3 of group `world`) had finished. So the \
-    collective operation `all_reduce` (gradients 4 of step 7; number 4 of group `world`) failed: worker `node0/0` (rank 0) \
-    on host0, worker `node0/2` (rank 2) on host2 had come to it, worker `node0/1` (rank 1) on host1 had not. The ranks' \
-    flight records are in `flight/generation-3` of the run; the end of the log of `node0/1`:\nout of memory";
+const KILLED: &str = "worker `node0/1` (rank 1) on host1 was ended by signal 9; at its last heartbeat, 0.5s ago, it had \
+    completed step 6 and last finished `all_reduce` (gradients 3 of step 7; number 3 of group `world`). So the collective \
+    operation `all_reduce` (gradients 4 of step 7; number 4 of group `world`) failed: worker `node0/0` (rank 0) on host0, \
+    worker `node0/2` (rank 2) on host2 had come to it, worker `node0/1` (rank 1) on host1 had not. The ranks' flight records \
+    are in `flight/generation-3` of the run\nthe end of the log of `node0/1`:\nout of memory";
 
 /// A worker that is killed in the middle of a reduction: whether its end is reported before or after what it did to the others,
 /// the paragraph is the same.
@@ -68,6 +68,7 @@ fn a_killed_worker_is_named_with_the_operation_that_it_missed() {
     for exit_first in [true, false] {
         let mut play = training();
         play.apply(heartbeat(1, 6, Some(collective("world", 3, true))));
+        play.now += Duration::from_millis(500);
         if exit_first {
             assert_eq!(play.apply(exit(1, None, Some(9))), [], "the others may know more");
             play.complete(2, report());
@@ -90,8 +91,8 @@ fn a_worker_that_ends_in_training_ends_the_run() {
     play.wait(Duration::from_millis(1));
     assert_eq!(
         play.failure(),
-        "worker `node0/1` (rank 1) on host1 ended with exit code 1; its last completed step was 0; the end of the log of \
-         `node0/1`:\nout of memory"
+        "worker `node0/1` (rank 1) on host1 ended with exit code 1; at its last heartbeat, 6.0s ago, it had completed \
+         step 0\nthe end of the log of `node0/1`:\nout of memory"
     );
 }
 
@@ -110,8 +111,8 @@ fn a_stopped_worker_is_named_with_the_operation_in_which_others_wait_for_it() {
     play.wait(Duration::from_millis(100));
     assert_eq!(
         play.failure(),
-        "worker `node0/2` (rank 2) on host2: no heartbeat for 20.1s; its last completed step was 6, and its latest collective \
-         operation `all_reduce` (gradients 8 of step 7; number 8 of group `owners of en`) had finished. So the collective \
+        "worker `node0/2` (rank 2) on host2: no heartbeat for 20.1s; at the last one it had completed step 6 and last \
+         finished `all_reduce` (gradients 8 of step 7; number 8 of group `owners of en`). So the collective \
          operation `all_reduce` (gradients 5 of step 7; number 5 of group `world`) failed: worker `node0/0` (rank 0) on host0, \
          worker `node0/1` (rank 1) on host1 had come to it, worker `node0/2` (rank 2) on host2 had not. The ranks' flight \
          records are in `flight/generation-3` of the run"
@@ -134,9 +135,8 @@ fn a_rank_that_does_not_come_is_named_although_it_lives() {
     play.wait(Duration::from_millis(1));
     assert_eq!(
         play.failure(),
-        "worker `node0/1` (rank 1) on host1 did not come, although it lives: its last heartbeat was 1.0s ago; its last \
-         completed step was 6, and its latest collective operation `all_reduce` (gradients 3 of step 7; number 3 of group \
-         `world`) had finished. So the collective operation `all_reduce` (gradients 4 of step 7; number 4 of group `world`) \
+        "worker `node0/1` (rank 1) on host1 did not come, although it lives: at its last heartbeat, 1.0s ago, it had \
+         completed step 6 and last finished `all_reduce` (gradients 3 of step 7; number 3 of group `world`). So the collective operation `all_reduce` (gradients 4 of step 7; number 4 of group `world`) \
          failed: worker `node0/0` (rank 0) on host0, worker `node0/2` (rank 2) on host2 had come to it, worker `node0/1` (rank \
          1) on host1 had not. The ranks' flight records are in `flight/generation-3` of the run"
     );
@@ -205,7 +205,7 @@ fn a_silent_worker_is_named_with_its_last_step() {
     play.wait(Duration::from_millis(100));
     assert_eq!(
         play.failure(),
-        "worker `node0/1` (rank 1) on host1: no heartbeat for 20.1s; its last completed step was 3"
+        "worker `node0/1` (rank 1) on host1: no heartbeat for 20.1s; at the last one it had completed step 3"
     );
 }
 
