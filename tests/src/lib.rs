@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 pub use corpus::{LANGUAGES, write_corpus, write_corpus_of};
 pub use models::{LlmShape, write_llm, write_llm_of, write_whisper};
-pub use programs::{Finished, Launched, processes, program};
+pub use programs::{Finished, Launched, processes, program, wait_until};
 
 /// A folder with models, audio, manifests and a configuration.
 #[derive(Debug)]

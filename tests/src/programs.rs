@@ -126,3 +126,15 @@ fn finished(output: &Output) -> Finished {
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
     }
 }
+
+/// Waits until `holds` says so; two minutes at most.
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(
+            started.elapsed() < Duration::from_mins(2),
+            "waited two minutes until {what}"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

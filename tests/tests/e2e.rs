@@ -3,11 +3,10 @@
 //! Method: a tiny Speech-LLM with random weights and real audio files, in a temporary folder.
 
 use std::fs;
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use zipper_tests::{Finished, Fixture, Launched, processes, program};
+use zipper_tests::{Finished, Fixture, Launched, processes, program, wait_until};
 
 fn launch(fixture: &Fixture, config: &str, run: &str, more: &[&str]) -> Vec<String> {
     let config = fixture.path().join(config).display().to_string();
@@ -224,17 +223,6 @@ fn stopped_and_resumed_equals_uninterrupted() {
             difference < 1e-4,
             "step {step} (stopped at {stopped_at}): {whole} and {resumed}"
         );
-    }
-}
-
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !holds() {
-        assert!(
-            started.elapsed() < Duration::from_mins(2),
-            "waited two minutes until {what}"
-        );
-        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

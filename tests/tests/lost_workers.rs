@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use zipper_tests::{Finished, Fixture, Launched, processes};
+use zipper_tests::{Finished, Fixture, Launched, processes, wait_until};
 
 /// Starts a long run with the settings `more`, sends `signal` to rank 1 in the middle of it, and waits for its end; returns it
 /// with how long that took.
@@ -32,24 +32,13 @@ fn lose_rank_1(fixture: &Fixture, signal: Signal, more: &[&str]) -> (Finished, D
     (finished, took)
 }
 
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !holds() {
-        assert!(
-            started.elapsed() < Duration::from_mins(2),
-            "waited two minutes until {what}"
-        );
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 fn assert_named(finished: &Finished, fixture: &Fixture, cause: &str) {
     let stderr = &finished.stderr;
     assert_eq!(finished.code, Some(1), "{stderr}");
     for words in [
         "error: worker `node1/0` (rank 1) on ",
         cause,
-        "its last completed step was ",
+        "it had completed step ",
         "So the collective operation `",
         " of step ",
         "had come to it, worker `node1/0` (rank 1)",

@@ -114,6 +114,15 @@ pub enum Variant {
 }
 
 impl Variant {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Shared,
+        Self::Independent,
+        Self::Static,
+        Self::Hard,
+        Self::Soft,
+    ];
+
     /// The name used in configuration and file names.
     pub fn name(self) -> &'static str {
         match self {

@@ -5,7 +5,7 @@ use zipper_model::adapter::{AdapterSpec, Adapters};
 use zipper_model::linear::LinearDelta;
 use zipper_types::Variant;
 
-use crate::support::{VARIANTS, assert_close, inputs, normal, random, spec};
+use crate::support::{assert_close, inputs, normal, random, spec};
 
 const RATE: f64 = 0.3;
 
@@ -23,7 +23,7 @@ fn with_dropout(variant: Variant, dropout: f64) -> Adapters {
 #[test]
 fn neighbours_and_padding_do_not_change_a_row() {
     // Method: an utterance alone, and the same one as the last row of a longer, padded batch of other languages.
-    for variant in VARIANTS {
+    for variant in Variant::ALL {
         let adapters = with_dropout(variant, RATE);
         let merged = adapters.merge(&[0, 1, 2, 3]);
         for (site, alone) in inputs(3, 1, 5, Kind::Float).iter().enumerate() {

@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 use zipper_model::param::ParamRole;
 use zipper_types::Variant;
 
-use crate::support::{VARIANTS, assert_close, deltas, gradients, inputs, label, random, spec};
+use crate::support::{assert_close, deltas, gradients, inputs, label, random, spec};
 
 const LANGUAGES: [usize; 4] = [3, 0, 3, 1];
 const STEP: f64 = 1e-5;
@@ -33,7 +33,7 @@ fn differences(tensor: &Tensor, loss: impl Fn() -> f64) -> Tensor {
 
 #[test]
 fn gradients_are_derivatives() {
-    for variant in VARIANTS {
+    for variant in Variant::ALL {
         let adapters = random(spec(variant), 3, Kind::Double);
         let inputs: Vec<Tensor> = inputs(5, LANGUAGES.len(), 2, Kind::Double)
             .iter()

@@ -6,12 +6,12 @@ use zipper_model::adapter::{AdapterSpec, Adapters};
 use zipper_model::param::ParamScope;
 use zipper_types::Variant;
 
-use crate::support::{VARIANTS, deltas, fresh, inputs, label, param, site, sites, spec};
+use crate::support::{deltas, fresh, inputs, label, param, site, sites, spec};
 
 #[test]
 fn fresh_adapters_add_nothing() {
     let languages = [0, 3, 1];
-    for variant in VARIANTS {
+    for variant in Variant::ALL {
         for delta in deltas(&fresh(spec(variant)), &languages, &inputs(1, 3, 2, Kind::Float)) {
             assert_eq!(delta, delta.zeros_like(), "{variant}");
         }

@@ -13,8 +13,8 @@ use zipper_model::param::{Param, ParamRole, ParamScope};
 use zipper_types::Variant;
 
 use crate::support::{
-    VARIANTS, assert_all_close, assert_close, deltas, gradients, inputs, is_bank_b, label, normal, param,
-    random, saturate_gates, set, sites, spec,
+    assert_all_close, assert_close, deltas, gradients, inputs, is_bank_b, label, normal, param, random,
+    saturate_gates, set, sites, spec,
 };
 
 const TIME: i64 = 3;
@@ -24,7 +24,7 @@ fn languages() -> impl Strategy<Value = Vec<usize>> {
 }
 
 fn variants() -> impl Strategy<Value = Variant> {
-    select(&VARIANTS[..])
+    select(&Variant::ALL[..])
 }
 
 fn granularities() -> impl Strategy<Value = RouterGranularity> {
@@ -219,7 +219,7 @@ proptest! {
 
 #[test]
 fn a_rank_without_utterances_has_nothing_to_do() {
-    for variant in VARIANTS {
+    for variant in Variant::ALL {
         let adapters = random(spec(variant), 1, Kind::Float);
         let merged = adapters.merge(&[]);
         assert!(merged.last_pass(&adapters).carried().is_none(), "{variant}");
@@ -230,7 +230,7 @@ fn a_rank_without_utterances_has_nothing_to_do() {
 #[test]
 fn a_part_of_the_banks_is_enough_for_their_languages() {
     let owned = [1, 3];
-    for variant in VARIANTS {
+    for variant in Variant::ALL {
         let whole = random(spec(variant), 8, Kind::Float);
         let place = AdapterPlace {
             device: Device::Cpu,
@@ -270,7 +270,7 @@ fn a_part_of_the_banks_is_enough_for_their_languages() {
 /// A bank that another rank lends computes what it does there, and is gone when it is returned.
 #[test]
 fn a_borrowed_bank_is_a_copy_for_a_while() {
-    for variant in VARIANTS {
+    for variant in Variant::ALL {
         let owner = random(spec(variant), 8, Kind::Float);
         let place = AdapterPlace {
             device: Device::Cpu,
@@ -303,7 +303,7 @@ fn a_borrowed_bank_is_a_copy_for_a_while() {
 fn bf16_activations_go_through_f32_matrices() {
     // Method: the delta of a bf16 input is the delta of the same values in f32, rounded once at the end.
     let languages = [0, 2, 0];
-    for variant in VARIANTS {
+    for variant in Variant::ALL {
         let adapters = random(spec(variant), 9, Kind::Float);
         let inputs: Vec<Tensor> = inputs(9, 3, TIME, Kind::Float)
             .iter()
@@ -343,7 +343,7 @@ fn gates_say_what_soft_mixes() {
 #[test]
 fn rows_of_one_language_take_the_plain_path_to_the_same_result() {
     // Method: the same row alone (plain) and beside another language (gathered).
-    for variant in VARIANTS {
+    for variant in Variant::ALL {
         let adapters = random(spec(variant), 6, Kind::Float);
         let merged = adapters.merge(&[1, 2]);
         for (site, input) in inputs(6, 2, TIME, Kind::Float).iter().enumerate() {

@@ -10,14 +10,6 @@ use zipper_model::linear::{LinearDelta, LoraSite};
 use zipper_model::param::{Param, ParamRole, ParamScope};
 use zipper_types::Variant;
 
-pub(crate) const VARIANTS: [Variant; 5] = [
-    Variant::Shared,
-    Variant::Independent,
-    Variant::Static,
-    Variant::Hard,
-    Variant::Soft,
-];
-
 pub(crate) fn site(name: &str, layer: usize, d_in: i64, d_out: i64) -> LoraSite {
     LoraSite {
         name: name.to_owned(),

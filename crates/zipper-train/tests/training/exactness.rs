@@ -10,7 +10,7 @@ use zipper_config::schema::{Dtype, RunConfig};
 use zipper_tests::Fixture;
 use zipper_types::Variant;
 
-use crate::support::{VARIANTS, all_steps, assert_close, config, on_ranks, reports, values};
+use crate::support::{all_steps, assert_close, config, on_ranks, reports, values};
 
 /// What a run came to, on all ranks together.
 struct Run {
@@ -107,7 +107,7 @@ fn independent_is_the_same_on_one_and_three_ranks() {
 
 #[test]
 fn every_variant_is_the_same_in_f64() {
-    for variant in VARIANTS {
+    for variant in Variant::ALL {
         check(variant, Dtype::F64, 8, &[2, 4], 1e-9);
     }
 }
@@ -115,7 +115,7 @@ fn every_variant_is_the_same_in_f64() {
 #[test]
 #[ignore = "takes minutes: the whole matrix of variants and world sizes"]
 fn every_variant_over_sixty_steps_in_f32() {
-    for variant in VARIANTS {
+    for variant in Variant::ALL {
         check(variant, Dtype::F32, 30, &[2, 3, 4, 6], 1e-4);
     }
 }
@@ -123,7 +123,7 @@ fn every_variant_over_sixty_steps_in_f32() {
 #[test]
 #[ignore = "takes minutes: the whole matrix of variants and world sizes"]
 fn every_variant_over_sixty_steps_in_f64() {
-    for variant in VARIANTS {
+    for variant in Variant::ALL {
         check(variant, Dtype::F64, 30, &[2, 3, 4, 6], 1e-9);
     }
 }

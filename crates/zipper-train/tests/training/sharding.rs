@@ -12,8 +12,7 @@ use zipper_train::session::Session;
 use zipper_types::{Rank, Stage, Variant};
 
 use crate::support::{
-    VARIANTS, all_steps, alone, assert_close, config, on_ranks, parts_of, placement, read, reports, train,
-    values,
+    all_steps, alone, assert_close, config, on_ranks, parts_of, placement, read, reports, train, values,
 };
 
 /// A short run through both stages.
@@ -43,7 +42,7 @@ fn banks_of(session: &Session) -> BTreeSet<usize> {
 #[test]
 fn a_bank_is_on_its_owners_alone() {
     let fixture = Fixture::new();
-    for variant in VARIANTS {
+    for variant in Variant::ALL {
         let config = short(&fixture, variant);
         for world_size in [1, 2, 3, 5] {
             let placement = placement(&config, world_size);

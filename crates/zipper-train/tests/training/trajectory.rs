@@ -6,17 +6,15 @@ use zipper_config::schema::{OnNonFinite, RunConfig};
 use zipper_tests::Fixture;
 use zipper_train::TrainError;
 use zipper_train::session::Session;
-use zipper_types::Stage;
+use zipper_types::{Stage, Variant};
 
-use crate::support::{
-    VARIANTS, all_steps, alone, assert_close, config, on_ranks, parts_of, read, train, value_of,
-};
+use crate::support::{all_steps, alone, assert_close, config, on_ranks, parts_of, read, train, value_of};
 
 /// Whatever the step a run is stopped at, a new process that restores its parts goes on as if nothing had happened.
 #[test]
 fn stop_at_any_step_and_resume_equals_uninterrupted() {
     let fixture = Fixture::new();
-    for variant in VARIANTS {
+    for variant in Variant::ALL {
         let config = config(&fixture, |config| {
             config.adapter.variant = variant;
             config.training.align.steps = 3;
@@ -51,7 +49,7 @@ fn initial_b_continues_where_stage_1_ended() {
         config.adapter.dropout = 0.0;
     });
     let expected = train(&mut alone(&stage_1_only), 5)[4];
-    for variant in VARIANTS {
+    for variant in Variant::ALL {
         let both = RunConfig {
             adapter: zipper_config::schema::AdapterConfig {
                 variant,
