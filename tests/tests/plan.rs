@@ -58,6 +58,65 @@ fn metrics(run: &Path) -> Vec<Value> {
     text.lines().map(line).collect()
 }
 
+/// Every part of the checkpoints at the end of both stages has as many numbers as planned.
+fn assert_checkpoints(plan: &Value, run: &Path, variant: &str, last_step: u64) {
+    for (stage, step) in [("align", 2), ("zipper", last_step)] {
+        let planned = &plan[stage];
+        let number = |key: &str| planned[key].as_u64().expect("a number");
+        let found = elements(&run.join(format!("checkpoints/step-{step:08}")));
+        assert_eq!(
+            found["shared.safetensors"],
+            number("shared_parameters"),
+            "{variant} {stage}"
+        );
+        let banks = found.iter().filter(|(name, _)| name.starts_with("banks/"));
+        let mut count = 0;
+        for (name, elements) in banks {
+            assert_eq!(*elements, number("bank_parameters"), "{variant} {stage} {name}");
+            count += 1;
+        }
+        assert_eq!(
+            count,
+            if number("bank_parameters") > 0 { 3 } else { 0 },
+            "{variant} {stage}"
+        );
+        let bytes: u64 = found.values().map(|elements| elements * 4).sum();
+        assert_eq!(bytes, number("checkpoint_bytes"), "{variant} {stage}");
+    }
+}
+
+/// Every step sums as many bytes as planned, over all ranks and between owners.
+fn assert_traffic(plan: &Value, run: &Path, variant: &str) {
+    let owners = |language: &Value| Some((language["owners"][0].as_u64()?, language["owners"][1].as_u64()?));
+    let languages = plan["languages"].as_array().expect("a list");
+    for line in metrics(run) {
+        let stage = line["stage"].as_str().expect("a stage");
+        let summed = line["comm_bytes_shared"].as_u64().expect("bytes");
+        assert_eq!(
+            Some(summed),
+            plan[stage]["all_reduce_bytes"].as_u64(),
+            "{variant} {line}"
+        );
+        // Each of several owners of a language in the batch puts its gradients in.
+        let in_batch = line["by_language"].as_object().expect("a map");
+        let of_banks = languages
+            .iter()
+            .filter(|language| in_batch.contains_key(language["lang"].as_str().expect("a code")))
+            .filter_map(|language| {
+                let (first, last) = owners(language)?;
+                let bytes = language["all_reduce_bytes"].as_u64()?;
+                Some(bytes * (last - first + 1))
+            })
+            .sum::<u64>();
+        let expected = if stage == "zipper" { of_banks } else { 0 };
+        assert_eq!(
+            line["comm_bytes_banks"].as_u64(),
+            Some(expected),
+            "{variant} {line}"
+        );
+    }
+}
+
 /// Parameters, checkpoint bytes, owners and bytes on the wire of each variant, on four workers.
 #[test]
 fn the_plan_is_what_happens() {
@@ -92,59 +151,8 @@ fn the_plan_is_what_happens() {
         assert_eq!(finished.code, Some(0), "{}", finished.stderr);
         let run = fixture.path().join(variant);
 
-        for (stage, step) in [("align", 2), ("zipper", 2 + steps)] {
-            let planned = &plan[stage];
-            let number = |key: &str| planned[key].as_u64().expect("a number");
-            let found = elements(&run.join(format!("checkpoints/step-{step:08}")));
-            assert_eq!(
-                found["shared.safetensors"],
-                number("shared_parameters"),
-                "{variant} {stage}"
-            );
-            let banks = found.iter().filter(|(name, _)| name.starts_with("banks/"));
-            let mut count = 0;
-            for (name, elements) in banks {
-                assert_eq!(*elements, number("bank_parameters"), "{variant} {stage} {name}");
-                count += 1;
-            }
-            assert_eq!(
-                count,
-                if number("bank_parameters") > 0 { 3 } else { 0 },
-                "{variant} {stage}"
-            );
-            let bytes: u64 = found.values().map(|elements| elements * 4).sum();
-            assert_eq!(bytes, number("checkpoint_bytes"), "{variant} {stage}");
-        }
-
-        let owners =
-            |language: &Value| Some((language["owners"][0].as_u64()?, language["owners"][1].as_u64()?));
-        let languages = plan["languages"].as_array().expect("a list");
-        for line in metrics(&run) {
-            let stage = line["stage"].as_str().expect("a stage");
-            let summed = line["comm_bytes_shared"].as_u64().expect("bytes");
-            assert_eq!(
-                Some(summed),
-                plan[stage]["all_reduce_bytes"].as_u64(),
-                "{variant} {line}"
-            );
-            // Each of several owners of a language in the batch puts its gradients in.
-            let in_batch = line["by_language"].as_object().expect("a map");
-            let of_banks = languages
-                .iter()
-                .filter(|language| in_batch.contains_key(language["lang"].as_str().expect("a code")))
-                .filter_map(|language| {
-                    let (first, last) = owners(language)?;
-                    let bytes = language["all_reduce_bytes"].as_u64()?;
-                    Some(bytes * (last - first + 1))
-                })
-                .sum::<u64>();
-            let expected = if stage == "zipper" { of_banks } else { 0 };
-            assert_eq!(
-                line["comm_bytes_banks"].as_u64(),
-                Some(expected),
-                "{variant} {line}"
-            );
-        }
+        assert_checkpoints(&plan, &run, variant, 2 + steps);
+        assert_traffic(&plan, &run, variant);
 
         // With the run's own measurements, if there are enough, work is in seconds: of all ranks together about what steps took.
         let measured = json(&launch(
