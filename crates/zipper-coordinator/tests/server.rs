@@ -285,14 +285,14 @@ impl Fleet {
         }
     }
 
-    async fn heartbeat(&mut self) -> bool {
+    async fn heartbeat(&mut self) -> v1::HeartbeatResponse {
         let request = v1::HeartbeatRequest {
             member: Some(self.members[0].clone()),
             last_completed_step: 0,
             latest_collective: None,
         };
         let response = self.client.heartbeat(request).await.expect("members may");
-        response.into_inner().stop_requested
+        response.into_inner()
     }
 }
 
@@ -463,14 +463,14 @@ async fn a_stopped_run_goes_on_from_an_earlier_checkpoint() {
         );
         let (id, task) = fleet.train_task().await;
         assert_eq!(task.from_step, resume);
-        assert!(!fleet.heartbeat().await);
+        assert!(!fleet.heartbeat().await.stop_requested);
         let reason = "enough".to_owned();
         coordinator
             .run()
             .stop(v1::StopRequest { reason })
             .await
             .expect("anybody may stop it");
-        assert!(fleet.heartbeat().await);
+        assert!(fleet.heartbeat().await.stop_requested);
         fleet.train(&task, stopped_at, loss).await;
         let reached_step = stopped_at;
         fleet
@@ -536,7 +536,13 @@ async fn a_worker_with_a_bad_configuration_ends_the_run_with_exit_code_2() {
     let mut fleet = Fleet::join(&coordinator, &store).await;
     let (id, _) = fleet.next().await;
     fleet.complete(id, |_| failed(true)).await;
+    let heard = fleet.heartbeat().await.verdict;
     let verdict = fleet.verdict().await;
+    assert_eq!(
+        heard.as_ref(),
+        Some(&verdict),
+        "who hangs in a task hears of it, too"
+    );
     assert_eq!(verdict.outcome(), verdict::Outcome::Config);
     assert_eq!(
         verdict.reason,
