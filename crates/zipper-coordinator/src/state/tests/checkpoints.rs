@@ -1,0 +1,71 @@
+//! Goal: a checkpoint is published once, when all of it is there, and no run is done before its last one is.
+
+use super::*;
+use crate::state::checkpoints::CHECKPOINT_TIMEOUT;
+
+#[test]
+fn parts_of_all_ranks_make_one_checkpoint() {
+    let mut play = Play::formed("", 5);
+    assert_eq!(play.store(1, 6), [], "rank 0 is missing (CKPT-1)");
+    assert_eq!(play.store(1, 6), []);
+    let publish = Effect::Publish {
+        step: Step(6),
+        stage: Stage::Align,
+        parts: vec![part(0), part(1)],
+    };
+    assert_eq!(play.store(0, 6), [publish]);
+    assert_eq!(play.store(0, 6), [], "it is being published");
+    assert_eq!(play.publish(6), [Effect::Committed(Step(6))]);
+    assert_eq!(play.store(0, 6), [], "it is published");
+    assert_eq!(play.store(1, 6), []);
+}
+
+#[test]
+fn a_run_is_not_done_before_its_last_checkpoint_is_published() {
+    let mut play = Play::formed("", 5);
+    let finish = |play: &mut Play| {
+        while play.state.task().is_some() {
+            for rank in 0..2 {
+                let outcome = play.whole(rank);
+                play.complete(rank, outcome);
+            }
+        }
+    };
+    finish(&mut play);
+    for step in [6, 8, 9] {
+        assert_eq!(play.state.verdict(), None, "step {step} is not published (END-1)");
+        play.apply(stop());
+        assert!(!play.state.stop_requested(), "there is nothing left to stop");
+        play.store(0, step);
+        play.store(1, step);
+        play.publish(step);
+    }
+    assert_eq!(play.state.verdict(), Some(&Verdict::Done));
+
+    let mut play = Play::formed("", 8);
+    finish(&mut play);
+    play.store(1, 9);
+    play.now += CHECKPOINT_TIMEOUT;
+    play.all_alive();
+    assert_eq!(play.apply(Event::Tick), []);
+    play.wait(Duration::from_millis(1));
+    assert_eq!(
+        play.failure(),
+        "waited 10m for parts of checkpoints, of step 9: worker `node0/0` (rank 0) on host0"
+    );
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_published_ends_the_run() {
+    let mut play = Play::formed("", 5);
+    play.store(0, 6);
+    play.store(1, 6);
+    play.apply(Event::Published {
+        step: Step(6),
+        error: Some("the disk is full".to_owned()),
+    });
+    assert_eq!(
+        play.failure(),
+        "the checkpoint of step 6 cannot be published: the disk is full"
+    );
+}

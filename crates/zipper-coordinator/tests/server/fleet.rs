@@ -1,0 +1,349 @@
+//! A coordinator, its workers and its watchers, as the tests play them.
+
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tonic::transport::Channel;
+use zipper_checkpoint::{RunStore, layout};
+use zipper_cli::ExitStatus;
+use zipper_config::RunConfig;
+use zipper_coordinator::server::{Job, serve};
+use zipper_proto::v1;
+use zipper_proto::v1::complete_task_request::Outcome;
+use zipper_proto::v1::run_service_client::RunServiceClient;
+use zipper_proto::v1::task::Kind;
+use zipper_proto::v1::watch_response::Event;
+use zipper_proto::v1::worker_service_client::WorkerServiceClient;
+use zipper_types::{Step, WorkerId, WorldSize};
+
+pub(crate) const WORKERS: u32 = 2;
+pub(crate) const CHECKPOINT_EVERY: u64 = 2;
+
+pub(crate) fn config() -> RunConfig {
+    let yaml = "
+name: tiny
+model: {encoder: {path: w}, llm: {path: q}}
+data: {languages: [en, de], train: [train.jsonl], validation: [validation.jsonl], temperature: 1.0}
+training:
+  align: {steps: 3}
+  zipper: {steps: 2}
+  batch_audio_seconds: 8
+checkpoint: {every_steps: 2}
+evaluation:
+  tests: [{name: t, manifest: t.jsonl}]
+  untrained: true
+  no_audio_control: true
+";
+    zipper_config::from_str(yaml, "test", &[]).expect("a valid configuration")
+}
+
+/// A run of which the launcher has counted the data: 2 hours of English, 1 of German.
+pub(crate) fn run_in(directory: &TempDir) -> RunStore {
+    let report = r#"{"languages": [
+        {"lang": "en", "utterances": 720, "seconds": 7200.0, "characters": 36000},
+        {"lang": "de", "utterances": 360, "seconds": 3600.0, "characters": 18000}
+    ]}"#;
+    let folder = directory.path().join("data");
+    std::fs::create_dir_all(&folder).expect("the folder can be written");
+    std::fs::write(folder.join("report.json"), report).expect("the folder can be written");
+    RunStore::open(&format!("file://{}", directory.path().display())).expect("a folder can be a run")
+}
+
+/// A coordinator on a port that the system chose.
+pub(crate) struct Coordinator {
+    pub(crate) channel: Channel,
+    pub(crate) serving: JoinHandle<anyhow::Result<ExitStatus>>,
+    /// What the launcher holds.
+    pub(crate) stop: oneshot::Sender<String>,
+}
+
+impl Coordinator {
+    pub(crate) async fn start(store: &RunStore, config: RunConfig, resume: u64) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("a bound socket has an address");
+        let (stop, stopped) = oneshot::channel();
+        let job = Job {
+            store: store.clone(),
+            config,
+            world_size: WorldSize(WORKERS),
+            resume: Step(resume),
+            bank_bytes: None,
+        };
+        let serving = tokio::spawn(serve(listener, job, stopped));
+        let channel = Channel::from_shared(format!("http://{address}"))
+            .expect("an address")
+            .connect()
+            .await
+            .expect("the coordinator listens");
+        Self {
+            channel,
+            serving,
+            stop,
+        }
+    }
+
+    pub(crate) fn workers(&self) -> WorkerServiceClient<Channel> {
+        WorkerServiceClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn run(&self) -> RunServiceClient<Channel> {
+        RunServiceClient::new(self.channel.clone())
+    }
+
+    pub(crate) async fn ended(self) -> ExitStatus {
+        self.serving
+            .await
+            .expect("the coordinator does not panic")
+            .expect("the run's store can be written")
+    }
+}
+
+pub(crate) fn member(local_rank: u32) -> v1::MemberContext {
+    v1::MemberContext {
+        run: "tiny".to_owned(),
+        worker_id: WorkerId::new(0, local_rank).to_string(),
+        incarnation: 1,
+        generation: None,
+    }
+}
+
+pub(crate) fn join_request(local_rank: u32) -> v1::JoinRequest {
+    v1::JoinRequest {
+        member: Some(member(local_rank)),
+        node_rank: 0,
+        local_rank,
+        store_address: format!("127.0.0.1:{}", 7000 + local_rank),
+        hostname: "host".to_owned(),
+        pid: 1,
+    }
+}
+
+/// All workers of a run, after the rendezvous.
+pub(crate) struct Fleet {
+    pub(crate) client: WorkerServiceClient<Channel>,
+    pub(crate) store: RunStore,
+    /// In the order of their ranks.
+    pub(crate) members: Vec<v1::MemberContext>,
+    pub(crate) completed: Option<u64>,
+}
+
+impl Fleet {
+    pub(crate) async fn join(coordinator: &Coordinator, store: &RunStore) -> Self {
+        let joins = (0..WORKERS).map(|local_rank| {
+            let mut client = coordinator.workers();
+            async move { client.join(join_request(local_rank)).await }
+        });
+        let mut members = Vec::new();
+        for (rank, joined) in (0..).zip(futures::future::join_all(joins).await) {
+            let joined = joined.expect("all workers come").into_inner();
+            assert_eq!((joined.rank, joined.world_size), (rank, WORKERS));
+            assert_eq!(joined.store_address, "127.0.0.1:7000", "the store of rank 0");
+            let placement = joined.placement.expect("workers are told where the banks are");
+            let owners: Vec<(u32, u32)> = placement
+                .owners
+                .iter()
+                .map(|owners| (owners.first_rank, owners.last_rank))
+                .collect();
+            assert_eq!(owners, [(0, 1), (1, 1)]);
+            let work = placement.work.expect("and what utterances cost");
+            assert_eq!((work.measured, work.tokens_per_character.len()), (false, 2));
+            let generation = Some(joined.generation);
+            members.push(v1::MemberContext {
+                generation,
+                ..member(rank)
+            });
+        }
+        Self {
+            client: coordinator.workers(),
+            store: store.clone(),
+            members,
+            completed: None,
+        }
+    }
+
+    pub(crate) fn generation(&self) -> Option<u64> {
+        self.members[0].generation
+    }
+
+    /// The next task, which is the same for all ranks.
+    pub(crate) async fn next(&mut self) -> (u64, Kind) {
+        let mut tasks = Vec::new();
+        for member in &self.members {
+            let request = v1::NextTaskRequest {
+                member: Some(member.clone()),
+                completed_task: self.completed,
+            };
+            let response = self.client.next_task(request).await.expect("members may ask");
+            tasks.push(response.into_inner().task.expect("there is a task"));
+        }
+        assert_eq!(tasks[0], tasks[1]);
+        let task = tasks.remove(0);
+        (task.id, task.kind.expect("of a known kind"))
+    }
+
+    pub(crate) async fn complete(&mut self, task_id: u64, outcome: impl Fn(usize) -> Outcome) {
+        for (rank, member) in self.members.iter().enumerate() {
+            let request = v1::CompleteTaskRequest {
+                member: Some(member.clone()),
+                task_id,
+                outcome: Some(outcome(rank)),
+            };
+            self.client
+                .complete_task(request)
+                .await
+                .expect("members may complete");
+        }
+        self.completed = Some(task_id);
+    }
+
+    /// Makes steps up to `reached`, with their metrics and checkpoints.
+    pub(crate) async fn train(&mut self, task: &v1::TrainTask, reached: u64, loss: f64) {
+        for step in task.from_step + 1..=reached {
+            let metrics = v1::StepMetrics {
+                step,
+                stage: task.stage,
+                loss,
+                ..v1::StepMetrics::default()
+            };
+            let request = v1::ReportStepRequest {
+                member: Some(self.members[0].clone()),
+                metrics: Some(metrics),
+            };
+            self.client
+                .report_step(request)
+                .await
+                .expect("members may report");
+            let last = step == reached && (task.checkpoint_at_end || reached < task.until_step);
+            if last || step.is_multiple_of(CHECKPOINT_EVERY) {
+                self.checkpoint(step, task.stage).await;
+            }
+        }
+    }
+
+    pub(crate) async fn checkpoint(&mut self, step: u64, stage: i32) {
+        for (rank, member) in self.members.iter().enumerate() {
+            let (path, bytes) = (format!("part{rank}"), format!("step {step}"));
+            let checkpoints = self.store.checkpoints();
+            let part = checkpoints
+                .put_part(Step(step), &path, bytes.into())
+                .await
+                .expect("the checkpoint is not published");
+            let part = v1::CheckpointPart {
+                path: part.path,
+                bytes: part.bytes,
+                blake3: part.blake3,
+            };
+            let request = v1::ReportCheckpointPartsRequest {
+                member: Some(member.clone()),
+                step,
+                stage,
+                parts: vec![part],
+            };
+            self.client
+                .report_checkpoint_parts(request)
+                .await
+                .expect("members may report");
+        }
+    }
+
+    /// Does tasks to their ends until there is one that `wanted` wants.
+    pub(crate) async fn work_until(&mut self, wanted: impl Fn(&Kind) -> bool) -> (u64, Kind) {
+        loop {
+            let (id, kind) = self.next().await;
+            if wanted(&kind) {
+                return (id, kind);
+            }
+            match kind {
+                Kind::Train(task) => {
+                    self.train(&task, task.until_step, 1.0).await;
+                    let reached_step = task.until_step;
+                    self.complete(id, |_| Outcome::Trained(v1::Trained { reached_step }))
+                        .await;
+                }
+                Kind::Evaluate(_) => self.complete(id, evaluated).await,
+                Kind::Finish(finish) => panic!("the run ended: {finish:?}"),
+            }
+        }
+    }
+
+    pub(crate) async fn verdict(&mut self) -> v1::Verdict {
+        match self.work_until(|kind| matches!(kind, Kind::Finish(_))).await {
+            (_, Kind::Finish(finish)) => finish.verdict.expect("a run ends somehow"),
+            (_, other) => panic!("{other:?} is no verdict"),
+        }
+    }
+
+    pub(crate) async fn train_task(&mut self) -> (u64, v1::TrainTask) {
+        match self.work_until(|kind| matches!(kind, Kind::Train(_))).await {
+            (id, Kind::Train(task)) => (id, task),
+            (_, other) => panic!("{other:?} is no training"),
+        }
+    }
+
+    pub(crate) async fn heartbeat(&mut self) -> v1::HeartbeatResponse {
+        let request = v1::HeartbeatRequest {
+            member: Some(self.members[0].clone()),
+            last_completed_step: 0,
+            latest_collective: None,
+        };
+        let response = self.client.heartbeat(request).await.expect("members may");
+        response.into_inner()
+    }
+}
+
+/// Rank 0 hears every word, rank 1 half of them.
+pub(crate) fn evaluated(rank: usize) -> Outcome {
+    let utterance = v1::Decoded {
+        id: format!("u{rank}"),
+        lang: ["en", "de"][rank].to_owned(),
+        reference: "red tree".to_owned(),
+        hypothesis: ["red tree", "red"][rank].to_owned(),
+        nll: Some(3.0),
+        tokens: Some(2),
+    };
+    Outcome::Evaluated(v1::Evaluated {
+        utterances: vec![utterance],
+    })
+}
+
+pub(crate) fn word(event: &Event) -> String {
+    match event {
+        Event::GenerationFormed(formed) => {
+            format!("generation {} of {}", formed.generation, formed.world_size)
+        }
+        Event::TrainingStarted(task) => format!("training {}-{}", task.from_step, task.until_step),
+        Event::Step(step) => format!("step {}", step.step),
+        Event::EvaluationStarted(evaluation) => format!("evaluating {}", evaluation.name),
+        Event::EvaluationDone(done) => format!("{}@{}: wer {}", done.name, done.step, done.wer),
+        Event::CheckpointCommitted(checkpoint) => format!("checkpoint {}", checkpoint.step),
+        Event::Verdict(verdict) => format!("{:?}", verdict.outcome()),
+    }
+}
+
+/// Everything a watcher is told, to the end of its stream.
+pub(crate) async fn watch(coordinator: &Coordinator) -> JoinHandle<Vec<String>> {
+    let response = coordinator.run().watch(v1::WatchRequest {}).await;
+    let mut events = response.expect("anybody may watch").into_inner();
+    tokio::spawn(async move {
+        let mut words = Vec::new();
+        while let Some(told) = events.message().await.expect("the stream is not cut") {
+            words.push(word(&told.event.expect("of a known kind")));
+        }
+        words
+    })
+}
+
+pub(crate) async fn metric_lines(store: &RunStore) -> Vec<(u64, f64)> {
+    let bytes = store
+        .get(layout::TRAIN_METRICS)
+        .await
+        .expect("metrics were written");
+    let text = std::str::from_utf8(&bytes).expect("UTF-8");
+    let lines = text.lines().map(|line| {
+        let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        let (step, loss) = (line["step"].as_u64(), line["loss"].as_f64());
+        (step.expect("a step"), loss.expect("a loss"))
+    });
+    lines.collect()
+}

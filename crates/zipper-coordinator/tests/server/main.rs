@@ -1,0 +1,344 @@
+//! Runs of two workers over real gRPC with a run on disk. One test function plays all workers in turn, so nothing depends on
+//! timing.
+
+mod fleet;
+
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tonic::Code;
+use zipper_checkpoint::layout;
+use zipper_cli::ExitStatus;
+use zipper_coordinator::server::JournalEntry;
+use zipper_proto::v1::complete_task_request::Outcome;
+use zipper_proto::v1::task::Kind;
+use zipper_proto::v1::{self, verdict};
+use zipper_types::{Generation, Step};
+
+use fleet::{Coordinator, Fleet, config, join_request, member, metric_lines, run_in, watch};
+
+#[tokio::test]
+async fn a_whole_run_leaves_everything_and_tells_everybody() {
+    let directory = TempDir::new().expect("a folder");
+    let store = run_in(&directory);
+    let coordinator = Coordinator::start(&store, config(), 0).await;
+    let early = watch(&coordinator).await;
+    let mut fleet = Fleet::join(&coordinator, &store).await;
+    fleet
+        .work_until(|kind| matches!(kind, Kind::Train(task) if task.from_step == 3))
+        .await;
+    let late = watch(&coordinator).await;
+    assert_eq!(fleet.verdict().await.outcome(), verdict::Outcome::Done);
+
+    let told = early.await.expect("the watcher does not panic");
+    assert_eq!(
+        told,
+        [
+            "generation 1 of 2",
+            "evaluating t, untrained",
+            "t, untrained@0: wer 0.25",
+            "training 0-3",
+            "step 1",
+            "step 2",
+            "checkpoint 2",
+            "step 3",
+            "checkpoint 3",
+            "evaluating validation",
+            "validation@3: wer 0.25",
+            "training 3-5",
+            "step 4",
+            "checkpoint 4",
+            "step 5",
+            "checkpoint 5",
+            "evaluating validation",
+            "validation@5: wer 0.25",
+            "evaluating t",
+            "t@5: wer 0.25",
+            "evaluating t, silenced",
+            "t, silenced@5: wer 0.25",
+            "Done",
+        ]
+    );
+    assert_eq!(late.await.expect("the watcher does not panic"), told);
+    assert_eq!(coordinator.ended().await, ExitStatus::Done);
+
+    for step in 2..=5 {
+        let manifest = store
+            .checkpoints()
+            .verify(Step(step))
+            .await
+            .expect("a sound checkpoint");
+        assert_eq!((manifest.parts.len(), manifest.generation), (2, Generation(1)));
+    }
+    let steps: Vec<u64> = metric_lines(&store).await.iter().map(|(step, _)| *step).collect();
+    assert_eq!(steps, [1, 2, 3, 4, 5]);
+    let written = store.list("eval").await.expect("the folder can be read");
+    let mut expected = vec!["eval/table.json".to_owned()];
+    for stem in ["t-silenced-step-00000005", "t-step-00000000", "t-step-00000005"]
+        .into_iter()
+        .chain(["validation-step-00000003", "validation-step-00000005"])
+    {
+        expected.extend([format!("eval/{stem}.json"), format!("eval/{stem}.jsonl")]);
+    }
+    expected.sort();
+    assert_eq!(written, expected);
+    let table = store.get("eval/table.json").await.expect("it is there");
+    let table: serde_json::Value = serde_json::from_slice(&table).expect("JSON");
+    let languages = &table["sets"][0]["languages"];
+    assert_eq!(languages[0]["lang"], "en", "most hours of training first");
+    assert_eq!(languages[1]["train_hours"], 1.0);
+    assert_eq!(languages[1]["trained"]["wer"], 0.5);
+    let journal: Vec<(u64, JournalEntry)> = store.journal().read_all().await.expect("it is readable");
+    let kinds: Vec<String> = journal
+        .iter()
+        .map(|(_, entry)| match entry {
+            JournalEntry::Generation {
+                generation, banks, ..
+            } => format!("generation {generation}: {banks:?}"),
+            JournalEntry::Checkpoint { step, .. } => format!("checkpoint {step}"),
+            JournalEntry::End { verdict, .. } => format!("end {verdict}"),
+        })
+        .collect();
+    assert_eq!(
+        kinds,
+        [
+            "generation 1: {\"de\": (Rank(1), Rank(1)), \"en\": (Rank(0), Rank(1))}",
+            "checkpoint 2",
+            "checkpoint 3",
+            "checkpoint 4",
+            "checkpoint 5",
+            "end Done"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_stopped_run_goes_on_from_an_earlier_checkpoint() {
+    let directory = TempDir::new().expect("a folder");
+    let store = run_in(&directory);
+    let mut config = config();
+    config.training.align.steps = 9;
+    for (resume, stopped_at, loss, generation) in [(0, 5, 1.0, 1), (4, 6, 2.0, 2)] {
+        let coordinator = Coordinator::start(&store, config.clone(), resume).await;
+        let mut fleet = Fleet::join(&coordinator, &store).await;
+        assert_eq!(
+            fleet.generation(),
+            Some(generation),
+            "no generation is used twice"
+        );
+        let (id, task) = fleet.train_task().await;
+        assert_eq!(task.from_step, resume);
+        assert!(!fleet.heartbeat().await.stop_requested);
+        let reason = "enough".to_owned();
+        coordinator
+            .run()
+            .stop(v1::StopRequest { reason })
+            .await
+            .expect("anybody may stop it");
+        assert!(fleet.heartbeat().await.stop_requested);
+        fleet.train(&task, stopped_at, loss).await;
+        let reached_step = stopped_at;
+        fleet
+            .complete(id, |_| Outcome::Stopped(v1::Stopped { reached_step }))
+            .await;
+        let verdict = fleet.verdict().await;
+        assert_eq!(verdict.outcome(), verdict::Outcome::Stopped);
+        assert_eq!(verdict.reason, "enough");
+        assert_eq!(coordinator.ended().await, ExitStatus::Stopped);
+        let latest = store
+            .checkpoints()
+            .latest()
+            .await
+            .expect("the folder can be read");
+        assert_eq!(latest, Some(Step(stopped_at)));
+        // As if the last checkpoint were damaged: the run goes on from the one before.
+        store
+            .checkpoints()
+            .remove(Step(5))
+            .await
+            .expect("the folder can be written");
+    }
+    let lines = metric_lines(&store).await;
+    assert_eq!(
+        lines,
+        [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0), (5, 2.0), (6, 2.0)],
+        "step 5 is the one that was made again"
+    );
+}
+
+#[tokio::test]
+async fn metrics_after_the_step_of_resumption_go_at_once() {
+    let directory = TempDir::new().expect("a folder");
+    let store = run_in(&directory);
+    let lines = "{\"step\":1,\"loss\":1.0}\n{\"step\":2,\"loss\":1.0}\n{\"step\":3,\"loss\":1.0}\n";
+    store
+        .put(layout::TRAIN_METRICS, lines.into())
+        .await
+        .expect("the folder can be written");
+    let coordinator = Coordinator::start(&store, config(), 2).await;
+    let mut fleet = Fleet::join(&coordinator, &store).await;
+    let (id, _) = fleet.train_task().await;
+    fleet.complete(id, |_| failed(false)).await;
+    fleet.verdict().await;
+    assert_eq!(coordinator.ended().await, ExitStatus::Failed);
+    assert_eq!(metric_lines(&store).await, [(1, 1.0), (2, 1.0)]);
+}
+
+fn failed(config: bool) -> Outcome {
+    Outcome::Failed(v1::Failed {
+        config,
+        message: "no model there".to_owned(),
+        failed_collective: None,
+        collective: false,
+    })
+}
+
+#[tokio::test]
+async fn a_worker_with_a_bad_configuration_ends_the_run_with_exit_code_2() {
+    let directory = TempDir::new().expect("a folder");
+    let store = run_in(&directory);
+    let coordinator = Coordinator::start(&store, config(), 0).await;
+    let mut fleet = Fleet::join(&coordinator, &store).await;
+    let (id, _) = fleet.next().await;
+    fleet.complete(id, |_| failed(true)).await;
+    let heard = fleet.heartbeat().await.verdict;
+    let verdict = fleet.verdict().await;
+    assert_eq!(
+        heard.as_ref(),
+        Some(&verdict),
+        "who hangs in a task hears of it, too"
+    );
+    assert_eq!(verdict.outcome(), verdict::Outcome::Config);
+    assert_eq!(
+        verdict.reason,
+        "worker `node0/0` (rank 0) on host: no model there"
+    );
+    let status = coordinator.ended().await;
+    assert_eq!((status, status.code()), (ExitStatus::Usage, 2));
+}
+
+#[tokio::test]
+async fn only_members_of_the_generation_are_heard() {
+    let directory = TempDir::new().expect("a folder");
+    let store = run_in(&directory);
+    let coordinator = Coordinator::start(&store, config(), 0).await;
+    let fleet = Fleet::join(&coordinator, &store).await;
+    let good = fleet.members[1].clone();
+    let with = |change: &dyn Fn(&mut v1::MemberContext)| {
+        let mut member = good.clone();
+        change(&mut member);
+        Some(member)
+    };
+    let refused = [
+        (
+            with(&|member| member.generation = Some(0)),
+            Code::FailedPrecondition,
+            "generation 1",
+        ),
+        (
+            with(&|member| member.generation = None),
+            Code::FailedPrecondition,
+            "generation 1",
+        ),
+        (
+            with(&|member| member.incarnation = 2),
+            Code::FailedPrecondition,
+            "node0/1",
+        ),
+        (
+            with(&|member| member.run = "other".to_owned()),
+            Code::FailedPrecondition,
+            "`tiny`, not `other`",
+        ),
+        (
+            with(&|member| member.worker_id = "node9/9".to_owned()),
+            Code::NotFound,
+            "node9/9",
+        ),
+        (None, Code::InvalidArgument, "`member`"),
+    ];
+    let mut client = coordinator.workers();
+    for (member, code, words) in refused {
+        let asked = client
+            .next_task(v1::NextTaskRequest {
+                member: member.clone(),
+                completed_task: None,
+            })
+            .await;
+        let heartbeat = client
+            .heartbeat(v1::HeartbeatRequest {
+                member: member.clone(),
+                last_completed_step: 0,
+                latest_collective: None,
+            })
+            .await;
+        let completed = client
+            .complete_task(v1::CompleteTaskRequest {
+                member: member.clone(),
+                task_id: 0,
+                outcome: Some(failed(false)),
+            })
+            .await;
+        for status in [asked.err(), heartbeat.err(), completed.err()] {
+            let status = status.expect("it is refused");
+            assert_eq!(status.code(), code, "{status}");
+            assert!(status.message().contains(words), "{status}");
+        }
+    }
+    let mut again = join_request(1);
+    again.member = with(&|member| member.incarnation = 2);
+    let status = client.join(again).await.expect_err("the generation is complete");
+    assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+    // Nothing of that did anything: the run goes on, and the same process may ask for its place again.
+    let joined = client.join(join_request(1)).await.expect("joining is idempotent");
+    assert_eq!(joined.into_inner().rank, 1);
+}
+
+#[tokio::test]
+async fn a_rendezvous_that_is_not_complete_in_time_is_refused() {
+    let directory = TempDir::new().expect("a folder");
+    let store = run_in(&directory);
+    let mut config = config();
+    config.runtime.rendezvous_timeout = Duration::from_millis(50);
+    let coordinator = Coordinator::start(&store, config, 0).await;
+    let mut client = coordinator.workers();
+    let status = client
+        .join(join_request(1))
+        .await
+        .expect_err("rank 0 never comes");
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
+    assert!(status.message().contains("for 2 workers, but only"), "{status}");
+    let exit = v1::ReportWorkerExitRequest {
+        member: Some(member(0)),
+        exit_code: Some(1),
+        ..v1::ReportWorkerExitRequest::default()
+    };
+    client.report_worker_exit(exit).await.expect("agents may report");
+    assert_eq!(coordinator.ended().await, ExitStatus::Failed);
+}
+
+#[tokio::test]
+async fn a_run_whose_launcher_is_gone_before_all_joined_is_stopped() {
+    let directory = TempDir::new().expect("a folder");
+    let store = run_in(&directory);
+    let coordinator = Coordinator::start(&store, config(), 0).await;
+    let mut client = coordinator.workers();
+    coordinator
+        .stop
+        .send("zipper-launch is gone".to_owned())
+        .expect("the coordinator listens");
+    let status = client
+        .join(join_request(0))
+        .await
+        .expect_err("the run is stopped");
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::Aborted, "zipper-launch is gone")
+    );
+    client
+        .join(join_request(1))
+        .await
+        .expect_err("the run is stopped");
+    let ended = coordinator.serving.await.expect("the coordinator does not panic");
+    assert_eq!(ended.expect("the store can be written"), ExitStatus::Stopped);
+}
