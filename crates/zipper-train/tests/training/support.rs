@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tch::{Device, Kind, Tensor};
-use zipper_collectives::{GroupOptions, RollCall, Store};
+use zipper_collectives::{Backend, GroupOptions, RollCall, Store};
 use zipper_config::schema::RunConfig;
 use zipper_data::{DurationLimits, Utterance, load_corpus};
 use zipper_model::param::{Param, ParamScope};
@@ -15,18 +15,10 @@ use zipper_train::replica::Replica;
 use zipper_train::session::Session;
 use zipper_train::step::StepReport;
 use zipper_train::team::Team;
-use zipper_types::{Rank, Stage, Variant, WorldSize};
+use zipper_types::{Rank, Stage, WorldSize};
 
 const HOST: &str = "127.0.0.1";
 const TIMEOUT: Duration = Duration::from_mins(1);
-
-pub(crate) const VARIANTS: [Variant; 5] = [
-    Variant::Shared,
-    Variant::Independent,
-    Variant::Static,
-    Variant::Hard,
-    Variant::Soft,
-];
 
 /// The fixture's configuration, edited.
 pub(crate) fn config(fixture: &Fixture, edit: impl Fn(&mut RunConfig)) -> RunConfig {
@@ -75,7 +67,8 @@ pub(crate) fn on_ranks<T: Send>(
                     // Tensors are tiny: threads would only wait for each other.
                     tch::set_num_threads(1);
                     let store = Store::connect(HOST, port, TIMEOUT).expect("the store answers");
-                    body(session(config, Rank(rank), placement.clone(), &store))
+                    let gloo = GroupOptions::gloo(HOST, TIMEOUT);
+                    body(session(config, Rank(rank), placement.clone(), &store, gloo))
                 })
             })
             .collect();
@@ -87,23 +80,39 @@ pub(crate) fn on_ranks<T: Send>(
 }
 
 /// The session of one rank.
-fn session(config: &RunConfig, rank: Rank, placement: Placement, store: &Store) -> Session {
+fn session(
+    config: &RunConfig,
+    rank: Rank,
+    placement: Placement,
+    store: &Store,
+    options: GroupOptions,
+) -> Session {
     let options = GroupOptions {
         roll_call: Some(RollCall::new(store).expect("the store answers")),
-        ..GroupOptions::gloo(HOST, TIMEOUT)
+        ..options
     };
     let work = WorkModel::unmeasured(config.data.languages.len());
     let banks = placement.languages_of(rank).into_iter().collect();
     let team = Team::form(store, rank, config, placement, work, &options).expect("the groups form");
-    let replica = Replica::load(config, Stage::Align, Device::Cpu, banks).expect("valid models");
+    let replica = Replica::load(config, Stage::Align, options.device, banks).expect("valid models");
     Session::new(replica, corpus(config), team).expect("a batch can be drawn")
 }
 
 /// The session of a world of one.
 pub(crate) fn alone(config: &RunConfig) -> Session {
+    alone_on(config, Device::Cpu, Backend::Gloo)
+}
+
+/// The same on another device.
+pub(crate) fn alone_on(config: &RunConfig, device: Device, backend: Backend) -> Session {
     tch::set_num_threads(1);
     let (store, _) = Store::serve(HOST, TIMEOUT).expect("a port is free");
-    session(config, Rank(0), placement(config, 1), &store)
+    let options = GroupOptions {
+        device,
+        backend,
+        ..GroupOptions::gloo(HOST, TIMEOUT)
+    };
+    session(config, Rank(0), placement(config, 1), &store, options)
 }
 
 /// Trains from where `session` stands to `until` completed steps, entering stage 2 on the way.
