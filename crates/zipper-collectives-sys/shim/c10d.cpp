@@ -96,6 +96,11 @@ zipper_c10d_status zipper_c10d_store_get(
   });
 }
 
+zipper_c10d_status zipper_c10d_store_has(
+    const zipper_c10d_store* store, const char* key, int32_t* found, char** error) {
+  return guarded(error, [&] { *found = store->store->check({key}) ? 1 : 0; });
+}
+
 void zipper_c10d_store_free(zipper_c10d_store* store) {
   destroy(store);
 }

@@ -16,7 +16,7 @@ extern "C" {
 #endif
 
 // Raised with every change of this interface; the Rust side checks it before the first call.
-#define ZIPPER_C10D_ABI_VERSION 2
+#define ZIPPER_C10D_ABI_VERSION 3
 
 typedef int32_t zipper_c10d_status;
 enum {
@@ -50,6 +50,9 @@ zipper_c10d_status zipper_c10d_store_set(
 // Waits for the value of `key`, which the caller frees with zipper_c10d_string_free.
 zipper_c10d_status zipper_c10d_store_get(
     const zipper_c10d_store* store, const char* key, int64_t timeout_ms, char** value, char** error);
+// Whether `key` has a value now: `*found` becomes 0 or 1.
+zipper_c10d_status zipper_c10d_store_has(
+    const zipper_c10d_store* store, const char* key, int32_t* found, char** error);
 void zipper_c10d_store_free(zipper_c10d_store* store);
 
 // Connects this rank to every other one; `host` is an address of this machine that the others can reach. Blocks until

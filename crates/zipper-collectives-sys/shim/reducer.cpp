@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <memory>
+#include <unordered_set>
 #include <vector>
 
 #include <torch/csrc/autograd/autograd.h>
@@ -61,6 +62,7 @@ class Reducer : public std::enable_shared_from_this<Reducer> {
       TORCH_CHECK(
           param.scalar_type() == params[0].scalar_type() && param.device() == params[0].device(),
           "the parameters of a bucket have one kind and one device");
+      TORCH_CHECK(known_.insert(param.unsafeGetTensorImpl()).second, "a parameter is in one bucket only");
       elements += param.numel();
     }
     at::NoGradGuard no_grad;
@@ -236,6 +238,8 @@ class Reducer : public std::enable_shared_from_this<Reducer> {
 
   std::mutex mutex_;
   std::vector<std::unique_ptr<Bucket>> buckets_;
+  // The parameters of all buckets.
+  std::unordered_set<const c10::TensorImpl*> known_;
   std::vector<std::pair<std::shared_ptr<torch::autograd::Node>, uintptr_t>> hooks_;
   // Between begin and finish.
   bool active_ = false;

@@ -8,7 +8,7 @@
 use std::ffi::{c_char, c_int, c_void};
 
 /// The version of the interface declared here.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Status of a call that did what it was asked.
 pub const OK: i32 = 0;
@@ -99,6 +99,12 @@ unsafe extern "C" {
         key: *const c_char,
         timeout_ms: i64,
         value: *mut *mut c_char,
+        error: *mut *mut c_char,
+    ) -> i32;
+    pub fn zipper_c10d_store_has(
+        store: *const RawStore,
+        key: *const c_char,
+        found: *mut i32,
         error: *mut *mut c_char,
     ) -> i32;
     pub fn zipper_c10d_store_free(store: *mut RawStore);

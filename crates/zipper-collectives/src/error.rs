@@ -179,23 +179,17 @@ impl CollectiveError {
     /// Ranks of the generation that had come to the collective; empty where nobody was asked.
     #[must_use]
     pub fn arrived(&self) -> Vec<Rank> {
-        let arrived = self
-            .0
-            .attendance
-            .iter()
-            .flat_map(|attendance| &attendance.arrived);
-        arrived.map(|&(rank, _)| rank).collect()
+        let attendance = self.0.attendance.as_ref();
+        attendance.map_or_else(Vec::new, |attendance| attendance.arrived.clone())
     }
 
-    /// Ranks of the generation that had not.
+    /// Ranks of the generation that did not answer when they were asked. Those that answered from another collective are
+    /// neither here nor in [`Self::arrived`]: only the message tells of them. If rank 0, which serves the store, does not
+    /// answer, nothing is known of the others, and it is the only one here.
     #[must_use]
     pub fn missing(&self) -> Vec<Rank> {
-        let missing = self
-            .0
-            .attendance
-            .iter()
-            .flat_map(|attendance| &attendance.missing);
-        missing.copied().collect()
+        let attendance = self.0.attendance.as_ref();
+        attendance.map_or_else(Vec::new, |attendance| attendance.missing.clone())
     }
 
     /// How long the operation had been under way when it failed.
@@ -235,24 +229,22 @@ impl fmt::Display for Attendance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             arrived,
+            elsewhere,
             missing,
             store_lost,
         } = self;
         if *store_lost {
-            write!(f, "rank 0, which serves the store, does not answer; ")?;
+            return write!(
+                f,
+                "rank 0, which serves the store, does not answer, so that nobody can be asked who had arrived"
+            );
         }
-        let ranks: Vec<Rank> = arrived.iter().map(|&(rank, _)| rank).collect();
-        write!(f, "{} had arrived", enumerate(&ranks))?;
+        write!(f, "{} had arrived", enumerate(arrived))?;
+        for (rank, place) in elsewhere {
+            write!(f, ", rank {rank} is at {place}")?;
+        }
         if !missing.is_empty() {
             write!(f, ", {} had not", enumerate(missing))?;
-        }
-        // Where some stood elsewhere, that is the news.
-        let elsewhere = arrived.iter().any(|(_, place)| *place != arrived[0].1);
-        if elsewhere {
-            let places = arrived
-                .iter()
-                .map(|(rank, place)| format!("rank {rank} at {place}"));
-            write!(f, " [{}]", places.collect::<Vec<_>>().join("; "))?;
         }
         Ok(())
     }

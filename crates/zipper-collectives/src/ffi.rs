@@ -153,6 +153,17 @@ impl RawStore {
         };
         Ok(text)
     }
+
+    /// Whether `key` has a value now.
+    pub(crate) fn has(&self, key: &str) -> Result<bool, Failure> {
+        let key = c_string(key)?;
+        let mut found = 0;
+        // SAFETY: our store, `key` and `found` live during the call.
+        checked(|error| unsafe {
+            sys::zipper_c10d_store_has(self.0.as_ptr(), key.as_ptr(), &raw mut found, error)
+        })?;
+        Ok(found != 0)
+    }
 }
 
 impl Drop for RawStore {

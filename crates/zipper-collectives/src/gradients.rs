@@ -124,13 +124,17 @@ impl GradientReducer {
     /// groups may be called until `finish` has returned.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::Mismatch`] where groups check their calls.
+    /// [`crate::ErrorKind::Mismatch`] where groups check their calls, and the error of a group that is dead.
     ///
     /// # Panics
     /// If there is not one plan for each bucket.
     pub fn begin(&self, what: &str, plans: &[BucketPlan]) -> Result<(), CollectiveError> {
         assert_eq!(plans.len(), self.buckets.len(), "one plan for each bucket");
         let takes_part = |index: usize| plans[index] != BucketPlan::Skip;
+        let dead = |bucket: &Bucket| bucket.group.as_ref().and_then(|group| group.first_error());
+        if let Some(error) = self.buckets.iter().find_map(dead) {
+            return Err(error);
+        }
         let mut index = 0;
         self.compare(&format!("gradients of {what}"), |bucket| {
             index += 1;
@@ -173,18 +177,18 @@ impl GradientReducer {
     ///
     /// # Errors
     /// The failure of the first bucket that could not be summed, or could not be launched during the backward pass. The
-    /// values of all gradients are then undefined.
+    /// values of all gradients are then undefined, and the groups of all buckets are dead.
     pub fn finish(&self) -> Result<ReduceReport, CollectiveError> {
         let called = Instant::now();
+        self.show_as_begun();
         let finished = self.raw.finish(self.buckets.len());
         let exposed = called.elapsed();
         let flights = self.flights.take();
+        let at = |nanoseconds: i64| (nanoseconds >= 0).then_some(flights.began + nanoseconds as f64 * 1e-9);
         for ((bucket, flight), report) in self.buckets.iter().zip(&flights.records).zip(&finished.reports) {
             let (Some(group), Some(flight)) = (&bucket.group, flight) else {
                 continue;
             };
-            let at =
-                |nanoseconds: i64| (nanoseconds >= 0).then_some(flights.began + nanoseconds as f64 * 1e-9);
             group.recorder().change(flight, |record| {
                 record.started = at(report.launched_ns);
                 record.finished = at(report.finished_ns);
@@ -202,13 +206,47 @@ impl GradientReducer {
                     &failure,
                 ));
             };
-            return Err(group.fail(flight, &failure, exposed));
+            // Before the roll is called: nobody has to wait for sums that this rank has given up.
+            let others = self.groups_but(group);
+            for other in &others {
+                other.close();
+            }
+            let launched = finished.reports[index].launched_ns;
+            let elapsed = at(launched).map_or(0.0, |launched| group.recorder().now() - launched);
+            let error = group.fail(flight, &failure, Duration::from_secs_f64(elapsed.max(0.0)));
+            for other in others {
+                other.die(error.clone());
+            }
+            return Err(error);
         }
         Ok(ReduceReport {
             bytes_by_bucket: finished.reports.iter().map(|report| report.bytes).collect(),
             exposed,
             launched_in_backward: finished.launched_early,
         })
+    }
+
+    /// While `finish` waits, the recorder shows what for. When each bucket really began is known afterwards.
+    fn show_as_begun(&self) {
+        for (bucket, flight) in self.buckets.iter().zip(&self.flights.borrow().records) {
+            if let (Some(group), Some(flight)) = (&bucket.group, flight) {
+                let now = group.recorder().now();
+                group
+                    .recorder()
+                    .change(flight, |record| record.started = Some(now));
+            }
+        }
+    }
+
+    /// The groups of all buckets, without `group`.
+    fn groups_but(&self, group: &Arc<Inner>) -> Vec<&Arc<Inner>> {
+        let mut others: Vec<&Arc<Inner>> = Vec::new();
+        for other in self.buckets.iter().filter_map(|bucket| bucket.group.as_ref()) {
+            if !others.iter().any(|known| Arc::ptr_eq(known, other)) && !Arc::ptr_eq(other, group) {
+                others.push(other);
+            }
+        }
+        others
     }
 
     /// Compares a description of each group's buckets between its ranks, where the groups want that.
@@ -243,5 +281,17 @@ impl GradientReducer {
             }
         }
         Ok(())
+    }
+}
+
+impl Drop for GradientReducer {
+    /// A step that was begun and is not finished, because its backward pass failed, leaves the others waiting for this rank:
+    /// they learn of it now and not at their timeout.
+    fn drop(&mut self) {
+        for (bucket, flight) in self.buckets.iter().zip(&self.flights.get_mut().records) {
+            if let (Some(group), Some(_)) = (&bucket.group, flight) {
+                group.abort();
+            }
+        }
     }
 }

@@ -114,7 +114,9 @@ impl ProcessGroup {
     /// Each group needs a fresh prefix of the store; `rank` and `world_size` are those of the group.
     ///
     /// # Collective
-    /// Returns when all ranks have called it; with NCCL the first collective does the waiting.
+    /// Returns when all ranks have called it; with NCCL the first collective does the waiting. Where groups overlap in a
+    /// chain, a, b in the first, b, c in the second and so on, forming them in this order makes each wait for the one
+    /// before it; form every other one first, then the rest, and nothing waits for more than one.
     ///
     /// # Errors
     /// [`crate::ErrorKind::InvalidArgument`] for an empty world, a rank outside it or a backend that this device or this
@@ -207,9 +209,10 @@ impl ProcessGroup {
     /// # Errors
     /// Any [`crate::ErrorKind`]; the values of `tensor` are then undefined.
     pub fn all_reduce_sum(&self, tensor: &Tensor, what: &str) -> Result<(), CollectiveError> {
-        self.inner.run("all_reduce", what, Some(tensor), |raw, timeout| {
-            raw.all_reduce_sum(tensor, timeout)
-        })
+        self.inner
+            .run("all_reduce", what, "", Some(tensor), |raw, timeout| {
+                raw.all_reduce_sum(tensor, timeout)
+            })
     }
 
     /// Replaces `tensor` on every rank with the one of `root`. `what` names it in errors.
@@ -221,9 +224,11 @@ impl ProcessGroup {
             let problem = format!("the root, rank {root}, is not in the group");
             return Err(self.inner.invalid("broadcast", what, problem));
         }
-        self.inner.run("broadcast", what, Some(tensor), |raw, timeout| {
-            raw.broadcast(tensor, root.0, timeout)
-        })
+        let from = format!("from rank {root}, ");
+        self.inner
+            .run("broadcast", what, &from, Some(tensor), |raw, timeout| {
+                raw.broadcast(tensor, root.0, timeout)
+            })
     }
 
     /// The `tensor` of every rank, in rank order. `what` names it in errors.
@@ -234,9 +239,10 @@ impl ProcessGroup {
         let outputs: Vec<Tensor> = (0..self.inner.world_size.0)
             .map(|_| tensor.detach().empty_like())
             .collect();
-        self.inner.run("all_gather", what, Some(tensor), |raw, timeout| {
-            raw.all_gather(&outputs, tensor, timeout)
-        })?;
+        self.inner
+            .run("all_gather", what, "", Some(tensor), |raw, timeout| {
+                raw.all_gather(&outputs, tensor, timeout)
+            })?;
         Ok(outputs)
     }
 
@@ -245,7 +251,7 @@ impl ProcessGroup {
     /// # Errors
     /// Any [`crate::ErrorKind`].
     pub fn barrier(&self, what: &str) -> Result<(), CollectiveError> {
-        self.inner.run("barrier", what, None, RawGroup::barrier)
+        self.inner.run("barrier", what, "", None, RawGroup::barrier)
     }
 
     pub(crate) fn inner(&self) -> &Arc<Inner> {
@@ -384,6 +390,7 @@ impl Inner {
         &self,
         name: &'static str,
         what: &str,
+        arguments: &str,
         tensor: Option<&Tensor>,
         call: impl FnOnce(&RawGroup, Duration) -> Result<(), Failure>,
     ) -> Result<(), CollectiveError> {
@@ -397,7 +404,11 @@ impl Inner {
             format!("{:?} {:?}", tensor.kind(), tensor.size())
         });
         if self.checks() {
-            self.compare(name, what, &format!("{name} of `{what}` {description}"))?;
+            self.compare(
+                name,
+                what,
+                &format!("{name} of `{what}` {arguments}{description}"),
+            )?;
         }
         let bytes = tensor.map_or(0, |tensor| tensor.numel() * tensor.kind().elt_size_in_bytes());
         let flight = self.record(name, what, bytes as u64, &description);
@@ -429,11 +440,11 @@ impl Inner {
     /// What has become of this group: the error of a recorded call, with who had come to it. Closes the group, so that
     /// the ranks that wait for this one learn of it now and not at their timeout.
     pub(crate) fn fail(&self, flight: &RecordId, failure: &Failure, elapsed: Duration) -> CollectiveError {
-        let (operation, what, sequence) = self.options.recorder.identify(flight);
+        let (operation, what, sequence) = (flight.operation, &flight.what, flight.sequence);
         let timeout = self.timeout_now();
         self.close();
         let aborted = self.aborted.load(Ordering::Acquire);
-        let place = self.operation(operation, &what, sequence);
+        let place = self.operation(operation, what, sequence);
         let mut error = CollectiveError::from_failure(place, failure, elapsed, timeout, aborted);
         if let Some(roll_call) = self.options.roll_call.as_ref().filter(|_| !aborted) {
             let place = format!("{operation} {sequence} of `{}`, `{what}`", self.options.name);
@@ -447,12 +458,14 @@ impl Inner {
         error
     }
 
-    fn die(&self, error: CollectiveError) {
+    /// Every later call returns `error`.
+    pub(crate) fn die(&self, error: CollectiveError) {
         let mut first = self.first_error.lock().unwrap_or_else(PoisonError::into_inner);
         first.get_or_insert(error);
     }
 
-    fn first_error(&self) -> Option<CollectiveError> {
+    /// Why the group is dead, if it is.
+    pub(crate) fn first_error(&self) -> Option<CollectiveError> {
         let first = self.first_error.lock().unwrap_or_else(PoisonError::into_inner);
         first.clone()
     }
@@ -490,8 +503,10 @@ impl Inner {
             .zip(&texts)
             .map(|(rank, text)| format!("rank {rank}: {text}"))
             .collect();
-        let place = self.operation(operation, what, self.sequence.load(Ordering::Relaxed));
+        let place = self.operation(operation, what, flight.sequence);
         let error = CollectiveError::mismatch(place, self.options.timeout, calls.join("; "));
+        let recorder = &self.options.recorder;
+        recorder.change(&flight, |record| record.error = Some(error.to_string()));
         self.die(error.clone());
         Err(error)
     }
@@ -509,7 +524,15 @@ impl Inner {
         (!tensor.is_contiguous()).then(|| "the tensor is not contiguous".to_owned())
     }
 
-    fn close(&self) {
+    /// Ends every collective of this rank, now and later.
+    pub(crate) fn abort(&self) {
+        if !self.aborted.swap(true, Ordering::AcqRel) {
+            self.close();
+        }
+    }
+
+    /// Ends what is under way on this rank and, through it, on the others.
+    pub(crate) fn close(&self) {
         // A connection that cannot be closed is closed already, or its users fail by themselves at the timeout.
         let _ = self.raw.abort();
     }
@@ -540,10 +563,8 @@ impl AbortHandle {
     /// A collective under way on this rank fails with [`crate::ErrorKind::Aborted`], as does every later one; the other
     /// ranks see a lost peer. Does nothing when the group is gone already.
     pub fn abort(&self) {
-        let Some(inner) = self.inner.upgrade() else {
-            return;
-        };
-        inner.aborted.store(true, Ordering::Release);
-        inner.close();
+        if let Some(inner) = self.inner.upgrade() {
+            inner.abort();
+        }
     }
 }

@@ -39,11 +39,13 @@ pub struct FlightRecord {
     pub error: Option<String>,
 }
 
-/// The place of a record, for changing it later.
+/// Which collective a record is of: for changing the record later, and for telling of it when it is kept no more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RecordId {
     group: String,
-    sequence: u64,
+    pub(crate) sequence: u64,
+    pub(crate) operation: &'static str,
+    pub(crate) what: String,
 }
 
 impl Default for FlightRecorder {
@@ -62,11 +64,14 @@ impl FlightRecorder {
         self.lock().iter().cloned().collect()
     }
 
-    /// The last collective that was begun, if any was, and how long ago.
+    /// The collective that this process is in, and for how long: the oldest that has not ended. If all have, the last that
+    /// was begun.
     #[must_use]
     pub fn latest(&self) -> Option<(FlightRecord, Duration)> {
         let records = self.lock();
-        let latest = records.iter().rev().find(|record| record.started.is_some())?;
+        let mut begun = records.iter().filter(|record| record.started.is_some());
+        let under_way = |record: &&FlightRecord| record.finished.is_none() && record.error.is_none();
+        let latest = begun.clone().find(under_way).or_else(|| begun.next_back())?;
         let age = self.now() - latest.started.unwrap_or_default();
         Some((latest.clone(), Duration::from_secs_f64(age.max(0.0))))
     }
@@ -80,6 +85,8 @@ impl FlightRecorder {
         let id = RecordId {
             group: record.group.clone(),
             sequence: record.sequence,
+            operation: record.operation,
+            what: record.what.clone(),
         };
         let mut records = self.lock();
         if records.len() == KEPT {
@@ -98,15 +105,6 @@ impl FlightRecorder {
         if let Some(record) = found {
             change(record);
         }
-    }
-
-    /// Operation, purpose and number of a record that was added.
-    pub(crate) fn identify(&self, id: &RecordId) -> (&'static str, String, u64) {
-        let mut found = ("collective", String::new(), id.sequence);
-        self.change(id, |record| {
-            found = (record.operation, record.what.clone(), record.sequence);
-        });
-        found
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<FlightRecord>> {
@@ -133,20 +131,25 @@ mod tests {
         }
     }
 
-    /// Goal: the oldest records go, clones see the same, and what is not begun yet is not the latest.
+    /// Goal: the oldest records go, clones see the same, and what is not begun yet is not the latest. Of those under way
+    /// the oldest is: the others wait for it.
     #[test]
     fn the_last_two_hundred_are_kept() {
         let recorder = FlightRecorder::default();
         assert!(recorder.latest().is_none());
         let clone = recorder.clone();
         for sequence in 1..=250 {
-            clone.add(record(sequence, Some(0.0)));
+            let id = clone.add(record(sequence, Some(0.0)));
+            clone.change(&id, |record| record.finished = Some(0.0));
         }
         let waiting = recorder.add(record(251, None));
         let records = recorder.records();
         assert_eq!((records.len(), records[0].sequence), (KEPT, 52));
         assert_eq!(recorder.latest().map(|(record, _)| record.sequence), Some(250));
         recorder.change(&waiting, |record| record.started = Some(0.0));
+        clone.add(record(252, Some(0.0)));
         assert_eq!(clone.latest().map(|(record, _)| record.sequence), Some(251));
+        recorder.change(&waiting, |record| record.error = Some("lost".to_owned()));
+        assert_eq!(clone.latest().map(|(record, _)| record.sequence), Some(252));
     }
 }

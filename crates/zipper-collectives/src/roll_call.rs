@@ -6,15 +6,18 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use zipper_collectives_sys as sys;
 use zipper_types::Rank;
 
-use crate::ffi::RawStore;
+use crate::ffi::{Failure, RawStore};
 use crate::store::Store;
 
 /// How long a rank waits for the others to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How much longer it waits for a store that does not answer.
 const GRACE: Duration = Duration::from_secs(1);
+/// Too short to wait for an answer over the network.
+const MOMENT: Duration = Duration::from_millis(100);
 
 /// Where the ranks of a generation say where they were when a collective failed. One for all groups of a generation.
 #[derive(Clone)]
@@ -25,11 +28,13 @@ pub struct RollCall {
 /// Who had come to a collective that failed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Attendance {
-    /// Ranks that had come, this one among them, with where they were.
-    pub(crate) arrived: Vec<(Rank, String)>,
-    /// Ranks that had not.
+    /// Ranks that had come, this one among them.
+    pub(crate) arrived: Vec<Rank>,
+    /// Ranks that had failed at another collective, and which.
+    pub(crate) elsewhere: Vec<(Rank, String)>,
+    /// Ranks that did not answer.
     pub(crate) missing: Vec<Rank>,
-    /// The store itself did not answer.
+    /// The store itself did not answer: then nothing is known of others than rank 0, which serves it.
     pub(crate) store_lost: bool,
 }
 
@@ -51,47 +56,93 @@ impl RollCall {
     /// never answers.
     pub(crate) fn call(&self, rank: Rank, members: &[Rank], place: &str) -> Attendance {
         let (answers, inbox) = mpsc::channel();
-        let (store, place, members) = (Arc::clone(&self.store), place.to_owned(), members.to_vec());
-        let asked = members.clone();
-        let own_place = place.clone();
+        let others: Vec<Rank> = members.iter().copied().filter(|&member| member != rank).collect();
+        let (store, own_place, asked) = (Arc::clone(&self.store), place.to_owned(), others.clone());
         thread::spawn(move || {
-            if store.set(&rank.to_string(), &place).is_err() {
+            if store.set(&rank.to_string(), &own_place).is_err() {
                 return;
             }
-            let began = Instant::now();
-            for member in members {
-                if member == rank {
-                    continue;
-                }
-                let patience = PATIENCE.saturating_sub(began.elapsed());
-                // Even without patience left an answer that is there is taken.
-                let answer = store.get(&member.to_string(), patience.max(Duration::from_millis(100)));
-                if answers.send((member, answer.ok())).is_err() {
+            let deadline = Instant::now() + PATIENCE;
+            for member in asked {
+                // A store that fails, or an asker that has given up, ends the questions.
+                let Ok(answer) = ask(&store, member, deadline) else {
+                    return;
+                };
+                if answers.send((member, answer)).is_err() {
                     return;
                 }
             }
         });
         let mut attendance = Attendance {
-            arrived: vec![(rank, own_place)],
+            arrived: vec![rank],
             ..Attendance::default()
         };
         let deadline = Instant::now() + PATIENCE + GRACE;
-        for _ in 1..asked.len() {
+        for _ in &others {
             let left = deadline.saturating_duration_since(Instant::now());
-            match inbox.recv_timeout(left) {
-                Ok((member, Some(place))) => attendance.arrived.push((member, place)),
-                Ok((_, None)) => {}
-                Err(_) => {
-                    attendance.store_lost = true;
-                    break;
-                }
+            let Ok((member, answer)) = inbox.recv_timeout(left) else {
+                let server = members
+                    .iter()
+                    .copied()
+                    .filter(|&member| member == Rank(0) && member != rank);
+                return Attendance {
+                    arrived: vec![rank],
+                    missing: server.collect(),
+                    store_lost: true,
+                    ..Attendance::default()
+                };
+            };
+            match answer {
+                Some(answer) if answer == place => attendance.arrived.push(member),
+                Some(answer) => attendance.elsewhere.push((member, answer)),
+                None => attendance.missing.push(member),
             }
         }
         attendance.arrived.sort();
-        attendance.missing = asked
-            .into_iter()
-            .filter(|member| attendance.arrived.iter().all(|(arrived, _)| arrived != member))
-            .collect();
         attendance
+    }
+}
+
+/// Where `member` says that it was; nothing if it has not said so by the deadline.
+fn ask(store: &RawStore, member: Rank, deadline: Instant) -> Result<Option<String>, Failure> {
+    let key = member.to_string();
+    let mut patience = deadline.saturating_duration_since(Instant::now());
+    if patience < MOMENT {
+        // Without patience left, too, an answer that is there is taken.
+        if !store.has(&key)? {
+            return Ok(None);
+        }
+        patience = GRACE;
+    }
+    match store.get(&key, patience) {
+        Ok(place) => Ok(Some(place)),
+        // The store's own error is that it waited in vain; a store that has gone is an error of the network.
+        Err(failure) if failure.status == sys::STORE => Ok(None),
+        Err(failure) => Err(failure),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: many ranks that do not answer cost no more time than one, and are not taken for a lost store; who answered
+    /// counts also behind them, at the same place or elsewhere.
+    #[test]
+    fn many_ranks_may_be_missing() {
+        let patience = Duration::from_secs(30);
+        let (store, _) = Store::serve("127.0.0.1", patience).unwrap();
+        let roll_call = RollCall::new(&store).unwrap();
+        roll_call.store.set("58", "here").unwrap();
+        roll_call.store.set("59", "elsewhere").unwrap();
+        let members: Vec<Rank> = (0..60).map(Rank).collect();
+        let attendance = roll_call.call(Rank(0), &members, "here");
+        let expected = Attendance {
+            arrived: vec![Rank(0), Rank(58)],
+            elsewhere: vec![(Rank(59), "elsewhere".to_owned())],
+            missing: (1..58).map(Rank).collect(),
+            store_lost: false,
+        };
+        assert_eq!(attendance, expected);
     }
 }

@@ -4,7 +4,7 @@
 //! chain of layers.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tch::{Device, Kind, Tensor};
 use zipper_collectives::{
@@ -331,4 +331,144 @@ fn different_layouts_are_refused() {
         error.kind()
     });
     assert_eq!(kinds, [ErrorKind::Mismatch; 2]);
+}
+
+/// Ranks that would not sum the same buckets are told so before anything is summed.
+#[test]
+fn different_plans_are_refused() {
+    let kinds = on_ranks(2, Kind::Double, |member, _| {
+        let reducer = GradientReducer::new(&buckets(&member.params, Some(&member.world))).unwrap();
+        let mut plans = [BucketPlan::Now; LAYERS];
+        if member.rank == 1 {
+            plans[2] = BucketPlan::Skip;
+        }
+        let error = reducer.begin("step 1", &plans).unwrap_err();
+        assert!(error.to_string().contains("gradients of step 1"), "{error}");
+        error.kind()
+    });
+    assert_eq!(kinds, [ErrorKind::Mismatch; 2]);
+}
+
+/// What cannot be in a bucket is refused: a parameter twice, one that is frozen, one of another kind, none at all.
+#[test]
+fn impossible_buckets_are_refused() {
+    let params = params(Kind::Double);
+    let frozen = Tensor::zeros([2], (Kind::Double, Device::Cpu));
+    let float = Tensor::zeros([2], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    let cases = [
+        (vec![&params[0], &params[0]], "in one bucket only"),
+        (vec![&params[0], &frozen], "requires a gradient"),
+        (vec![&params[0], &float], "one kind"),
+        (vec![], "at least one parameter"),
+    ];
+    for (params, expected) in cases {
+        let spec = BucketSpec {
+            name: "impossible".to_owned(),
+            group: None,
+            params,
+        };
+        let error = GradientReducer::new(&[spec]).err().unwrap().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+/// A rank whose backward pass fails lets go of its reducer: the others learn of it now and not at their timeout, in every
+/// group of the step, and both go on in new groups.
+#[test]
+fn a_step_that_is_given_up_frees_the_others() {
+    on_ranks(3, Kind::Double, |member, store| {
+        let owners = (member.rank > 0).then(|| {
+            let options = GroupOptions {
+                name: "owners".to_owned(),
+                members: vec![Rank(1), Rank(2)],
+                ..options(None)
+            };
+            let store = store.prefix("owners").unwrap();
+            ProcessGroup::connect(&store, Rank(member.rank - 1), WorldSize(2), &options).unwrap()
+        });
+        let mut specs = buckets(&member.params, Some(&member.world));
+        specs[3].group = owners.as_ref();
+        let reducer = GradientReducer::new(&specs).unwrap();
+        reducer.zero();
+        reducer.begin("step 1", &[BucketPlan::AsReady; LAYERS]).unwrap();
+        if member.rank == 0 {
+            let wrong = Tensor::zeros([2], (Kind::Double, Device::Cpu));
+            wrong.f_backward().unwrap_err();
+            drop(reducer);
+            let error = member.world.barrier("after the failure").unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Aborted);
+        } else {
+            loss(&member.params, member.rank, 0).backward();
+            let start = Instant::now();
+            let error = reducer.finish().unwrap_err();
+            assert!(start.elapsed() < TIMEOUT / 2, "took {:?}", start.elapsed());
+            assert_eq!(error.missing(), [Rank(0)], "{error}");
+            // Whoever comes back gets the same answer from every group of the step.
+            let first = error.to_string();
+            let again = [
+                reducer.begin("step 2", &[BucketPlan::Skip; LAYERS]).unwrap_err(),
+                member.world.barrier("step 2").unwrap_err(),
+                owners.as_ref().unwrap().barrier("step 2").unwrap_err(),
+            ];
+            assert_eq!(
+                again.map(|error| error.to_string()),
+                [(); 3].map(|()| first.clone())
+            );
+            drop(reducer);
+        }
+        let store = store.prefix("again").unwrap();
+        let group = ProcessGroup::connect(&store, Rank(member.rank), WorldSize(3), &options(None)).unwrap();
+        let reducer = GradientReducer::new(&buckets(&member.params, Some(&group))).unwrap();
+        step(&reducer, member, BucketPlan::AsReady).unwrap();
+        let wanted = expected(Kind::Double, &[0, 1, 2], 2);
+        assert_close(&gradients(&member.params), &wanted, 1e-14, "after the failure");
+    });
+}
+
+/// The recorder tells of each bucket when it began and ended, and an error names its bucket also when there are more than
+/// the recorder keeps.
+#[test]
+fn buckets_are_recorded() {
+    on_ranks(2, Kind::Float, |member, store| {
+        let recorder = FlightRecorder::default();
+        let options = GroupOptions {
+            name: "recorded".to_owned(),
+            recorder: recorder.clone(),
+            ..options(None)
+        };
+        let store = store.prefix("recorded").unwrap();
+        let group = ProcessGroup::connect(&store, Rank(member.rank), WorldSize(2), &options).unwrap();
+        let params: Vec<Tensor> = (0..250)
+            .map(|_| Tensor::ones([2], (Kind::Float, Device::Cpu)).set_requires_grad(true))
+            .collect();
+        let specs = params.iter().enumerate().map(|(index, param)| BucketSpec {
+            name: format!("bucket {index}"),
+            group: Some(&group),
+            params: vec![param],
+        });
+        let reducer = GradientReducer::new(&specs.collect::<Vec<_>>()).unwrap();
+        reducer.begin("step 1", &[BucketPlan::Now; 250]).unwrap();
+        assert_eq!(reducer.finish().unwrap().launched_in_backward, 250);
+        let records = recorder.records();
+        let last = records.last().unwrap();
+        assert_eq!((last.group.as_str(), last.operation), ("recorded", "all_reduce"));
+        assert_eq!(
+            (last.what.as_str(), last.bytes, last.tensor.as_str()),
+            ("bucket 249 of step 1", 8, "Float [2]")
+        );
+        for pair in records.windows(2) {
+            assert!(pair[0].started <= pair[1].started && pair[0].sequence + 1 == pair[1].sequence);
+        }
+        assert!(records.iter().all(|record| record.finished >= record.started));
+        group.barrier("before the end").unwrap();
+        reducer.begin("step 2", &[BucketPlan::AtEnd; 250]).unwrap();
+        if member.rank == 0 {
+            return;
+        }
+        let error = reducer.finish().unwrap_err().to_string();
+        assert!(
+            error.starts_with("all_reduce of `bucket 0 of step 2` on rank 1"),
+            "{error}"
+        );
+    });
 }

@@ -4,12 +4,16 @@
 //! is served by the parent, which outlives them all.
 
 use std::env;
+use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, raise};
 use tch::Tensor;
-use zipper_collectives::{ErrorKind, FlightRecorder, GroupOptions, ProcessGroup, RollCall, Store};
+use zipper_collectives::{
+    BucketPlan, BucketSpec, ErrorKind, FlightRecorder, GradientReducer, GroupOptions, ProcessGroup, RollCall,
+    Store,
+};
 use zipper_types::{Rank, WorldSize};
 
 const HOST: &str = "127.0.0.1";
@@ -134,4 +138,114 @@ fn a_stopped_peer_times_out() {
         assert!(elapsed < LONG / 6, "took {elapsed:?}");
         continue_without_the_victim(rank, store);
     });
+}
+
+/// Goal: a peer that is killed between its own gradients and the others' sums is named, with the bucket and the step.
+#[test]
+fn a_peer_killed_in_backward_is_named() {
+    in_processes("a_peer_killed_in_backward_is_named", |rank, store| {
+        {
+            let store = store.prefix("generation-1").unwrap();
+            let options = GroupOptions {
+                roll_call: Some(RollCall::new(&store).unwrap()),
+                ..GroupOptions::gloo(HOST, LONG)
+            };
+            let group = ProcessGroup::connect(&store, rank, WorldSize(WORLD_SIZE), &options).unwrap();
+            let params: Vec<Tensor> = (0..3)
+                .map(|_| Tensor::ones([1 << 16], tch::kind::FLOAT_CPU).set_requires_grad(true))
+                .collect();
+            let specs = params.iter().enumerate().map(|(index, param)| BucketSpec {
+                name: format!("gradients {index}"),
+                group: Some(&group),
+                params: vec![param],
+            });
+            let reducer = GradientReducer::new(&specs.collect::<Vec<_>>()).unwrap();
+            reducer.begin("step 17", &[BucketPlan::AsReady; 3]).unwrap();
+            // The victim gets as far as the first gradient.
+            let used = if rank.0 == VICTIM { 1 } else { 3 };
+            let losses: Vec<Tensor> = params[..used].iter().map(Tensor::square).collect();
+            Tensor::cat(&losses, 0).sum(tch::Kind::Float).backward();
+            if rank.0 == VICTIM {
+                raise(Signal::SIGKILL).unwrap();
+            }
+            let error = reducer.finish().unwrap_err();
+            println!("rank {rank}: {error}");
+            assert_eq!(error.kind(), ErrorKind::PeerLost, "{error}");
+            assert_eq!(error.missing(), [Rank(VICTIM)], "{error}");
+            let message = error.to_string();
+            assert!(message.contains("of step 17` on rank"), "{message}");
+        }
+        continue_without_the_victim(rank, store);
+    });
+}
+
+/// Rank 0 serves the store and raises `signal`; what the others see must name it, in bounded time.
+fn lose_the_server(test_name: &str, signal: Signal) {
+    const ANNOUNCEMENT: &str = "the store is at port ";
+    let timeout = Duration::from_secs(2);
+    let Ok(rank) = env::var(RANK_VARIABLE) else {
+        let start_rank = |rank: u32, port: &str, output: Stdio| {
+            Command::new(env::current_exe().unwrap())
+                .args(["--exact", test_name, "--nocapture"])
+                .env(RANK_VARIABLE, rank.to_string())
+                .env(PORT_VARIABLE, port)
+                .stdin(Stdio::null())
+                .stdout(output)
+                .spawn()
+                .unwrap()
+        };
+        let mut server = start_rank(0, "", Stdio::piped());
+        let mut lines = BufReader::new(server.stdout.take().unwrap()).lines();
+        let port = lines
+            .find_map(|line| Some(line.unwrap().split_once(ANNOUNCEMENT)?.1.to_owned()))
+            .unwrap();
+        let mut others: Vec<Child> = (1..WORLD_SIZE)
+            .map(|rank| start_rank(rank, &port, Stdio::inherit()))
+            .collect();
+        let ends: Vec<_> = others.iter_mut().map(|child| child.wait().unwrap()).collect();
+        server.kill().unwrap();
+        server.wait().unwrap();
+        assert!(ends.iter().all(std::process::ExitStatus::success), "{ends:?}");
+        return;
+    };
+    let rank = Rank(rank.parse().unwrap());
+    let store = if rank.0 == 0 {
+        let (store, port) = Store::serve(HOST, LONG).unwrap();
+        println!("{ANNOUNCEMENT}{port}");
+        store
+    } else {
+        Store::connect(HOST, env::var(PORT_VARIABLE).unwrap().parse().unwrap(), LONG).unwrap()
+    };
+    let options = GroupOptions {
+        roll_call: Some(RollCall::new(&store).unwrap()),
+        first_timeout: LONG,
+        ..GroupOptions::gloo(HOST, timeout)
+    };
+    let group = ProcessGroup::connect(&store, rank, WorldSize(WORLD_SIZE), &options).unwrap();
+    group.barrier("while all live").unwrap();
+    if rank.0 == 0 {
+        raise(signal).unwrap();
+    }
+    let start = Instant::now();
+    let error = group.barrier("after the loss").unwrap_err();
+    println!("rank {rank}: {error}");
+    assert_eq!(error.missing(), [Rank(0)], "{error}");
+    let message = error.to_string();
+    assert!(
+        message.contains("rank 0, which serves the store, does not answer"),
+        "{message}"
+    );
+    assert!(start.elapsed() < LONG / 6, "took {:?}", start.elapsed());
+}
+
+/// Goal: when the rank that serves the store is killed, the others say so and accuse nobody else.
+#[test]
+fn a_killed_server_is_named() {
+    lose_the_server("a_killed_server_is_named", Signal::SIGKILL);
+}
+
+/// Goal: likewise when it is stopped and the store hangs: nobody hangs with it.
+#[test]
+fn a_stopped_server_is_named() {
+    lose_the_server("a_stopped_server_is_named", Signal::SIGSTOP);
 }

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tch::{Kind, Tensor};
-use zipper_collectives::{CollectiveError, ErrorKind, GroupOptions, ProcessGroup, Store};
+use zipper_collectives::{CollectiveError, ErrorKind, GroupOptions, ProcessGroup, RollCall, Store};
 use zipper_types::{Rank, WorldSize};
 
 const HOST: &str = "127.0.0.1";
@@ -305,7 +305,7 @@ fn a_group_that_nobody_joins_times_out() {
 #[test]
 fn different_calls_are_refused_on_every_rank() {
     type Call = fn(&ProcessGroup) -> Result<(), CollectiveError>;
-    let calls: [(&str, Call, Call); 3] = [
+    let calls: [(&str, Call, Call); 4] = [
         (
             "shape",
             |group| group.all_reduce_sum(&Tensor::ones([2], tch::kind::FLOAT_CPU), "x"),
@@ -320,6 +320,11 @@ fn different_calls_are_refused_on_every_rank() {
             "operation",
             |group| group.barrier("x"),
             |group| group.broadcast(&Tensor::ones([2], tch::kind::FLOAT_CPU), Rank(0), "x"),
+        ),
+        (
+            "root",
+            |group| group.broadcast(&Tensor::ones([2], tch::kind::FLOAT_CPU), Rank(0), "x"),
+            |group| group.broadcast(&Tensor::ones([2], tch::kind::FLOAT_CPU), Rank(1), "x"),
         ),
     ];
     for (what, first, second) in calls {
@@ -381,5 +386,52 @@ fn the_first_collective_has_more_time() {
             // The second never comes; the channel closes when the other has given up.
             assert!(is_late.recv().is_err());
         });
+    });
+}
+
+/// Goal: of ranks that wait in different groups, the error says who was where: a rank that is elsewhere has not come, and is
+/// not missing either. Method: ranks 0 and 2 wait for rank 1 in one group, rank 3 in another; rank 1 gives both up.
+#[test]
+fn ranks_that_wait_elsewhere_are_told_apart() {
+    let (_server, port) = Store::serve(HOST, TIMEOUT).unwrap();
+    thread::scope(|scope| {
+        for rank in 0..4 {
+            scope.spawn(move || {
+                let store = Store::connect(HOST, port, TIMEOUT).unwrap();
+                let group = |name: &str, members: &[u32]| {
+                    let options = GroupOptions {
+                        name: name.to_owned(),
+                        members: members.iter().map(|&member| Rank(member)).collect(),
+                        roll_call: Some(RollCall::new(&store).unwrap()),
+                        ..GroupOptions::gloo(HOST, TIMEOUT)
+                    };
+                    let index = members.iter().position(|&member| member == rank).unwrap();
+                    let size = WorldSize(members.len() as u32);
+                    ProcessGroup::connect(&store.prefix(name).unwrap(), Rank(index as u32), size, &options)
+                };
+                let world = group("world", &[0, 1, 2, 3]).unwrap();
+                let pair = (rank % 2 == 1).then(|| group("pair", &[1, 3]).unwrap());
+                world.barrier("start").unwrap();
+                let error = match (rank, &pair) {
+                    (1, Some(pair)) => {
+                        pair.abort_handle().abort();
+                        world.abort_handle().abort();
+                        return;
+                    }
+                    (_, Some(pair)) => pair.barrier("of the pair").unwrap_err(),
+                    (_, None) => world.barrier("of all").unwrap_err(),
+                };
+                assert_eq!(error.missing(), [Rank(1)], "{error}");
+                let message = error.to_string();
+                if rank == 3 {
+                    assert_eq!(error.arrived(), [Rank(3)], "{error}");
+                    assert!(message.contains("in group `pair` of 2"), "{message}");
+                } else {
+                    assert_eq!(error.arrived(), [Rank(0), Rank(2)], "{error}");
+                    let elsewhere = "rank 3 is at barrier 1 of `pair`, `of the pair`, rank 1 had not";
+                    assert!(message.contains(elsewhere), "{message}");
+                }
+            });
+        }
     });
 }
