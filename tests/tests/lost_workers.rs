@@ -9,9 +9,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use zipper_tests::{Finished, Fixture, Launched, processes, wait_until};
 
-/// Starts a long run with the settings `more`, sends `signal` to rank 1 in the middle of it, and waits for its end; returns it
-/// with how long that took.
-fn lose_rank_1(fixture: &Fixture, signal: Signal, more: &[&str]) -> (Finished, Duration) {
+/// Starts a long run with the settings `more`, sends `signal` to the worker of `node`, which is its rank, in the middle of it, and
+/// waits for its end; returns it with how long that took.
+fn lose(node: u32, fixture: &Fixture, signal: Signal, more: &[&str]) -> (Finished, Duration) {
     fixture.write_config("long.yaml", |text| {
         text.replace("steps: 6,", "steps: 5000,")
             .replace("untrained: true", "untrained: false")
@@ -23,7 +23,7 @@ fn lose_rank_1(fixture: &Fixture, signal: Signal, more: &[&str]) -> (Finished, D
     let launched = Launched::start(&arguments);
     let checkpoint = fixture.path().join("run/checkpoints/step-00000004/MANIFEST.json");
     wait_until("the first checkpoint is written", || checkpoint.exists());
-    let worker = processes(&["zipper-worker", "train", &run, "--node-rank\u{0}1"]);
+    let worker = processes(&["zipper-worker", "train", &run, &format!("--node-rank\u{0}{node}")]);
     kill(Pid::from_raw(worker[0]), signal).expect("the worker is running");
     let since = Instant::now();
     let finished = launched.wait();
@@ -32,27 +32,28 @@ fn lose_rank_1(fixture: &Fixture, signal: Signal, more: &[&str]) -> (Finished, D
     (finished, took)
 }
 
-fn assert_named(finished: &Finished, fixture: &Fixture, cause: &str) {
+fn assert_named(node: u32, finished: &Finished, fixture: &Fixture, cause: &str) {
+    let name = format!("worker `node{node}/0` (rank {node})");
     let stderr = &finished.stderr;
     assert_eq!(finished.code, Some(1), "{stderr}");
     for words in [
-        "error: worker `node1/0` (rank 1) on ",
+        &format!("error: {name} on "),
         cause,
         "it had completed step ",
         "So the collective operation `",
         " of step ",
-        "had come to it, worker `node1/0` (rank 1)",
+        &format!("had come to it, {name}"),
         "`flight/generation-1` of the run",
     ] {
         assert!(stderr.contains(words), "no `{words}` in:\n{stderr}");
     }
-    for survivor in [0, 2] {
+    for survivor in (0..3).filter(|&rank| rank != node) {
         let log = fixture
             .path()
             .join(format!("run/logs/node{survivor}-worker0.log"));
         let log = fs::read_to_string(log).expect("every worker has a log");
         assert!(
-            log.contains("the run ended: worker `node1/0` (rank 1)"),
+            log.contains(&format!("the run ended: {name}")),
             "rank {survivor} does not know why it ends:\n{log}"
         );
         let record = fixture
@@ -67,8 +68,16 @@ fn assert_named(finished: &Finished, fixture: &Fixture, cause: &str) {
 #[test]
 fn a_killed_worker_is_named_by_everyone() {
     let fixture = Fixture::new();
-    let (finished, _) = lose_rank_1(&fixture, Signal::SIGKILL, &[]);
-    assert_named(&finished, &fixture, " was ended by signal 9;");
+    let (finished, _) = lose(1, &fixture, Signal::SIGKILL, &[]);
+    assert_named(1, &finished, &fixture, " was ended by signal 9;");
+}
+
+/// Rank 0 serves the store in which ranks look for each other: without it they find out all the same.
+#[test]
+fn a_killed_rank_0_is_named_by_everyone() {
+    let fixture = Fixture::new();
+    let (finished, _) = lose(0, &fixture, Signal::SIGKILL, &[]);
+    assert_named(0, &finished, &fixture, " was ended by signal 9;");
 }
 
 /// A stopped process keeps its connections, so only the lack of its heartbeats tells; the others wait in a collective whose
@@ -77,8 +86,8 @@ fn a_killed_worker_is_named_by_everyone() {
 fn a_stopped_worker_is_found_by_its_missing_heartbeats() {
     let fixture = Fixture::new();
     let settings = ["runtime.heartbeat_timeout=3s", "runtime.collective_timeout=50s"];
-    let (finished, took) = lose_rank_1(&fixture, Signal::SIGSTOP, &settings);
-    assert_named(&finished, &fixture, ": no heartbeat for ");
+    let (finished, took) = lose(1, &fixture, Signal::SIGSTOP, &settings);
+    assert_named(1, &finished, &fixture, ": no heartbeat for ");
     assert!(
         took < Duration::from_secs(50),
         "the collective's deadline passed first: {took:?}"
@@ -90,7 +99,7 @@ fn a_stopped_worker_is_found_by_its_missing_heartbeats() {
 fn a_stopped_worker_is_found_by_the_deadline_of_a_collective() {
     let fixture = Fixture::new();
     let settings = ["runtime.heartbeat_timeout=100s", "runtime.collective_timeout=3s"];
-    let (finished, took) = lose_rank_1(&fixture, Signal::SIGSTOP, &settings);
-    assert_named(&finished, &fixture, " did not come");
+    let (finished, took) = lose(1, &fixture, Signal::SIGSTOP, &settings);
+    assert_named(1, &finished, &fixture, " did not come");
     assert!(took < Duration::from_mins(1), "{took:?}");
 }
