@@ -32,14 +32,16 @@ pub(crate) struct Traffic {
     pub(crate) bank_bytes: u64,
     /// Time for which the training thread waited for them.
     pub(crate) exposed: Duration,
+    /// Buckets that were summed, but only after the backward pass.
+    pub(crate) late_buckets: usize,
 }
 
 /// What this rank has to do with the languages of a step.
 pub(crate) struct StepLanguages<'a> {
     /// Those of the global batch.
     pub(crate) in_batch: &'a BTreeSet<usize>,
-    /// Those of this rank's part of it.
-    pub(crate) mine: &'a BTreeSet<usize>,
+    /// Those whose banks get a gradient in this rank's last backward pass; empty on a rank without utterances.
+    pub(crate) in_last_pass: &'a BTreeSet<usize>,
 }
 
 impl Reduction {
@@ -94,7 +96,7 @@ impl Reduction {
 
     /// Before the last backward pass of a step; on a rank without utterances there is none.
     pub(crate) fn begin(&self, step: Step, languages: &StepLanguages<'_>) -> Result<(), CollectiveError> {
-        let idle = languages.mine.is_empty();
+        let idle = languages.in_last_pass.is_empty();
         let plans: Vec<BucketPlan> = self
             .scopes
             .iter()
@@ -103,7 +105,7 @@ impl Reduction {
                     ParamScope::Shared => (true, !idle),
                     ParamScope::Bank(language) => (
                         languages.in_batch.contains(language),
-                        languages.mine.contains(language),
+                        languages.in_last_pass.contains(language),
                     ),
                 };
                 match (takes_part, self.overlap, gets_gradient) {
@@ -122,10 +124,12 @@ impl Reduction {
         let ReduceReport {
             bytes_by_bucket,
             exposed,
-            ..
+            launched_in_backward,
         } = self.reducer.finish()?;
+        let summed = bytes_by_bucket.iter().filter(|&&bytes| bytes > 0).count();
         let mut traffic = Traffic {
             exposed,
+            late_buckets: summed - launched_in_backward,
             ..Traffic::default()
         };
         for (scope, bytes) in self.scopes.iter().zip(bytes_by_bucket) {

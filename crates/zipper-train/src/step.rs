@@ -9,7 +9,7 @@ use zipper_config::schema::{OnNonFinite, Schedule};
 use zipper_data::Utterance;
 use zipper_model::param::ParamScope;
 use zipper_plan::{LearningRate, Shape, micro_batches};
-use zipper_types::{Stage, Step};
+use zipper_types::{Stage, Step, Variant};
 
 use crate::TrainError;
 use crate::optimizer::{LearningRates, clip_factor, squared_norm};
@@ -44,15 +44,18 @@ pub struct StepReport {
     pub cost: StepCost,
 }
 
-/// What a step cost; the same on all ranks, except for the time of the last exchange.
+/// What a step cost; the same on all ranks, except where it says otherwise.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct StepCost {
     /// Bytes of shared gradients that each rank put into all-reduces over the world.
     pub shared_bytes: u64,
     /// Bytes of gradients of banks that all ranks together put into all-reduces between owners.
     pub bank_bytes: u64,
-    /// Time for which a rank waited for collectives, on average over the ranks.
+    /// Time for which a rank waited for collectives: for gradients on average over the ranks, for the step's last exchange
+    /// on this one.
     pub exposed: Duration,
+    /// Buckets of this rank whose reduction had to wait for the end of the backward pass.
+    pub late_buckets: usize,
     /// Time of forward and backward passes, summed over the ranks.
     pub compute: Duration,
 }
@@ -72,7 +75,7 @@ impl Session {
     /// Makes one optimizer step.
     ///
     /// # Collective
-    /// Every rank of `group` calls it, with its own answer to `stop_requested`.
+    /// Every rank of the team calls it, with its own answer to `stop_requested`.
     ///
     /// # Errors
     /// [`TrainError::Collective`] if a peer is lost, [`TrainError::NonFinite`] as configured,
@@ -131,15 +134,9 @@ impl Session {
     ) -> Result<BTreeMap<usize, LanguageLoss>, TrainError> {
         let config = self.replica.config();
         self.reduction.zero();
-        let languages = StepLanguages {
-            in_batch,
-            mine: &languages_of(mine),
-        };
+        let languages: Vec<usize> = languages_of(mine).into_iter().collect();
         let mut losses = BTreeMap::new();
-        let merged = self
-            .replica
-            .adapters()
-            .merge(&languages.mine.iter().copied().collect::<Vec<_>>());
+        let merged = self.replica.adapters().merge(&languages);
         let last_pass = merged.last_pass(self.replica.adapters());
         let seconds: Vec<f64> = mine.iter().map(|utterance| utterance.duration).collect();
         let mut micro_batches = micro_batches(&seconds, config.training.micro_batch_audio_seconds);
@@ -153,16 +150,23 @@ impl Session {
                 || Ok(()),
             )?;
         }
-        let begin = || Ok(self.reduction.begin(step, &languages)?);
-        match last {
-            Some(last) => self.accumulate(
-                step,
-                &pick(mine, &last),
-                Pass::Last(&last_pass),
-                &mut losses,
-                begin,
-            )?,
-            None => begin()?,
+        let last = pick(mine, &last.unwrap_or_default());
+        let in_last_pass = match config.adapter.variant {
+            // Nothing is merged: other languages have their gradients already.
+            Variant::Independent => languages_of(&last),
+            _ => languages.into_iter().collect(),
+        };
+        let begin = || {
+            let languages = StepLanguages {
+                in_batch,
+                in_last_pass: &in_last_pass,
+            };
+            Ok(self.reduction.begin(step, &languages)?)
+        };
+        if last.is_empty() {
+            begin()?;
+        } else {
+            self.accumulate(step, &last, Pass::Last(&last_pass), &mut losses, begin)?;
         }
         Ok(losses)
     }
@@ -248,6 +252,7 @@ impl Session {
                 shared_bytes: traffic.shared_bytes,
                 bank_bytes: values[3] as u64,
                 exposed: Duration::from_secs_f64(values[2] / f64::from(placement.world_size().0)) + waited,
+                late_buckets: traffic.late_buckets,
                 compute: Duration::from_secs_f64(values[1]),
             },
             ..Sums::default()

@@ -52,8 +52,8 @@ pub(super) enum Matrices {
 enum Slots {
     /// All rows have the same language.
     Same(usize),
-    /// `[rows]`, i64.
-    Mixed(Tensor),
+    /// The slots that occur, and for each row its place among them: `[rows]`, i64.
+    Mixed { occurring: Vec<usize>, rows: Tensor },
 }
 
 impl Matrices {
@@ -82,8 +82,10 @@ impl Matrices {
         match (self, slots) {
             (Self::Common(matrix), _) => input.linear(matrix, None::<Tensor>),
             (Self::BySlot(matrices), Slots::Same(slot)) => input.linear(&matrices[*slot], None::<Tensor>),
-            (Self::BySlot(matrices), Slots::Mixed(slots)) => {
-                let by_row = Tensor::stack(matrices, 0).index_select(0, slots);
+            (Self::BySlot(matrices), Slots::Mixed { occurring, rows }) => {
+                // Languages that do not occur must not get a gradient, not even a zero: it may be summed already.
+                let occurring: Vec<&Tensor> = occurring.iter().map(|&slot| &matrices[slot]).collect();
+                let by_row = Tensor::stack(&occurring, 0).index_select(0, rows);
                 input.bmm(&by_row.transpose(1, 2))
             }
         }
@@ -114,8 +116,15 @@ impl MergedAdapters {
         let slots = match slots.first() {
             Some(&slot) if same => Slots::Same(slot),
             _ => {
-                let slots: Vec<i64> = slots.iter().map(|&slot| slot as i64).collect();
-                Slots::Mixed(Tensor::from_slice(&slots).to_device(self.device))
+                let mut occurring = slots.clone();
+                occurring.sort_unstable();
+                occurring.dedup();
+                let place = |slot| occurring.partition_point(|other| other < slot) as i64;
+                let rows: Vec<i64> = slots.iter().map(place).collect();
+                Slots::Mixed {
+                    rows: Tensor::from_slice(&rows).to_device(self.device),
+                    occurring,
+                }
             }
         };
         let seeds = dropout_seeds.filter(|_| self.dropout > 0.0).map(|seeds| {

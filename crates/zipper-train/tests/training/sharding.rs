@@ -180,6 +180,32 @@ fn traffic_does_not_grow_with_languages() {
     assert!(few.iter().all(|&bytes| bytes > 0), "{few:?}");
 }
 
+/// Every bucket is on its way before the backward pass has ended, also where a rank's last micro batch holds only some of its
+/// languages and where a rank has nothing to do; and none is when overlap is off.
+#[test]
+fn reductions_begin_while_backward_runs() {
+    let fixture = Fixture::new();
+    for variant in Variant::ALL {
+        for overlap in [true, false] {
+            let config = config(&fixture, |config| {
+                config.adapter.variant = variant;
+                config.training.align.steps = 2;
+                config.training.zipper.steps = 4;
+                config.training.micro_batch_audio_seconds = 1.0;
+                config.runtime.bucket_mib = 0.002;
+                config.runtime.overlap = overlap;
+            });
+            let ranks = on_ranks(&config, 4, |mut session| {
+                reports(&mut session, all_steps(&config))
+            });
+            for report in ranks.iter().flatten() {
+                let late = report.cost.late_buckets;
+                assert_eq!(late == 0, overlap, "{variant}, step {}: {late}", report.step);
+            }
+        }
+    }
+}
+
 /// The counted bytes are the sizes of the parameters that are summed.
 #[test]
 fn counted_bytes_are_the_sizes_of_the_gradients() {
