@@ -27,7 +27,7 @@ const SHAPE: LlmShape = LlmShape {
     head_dim: 64,
     layers: 6,
 };
-const UTTERANCES: [(&str, usize); 3] = [("en", 60), ("de", 40), ("vi", 28)];
+const UTTERANCES: [(&str, usize); 3] = [("en", 100), ("de", 60), ("vi", 40)];
 const CONFIG: &str = "name: overlap
 seed: 5
 model:
@@ -63,13 +63,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let folder = tempfile::tempdir()?;
     write_whisper(&folder.path().join("whisper"), 7);
     write_llm_of(&folder.path().join("llm"), 8, SHAPE);
-    write_corpus_of(&folder.path().join("corpus"), 9, &UTTERANCES, 0.6..1.6);
+    write_corpus_of(&folder.path().join("corpus"), 9, &UTTERANCES, 0.7..0.9);
     let config = CONFIG
         .replace("FOLDER", &folder.path().display().to_string())
         .replace("STEPS", &STEPS_OF_A_STAGE.to_string());
     fs::write(folder.path().join("run.yaml"), config)?;
 
-    let mut measured = Vec::new();
+    let (mut measured, mut loads) = (Vec::new(), Vec::new());
     for repeat in 0..REPEATS {
         for workers in WORKERS {
             for overlap in [true, false] {
@@ -77,6 +77,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                     "run {} of {REPEATS}: {workers} workers, overlap {overlap}",
                     repeat + 1
                 );
+                loads.push(load());
                 measured.extend(run(folder.path(), workers, overlap, repeat)?);
             }
         }
@@ -85,7 +86,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     print(&rows);
     let report = json!({
         "command": "cargo xtask bench overlap",
-        "machine": {"cpu": cpu(), "cores": available_parallelism()?.get()},
+        "machine": {"cpu": cpu(), "cores": available_parallelism()?.get(), "load_before_each_run": loads},
         "llm": {"width": SHAPE.width, "ffn": SHAPE.ffn, "layers": SHAPE.layers, "lora_rank": 128},
         "config": CONFIG.replace("STEPS", &STEPS_OF_A_STAGE.to_string()),
         "uncounted_steps_of_a_stage": WARM_UP,
@@ -222,6 +223,12 @@ fn print(rows: &[Value]) {
             number("/shared_bytes") / f64::from(1 << 20),
         );
     }
+}
+
+/// What else the machine does: how many processes wanted to run in the last minute.
+fn load() -> Option<f64> {
+    let text = fs::read_to_string("/proc/loadavg").ok()?;
+    text.split(' ').next()?.parse().ok()
 }
 
 /// The processor's name as Linux tells it.

@@ -31,9 +31,7 @@ pub(crate) fn check(workspace: &Workspace) -> anyhow::Result<()> {
     };
     let mut clippy = with_cuda("clippy", &[PACKAGES[0], PACKAGES[1], WORKER]);
     workspace::run(clippy.args(["--all-targets", "--", "--deny", "warnings"]))?;
-    workspace::run(&mut with_cuda("build", &[WORKER]))?;
-    let worker = workspace.root().join("target/debug").join(WORKER);
-    workspace::run(workspace.command(worker).arg("devices"))?;
+    workspace::run(with_cuda("run", &[WORKER]).args(["--", "devices"]))?;
     let mut nextest = checks::tool(workspace, "nextest");
     nextest.args(["run", "--package", PACKAGES[0], "--features", "cuda"]);
     workspace::run(&mut nextest)
