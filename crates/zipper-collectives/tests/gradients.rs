@@ -33,6 +33,16 @@ fn options(roll_call: Option<RollCall>) -> GroupOptions {
     }
 }
 
+/// A group of all ranks that compares their calls, as release builds do only when asked to.
+fn checked_group(member: &Member, store: &Store) -> ProcessGroup {
+    let options = GroupOptions {
+        check: true,
+        ..options(None)
+    };
+    let store = store.prefix("checked").unwrap();
+    ProcessGroup::connect(&store, Rank(member.rank), member.world.world_size(), &options).unwrap()
+}
+
 /// Runs `body` on `world_size` threads that are the ranks of a group; returns the results in rank order.
 fn on_ranks<T: Send>(world_size: u32, kind: Kind, body: impl Fn(&Member, &Store) -> T + Sync) -> Vec<T> {
     let (_server, port) = Store::serve(HOST, TIMEOUT).unwrap();
@@ -317,8 +327,9 @@ fn a_lost_peer_is_named_and_the_parameters_live_on() {
 /// Ranks that lay their gradients out differently are told so before anything is summed.
 #[test]
 fn different_layouts_are_refused() {
-    let kinds = on_ranks(2, Kind::Double, |member, _| {
-        let mut specs = buckets(&member.params, Some(&member.world));
+    let kinds = on_ranks(2, Kind::Double, |member, store| {
+        let group = checked_group(member, store);
+        let mut specs = buckets(&member.params, Some(&group));
         if member.rank == 1 {
             specs.swap(0, 1);
         }
@@ -336,8 +347,9 @@ fn different_layouts_are_refused() {
 /// Ranks that would not sum the same buckets are told so before anything is summed.
 #[test]
 fn different_plans_are_refused() {
-    let kinds = on_ranks(2, Kind::Double, |member, _| {
-        let reducer = GradientReducer::new(&buckets(&member.params, Some(&member.world))).unwrap();
+    let kinds = on_ranks(2, Kind::Double, |member, store| {
+        let group = checked_group(member, store);
+        let reducer = GradientReducer::new(&buckets(&member.params, Some(&group))).unwrap();
         let mut plans = [BucketPlan::Now; LAYERS];
         if member.rank == 1 {
             plans[2] = BucketPlan::Skip;
