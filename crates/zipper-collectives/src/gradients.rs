@@ -124,7 +124,8 @@ impl GradientReducer {
     /// groups may be called until `finish` has returned.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::Mismatch`] where groups check their calls, and the error of a group that is dead.
+    /// [`crate::ErrorKind::Mismatch`] where groups check their calls, and the error of a group that is dead. The groups of
+    /// all buckets are then dead.
     ///
     /// # Panics
     /// If there is not one plan for each bucket.
@@ -277,7 +278,14 @@ impl GradientReducer {
                 .collect();
             // Of a bank that does not occur in the batch, its owners do not speak.
             if !of_group.is_empty() {
-                group.compare("all_reduce", what, &format!("{what}: {}", of_group.join(", ")))?;
+                let description = format!("{what}: {}", of_group.join(", "));
+                if let Err(error) = group.compare("all_reduce", what, &description) {
+                    for other in self.groups_but(group) {
+                        other.close();
+                        other.die(error.clone());
+                    }
+                    return Err(error);
+                }
             }
         }
         Ok(())

@@ -3,6 +3,7 @@
 //! Method: the ranks are threads of this process with Gloo between them; each has its own copy of the parameters of a
 //! chain of layers.
 
+use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -482,5 +483,51 @@ fn buckets_are_recorded() {
             error.starts_with("all_reduce of `bucket 0 of step 2` on rank 1"),
             "{error}"
         );
+    });
+}
+
+/// A rank whose step fails in one group frees those that wait for it in another, although it keeps that group: they have
+/// done nothing wrong and hear of it at once.
+#[test]
+fn a_failure_in_one_group_frees_the_others() {
+    let all_have_seen_it = Barrier::new(2);
+    on_ranks(3, Kind::Double, |member, store| {
+        let group = |name: &str, members: [u32; 2]| {
+            let index = members.iter().position(|&rank| rank == member.rank)?;
+            let options = GroupOptions {
+                name: name.to_owned(),
+                members: members.map(Rank).to_vec(),
+                ..options(None)
+            };
+            let store = store.prefix(name).unwrap();
+            Some(ProcessGroup::connect(&store, Rank(index as u32), WorldSize(2), &options).unwrap())
+        };
+        let (first, second) = (group("first", [0, 1]), group("second", [1, 2]));
+        if member.rank == 0 {
+            first.unwrap().abort_handle().abort();
+            return;
+        }
+        let specs: Vec<BucketSpec<'_>> = [&first, &second]
+            .into_iter()
+            .flatten()
+            .map(|group| BucketSpec {
+                name: "gradients".to_owned(),
+                group: Some(group),
+                params: vec![&member.params[usize::from(group.rank().0 == 0)]],
+            })
+            .collect();
+        let start = Instant::now();
+        let outcome = GradientReducer::new(&specs).and_then(|reducer| {
+            // What rank 1 has launched before its failure still arrives; the next step does not.
+            for what in ["step 1", "step 2"] {
+                reducer.begin(what, &vec![BucketPlan::Now; specs.len()])?;
+                reducer.finish()?;
+            }
+            Ok(())
+        });
+        let elapsed = start.elapsed();
+        all_have_seen_it.wait();
+        let error = outcome.unwrap_err();
+        assert!(elapsed < TIMEOUT / 2, "took {elapsed:?}: {error}");
     });
 }
