@@ -123,29 +123,29 @@ mod with_cuda {
             before();
             output.square().sum(Kind::Float).backward();
         };
-        let (on_cpu, on_gpu) = (layers(Device::Cpu), layers(Device::Cuda(0)));
+        let (on_cpu, with_nccl) = (layers(Device::Cpu), layers(Device::Cuda(0)));
         backward(&on_cpu, &|| ());
-        let buckets: Vec<BucketSpec<'_>> = (0..on_gpu.len())
+        let buckets: Vec<BucketSpec<'_>> = (0..with_nccl.len())
             .rev()
             .map(|layer| BucketSpec {
                 name: format!("layer {layer}"),
                 group: Some(&group),
-                params: vec![&on_gpu[layer]],
+                params: vec![&with_nccl[layer]],
             })
             .collect();
         let reducer = GradientReducer::new(&buckets).unwrap();
-        let plans = vec![BucketPlan::AsReady; on_gpu.len()];
+        let plans = vec![BucketPlan::AsReady; with_nccl.len()];
         for step in 1..=20 {
             reducer.zero();
-            backward(&on_gpu, &|| {
+            backward(&with_nccl, &|| {
                 reducer.begin(&format!("step {step}"), &plans).unwrap();
             });
             let report = reducer.finish().unwrap();
             assert_eq!(report.launched_in_backward, plans.len());
-            for (layer, (cpu, gpu)) in on_cpu.iter().zip(&on_gpu).enumerate() {
-                let (cpu, gpu) = (cpu.grad(), gpu.grad().to_device(Device::Cpu));
+            for (layer, (expected, found)) in on_cpu.iter().zip(&with_nccl).enumerate() {
+                let (expected, found) = (expected.grad(), found.grad().to_device(Device::Cpu));
                 let norm = |tensor: &Tensor| tensor.norm().double_value(&[]);
-                let error = norm(&(&cpu - gpu)) / norm(&cpu);
+                let error = norm(&(&expected - found)) / norm(&expected);
                 assert!(error < 1e-4, "step {step}, layer {layer}: off by {error:e}");
             }
         }

@@ -43,13 +43,13 @@ fn furthest(expected: &[f64], found: &[f64]) -> f64 {
 fn compare(variant: Variant, dtype: Dtype) -> (f64, f64) {
     let fixture = Fixture::new();
     let config = run(&fixture, variant, dtype);
-    let (mut cpu, mut gpu) = (alone(&config), on_gpu(&config));
-    let losses = [&mut cpu, &mut gpu].map(|session| train(session, all_steps(&config)));
+    let (mut reference, mut accelerated) = (alone(&config), on_gpu(&config));
+    let losses = [&mut reference, &mut accelerated].map(|session| train(session, all_steps(&config)));
     assert!(
         losses[1][STEPS_OF_A_STAGE as usize - 1] < losses[1][0],
         "{variant}: stage 1 learns"
     );
-    let (expected, found) = (values(&cpu), values(&gpu));
+    let (expected, found) = (values(&reference), values(&accelerated));
     assert!(expected.keys().eq(found.keys()), "nothing is lost or new");
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
     let apart = expected.iter().map(|(name, expected)| {
@@ -89,7 +89,7 @@ fn gpu_trains_in_bf16() {
     let fixture = Fixture::new();
     let config = run(&fixture, Variant::Soft, Dtype::Bf16);
     let exact = run(&fixture, Variant::Soft, Dtype::F32);
-    let losses = [(&config), &exact].map(|config| train(&mut on_gpu(config), all_steps(config)));
+    let losses = [&config, &exact].map(|config| train(&mut on_gpu(config), all_steps(config)));
     let [found, expected] = &losses;
     let furthest = furthest(expected, found);
     println!("bf16: losses are at most {furthest:.1e} from those in f32");
