@@ -178,6 +178,31 @@ fn the_plan_is_what_happens() {
     }
 }
 
+/// A plan for one worker sums nothing, moves nothing and does not warn of losing another.
+#[test]
+fn one_worker_has_everything() {
+    let fixture = Fixture::new();
+    let config = fixture.path().join("run.yaml").display().to_string();
+    let arguments = [
+        "plan",
+        "--config",
+        &config,
+        "--nodes",
+        "1",
+        "--workers-per-node",
+        "1",
+    ];
+    let plan = json(&launch(&[&arguments[..], &["--json"]].concat()));
+    assert_eq!(plan["zipper"]["all_reduce_bytes"], 0);
+    assert_eq!(
+        plan["zipper"]["ranks"][0]["languages"],
+        serde_json::json!(["en", "de", "vi"])
+    );
+    assert_eq!(plan["banks_moved_when_one_is_lost"], Value::Null);
+    let table = launch(&arguments).stdout;
+    assert!(table.contains("there is no other worker"), "{table}");
+}
+
 /// Wrong input ends with exit code 2 and a message that says what to mend; nothing is written.
 #[test]
 fn a_plan_that_cannot_be_made_says_why() {

@@ -100,11 +100,15 @@ impl Placement {
     /// A placement that was decided elsewhere: first and last owner of each language.
     ///
     /// # Errors
-    /// [`PlanError::BadPlacement`] if a language has no owner or one that does not exist.
+    /// [`PlanError::BadPlacement`] if a language has no owner, one that does not exist, or one before the owners of the
+    /// language before it.
     pub fn from_owners(owners: Vec<(u32, u32)>, world_size: WorldSize) -> Result<Self, PlanError> {
-        let bad = owners
-            .iter()
-            .position(|&(first, last)| first > last || last >= world_size.0);
+        let mut reached = 0;
+        let bad = owners.iter().position(|&(first, last)| {
+            let in_order = reached <= first && first <= last && last < world_size.0;
+            reached = last;
+            !in_order
+        });
         match bad {
             Some(language) => Err(PlanError::BadPlacement {
                 language,
@@ -535,5 +539,6 @@ mod tests {
             Placement::from_owners(vec![(0, 1), (1, 2)], WorldSize(2)).expect_err("rank 2 is too much");
         assert!(error.to_string().contains("language 1"), "{error}");
         assert!(Placement::from_owners(vec![(1, 0)], WorldSize(2)).is_err());
+        assert!(Placement::from_owners(vec![(1, 1), (0, 0)], WorldSize(2)).is_err());
     }
 }

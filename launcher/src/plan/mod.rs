@@ -71,11 +71,20 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
         print(&render::render(&estimate))?;
         if !estimate.measured {
             eprintln!(
-                "hint: work is in positions of the LLM; `--run URL` of a run with some measured steps gives seconds"
+                "hint: work is in positions of the LLM; {}",
+                how_to_measure(measured.len())
             );
         }
     }
     Ok(ExitStatus::Done)
+}
+
+/// What to do for times in seconds, when a run with `steps` measured steps was not enough.
+fn how_to_measure(steps: usize) -> String {
+    match steps {
+        0 => "`--run URL` of a run with measured steps gives seconds".to_owned(),
+        _ => format!("the {steps} measured steps of that run are too few for seconds"),
+    }
 }
 
 /// The trainable parameters of `stage`, counted from the shapes of the model files.

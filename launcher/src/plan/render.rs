@@ -20,6 +20,7 @@ pub(crate) fn render(plan: &Estimate) -> String {
     text.push(ranks(&plan.zipper, unit));
     let lost = match plan.banks_moved_when_one_is_lost {
         Some(moved) => format!("{moved} banks move if one worker is lost"),
+        None if plan.world_size.0 == 1 => "there is no other worker if this one is lost".to_owned(),
         None => "the banks do not fit if a worker is lost".to_owned(),
     };
     text.push(format!(
