@@ -14,7 +14,7 @@ pub(crate) enum Bench {
     Overlap,
 }
 
-/// Measures with the release build and writes docs/benchmarks/<name>.json.
+/// Measures with the release build and writes `docs/benchmarks/<name>.json`.
 ///
 /// # Errors
 /// What building or measuring fails with.
