@@ -287,7 +287,8 @@ impl State {
             }
             None => {
                 format!(
-                    "{who} did not come, although it lives: at its last heartbeat, {silence:.1}s ago, {known}"
+                    "{who} did not come, although it lives: at its last heartbeat, {silence:.1}s ago, {known} (if its part \
+                     of a step may take so long, raise `runtime.collective_timeout`)"
                 )
             }
         }

@@ -136,7 +136,8 @@ fn a_rank_that_does_not_come_is_named_although_it_lives() {
     assert_eq!(
         play.failure(),
         "worker `node0/1` (rank 1) on host1 did not come, although it lives: at its last heartbeat, 1.0s ago, it had \
-         completed step 6 and last finished `all_reduce` (gradients 3 of step 7; number 3 of group `world`). So the collective operation `all_reduce` (gradients 4 of step 7; number 4 of group `world`) \
+         completed step 6 and last finished `all_reduce` (gradients 3 of step 7; number 3 of group `world`) (if its part \
+         of a step may take so long, raise `runtime.collective_timeout`). So the collective operation `all_reduce` (gradients 4 of step 7; number 4 of group `world`) \
          failed: worker `node0/0` (rank 0) on host0, worker `node0/2` (rank 2) on host2 had come to it, worker `node0/1` (rank \
          1) on host1 had not. The ranks' flight records are in `flight/generation-3` of the run"
     );
