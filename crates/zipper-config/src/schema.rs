@@ -4,6 +4,8 @@
 //! audio amounts are seconds, paths are relative to the directory the command was started in until
 //! [`crate::load`] makes them absolute.
 
+mod checkpoint;
+mod elastic;
 mod runtime;
 
 use std::path::PathBuf;
@@ -11,6 +13,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use zipper_types::Variant;
 
+pub use checkpoint::CheckpointConfig;
+pub use elastic::{ElasticConfig, OnLoss};
 pub use runtime::{Backend, RuntimeConfig};
 
 /// One training run.
@@ -34,9 +38,12 @@ pub struct RunConfig {
     /// When and on what to measure WER and CER.
     #[serde(default)]
     pub evaluation: EvaluationConfig,
-    /// When to write checkpoints.
+    /// When to write checkpoints, and which to keep.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
+    /// What happens when workers are lost or slow.
+    #[serde(default)]
+    pub elastic: ElasticConfig,
     /// How the workers of the run work together.
     #[serde(default)]
     pub runtime: RuntimeConfig,
@@ -399,6 +406,12 @@ pub struct TrainingConfig {
     /// What to do when the loss or a gradient is not finite.
     #[serde(default)]
     pub on_non_finite: OnNonFinite,
+    /// What to do when the loss is far above what it was.
+    #[serde(default)]
+    pub on_loss_spike: OnLossSpike,
+    /// A spike is a loss above this many times the median of the last 32.
+    #[serde(default = "default_loss_spike_factor")]
+    pub loss_spike_factor: f64,
     /// Every how many steps a line of metrics is written.
     #[serde(default = "default_log_every")]
     pub log_every: u64,
@@ -410,6 +423,10 @@ fn default_micro_batch_audio_seconds() -> f64 {
 
 fn default_clip() -> f64 {
     5.0
+}
+
+fn default_loss_spike_factor() -> f64 {
+    3.0
 }
 
 fn default_log_every() -> u64 {
@@ -500,6 +517,21 @@ pub enum OnNonFinite {
     Skip,
 }
 
+/// What to do when the loss of a global batch is far above those before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnLossSpike {
+    /// Nothing.
+    Ignore,
+    /// Warn, naming the step and its languages.
+    #[default]
+    Warn,
+    /// Warn, and leave the update out on every rank.
+    Skip,
+    /// Stop the run.
+    Stop,
+}
+
 /// When and on what WER and CER are measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -561,25 +593,4 @@ pub struct TestSet {
     pub name: String,
     /// The manifest (JSON lines).
     pub manifest: PathBuf,
-}
-
-/// When checkpoints are written.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CheckpointConfig {
-    /// Every how many steps; 0: only at the end of each stage and when the run is stopped.
-    #[serde(default = "default_checkpoint_every")]
-    pub every_steps: u64,
-}
-
-impl Default for CheckpointConfig {
-    fn default() -> Self {
-        Self {
-            every_steps: default_checkpoint_every(),
-        }
-    }
-}
-
-fn default_checkpoint_every() -> u64 {
-    500
 }

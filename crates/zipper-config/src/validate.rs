@@ -1,17 +1,21 @@
 //! Relations that types cannot express: each problem names the key, its value and the relation that is broken.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use zipper_types::Variant;
 use zipper_types::language::{language_codes, language_name};
 
 use crate::problems::{Problem, suggest};
-use crate::schema::{EncoderContext, ProjectorKind, RunConfig, StageConfig};
+use crate::schema::{ElasticConfig, EncoderContext, ProjectorKind, RunConfig, StageConfig};
 
 /// Whisper's positions.
 const LONGEST_SECONDS: f64 = 30.0;
 /// Heartbeats that may be lost before a worker is taken for dead.
 const HEARTBEATS_IN_TIMEOUT: u32 = 3;
+
+/// Shorter waits end before anybody can answer.
+const LEAST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Collects problems.
 #[derive(Default)]
@@ -52,6 +56,8 @@ pub(crate) fn validate(config: &RunConfig) -> Vec<Problem> {
     data(&mut check, config);
     training(&mut check, config);
     evaluation(&mut check, config);
+    checkpoint(&mut check, config);
+    elastic(&mut check, config);
     runtime(&mut check, config);
     check.0
 }
@@ -187,6 +193,11 @@ fn training(check: &mut Check, config: &RunConfig) {
         "training.optimizer.weight_decay",
     );
     check.at_least(training.clip_grad_norm, 0.0, "training.clip_grad_norm");
+    check.require(
+        training.loss_spike_factor > 1.0 && training.loss_spike_factor.is_finite(),
+        "training.loss_spike_factor",
+        || format!("{} is not above 1", training.loss_spike_factor),
+    );
     check.require(training.log_every > 0, "training.log_every", || {
         "0 is not above 0".to_owned()
     });
@@ -233,6 +244,44 @@ fn evaluation(check: &mut Check, config: &RunConfig) {
         );
         check.require(seen.insert(&test.name), &key, || {
             format!("`{}` is there twice", test.name)
+        });
+    }
+}
+
+fn checkpoint(check: &mut Check, config: &RunConfig) {
+    let checkpoint = &config.checkpoint;
+    check.require(checkpoint.keep_last > 0, "checkpoint.keep_last", || {
+        "0: there would be nothing to resume from".to_owned()
+    });
+    // S3 takes pieces of at least 5 MiB, and objects of at most 5 GiB in one.
+    check.require(
+        (5..=5 * 1024).contains(&checkpoint.multipart_mib),
+        "checkpoint.multipart_mib",
+        || format!("{} is not between 5 and 5120", checkpoint.multipart_mib),
+    );
+}
+
+fn elastic(check: &mut Check, config: &RunConfig) {
+    let elastic = &config.elastic;
+    for (factor, key) in [
+        (elastic.hang_factor, "elastic.hang_factor"),
+        (elastic.straggler_factor, "elastic.straggler_factor"),
+    ] {
+        check.require(factor > 1.0 && factor.is_finite(), key, || {
+            format!("{factor} is not above 1")
+        });
+    }
+    check.require(elastic.straggler_steps > 0, "elastic.straggler_steps", || {
+        "0 is not above 0".to_owned()
+    });
+    for (duration, key) in [
+        (elastic.regroup_timeout, "elastic.regroup_timeout"),
+        (elastic.hang_min, "elastic.hang_min"),
+        (elastic.coordinator_timeout, "elastic.coordinator_timeout"),
+        (elastic.lease_ttl, "elastic.lease_ttl"),
+    ] {
+        check.require(duration >= LEAST_TIMEOUT, key, || {
+            format!("{} is less than 1s", humantime::format_duration(duration))
         });
     }
 }
@@ -311,6 +360,12 @@ impl RunConfig {
             self.training.align.router_lr.is_some(),
             "training.align.router_lr",
             "stage 1 had a router, which it never has",
+        );
+        warn(
+            self.elastic.snapshot_every != ElasticConfig::default().snapshot_every
+                && adapter.variant == Variant::Shared,
+            "elastic.snapshot_every",
+            "`adapter.variant` has banks",
         );
         warn(
             self.runtime.bank_memory_mib.is_some() && adapter.variant == Variant::Shared,

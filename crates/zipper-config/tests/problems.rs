@@ -235,3 +235,45 @@ fn settings_without_effect_are_warned_of() {
     assert_eq!(config.warnings().len(), 2, "{:?}", config.warnings());
     assert!(minimal(&[]).warnings().is_empty());
 }
+
+#[test]
+fn recovery_has_sane_limits() {
+    let found = problems(
+        MINIMAL,
+        &[
+            "checkpoint.keep_last=0",
+            "checkpoint.multipart_mib=4",
+            "elastic.hang_factor=1",
+            "elastic.lease_ttl=10ms",
+            "elastic.on_loss=panic",
+        ],
+    );
+    // A wrong type is found before relations are.
+    assert!(
+        found.iter().any(|problem| problem.contains("elastic.on_loss")),
+        "{found:?}"
+    );
+    let found = problems(
+        MINIMAL,
+        &[
+            "checkpoint.keep_last=0",
+            "checkpoint.multipart_mib=4",
+            "elastic.hang_factor=1",
+            "elastic.lease_ttl=10ms",
+            "training.loss_spike_factor=0.5",
+        ],
+    );
+    for key in [
+        "checkpoint.keep_last",
+        "checkpoint.multipart_mib",
+        "elastic.hang_factor",
+        "elastic.lease_ttl",
+        "training.loss_spike_factor",
+    ] {
+        assert!(
+            found.iter().any(|problem| problem.contains(key)),
+            "no `{key}` in {found:?}"
+        );
+    }
+    assert_eq!(found.len(), 5, "{found:?}");
+}

@@ -23,6 +23,9 @@ pub struct RuntimeConfig {
     /// The same for a worker's first one, if that is longer: until then others may still be loading the model.
     #[serde(default = "default_first_collective_timeout", with = "crate::duration")]
     pub first_collective_timeout: Duration,
+    /// How long a run that was asked to stop may take to write its checkpoint.
+    #[serde(default = "default_grace", with = "crate::duration")]
+    pub grace: Duration,
     /// What sums gradients over the workers.
     #[serde(default)]
     pub backend: Backend,
@@ -52,6 +55,7 @@ impl Default for RuntimeConfig {
             rendezvous_timeout: default_rendezvous_timeout(),
             collective_timeout: default_collective_timeout(),
             first_collective_timeout: default_first_collective_timeout(),
+            grace: default_grace(),
             backend: Backend::default(),
             overlap: default_overlap(),
             bucket_mib: default_bucket_mib(),
@@ -80,6 +84,10 @@ fn default_collective_timeout() -> Duration {
 
 fn default_first_collective_timeout() -> Duration {
     Duration::from_mins(5)
+}
+
+fn default_grace() -> Duration {
+    Duration::from_secs(60)
 }
 
 fn default_overlap() -> bool {
