@@ -24,6 +24,9 @@ pub struct ElasticConfig {
     /// alone owned a bank goes back to the newest checkpoint.
     #[serde(default = "default_snapshot_every")]
     pub snapshot_every: u64,
+    /// Failures older than this no longer count against the next two limits.
+    #[serde(default = "default_restart_window", with = "crate::duration")]
+    pub restart_window: Duration,
     /// How often the workers of one node may fail before the node is left out.
     #[serde(default = "default_restarts_per_node")]
     pub restarts_per_node: u32,
@@ -61,6 +64,7 @@ impl Default for ElasticConfig {
             join_wait: default_join_wait(),
             regroup_timeout: default_regroup_timeout(),
             snapshot_every: default_snapshot_every(),
+            restart_window: default_restart_window(),
             restarts_per_node: default_restarts_per_node(),
             restarts_per_run: default_restarts_per_run(),
             restart_backoff: default_restart_backoff(),
@@ -99,6 +103,10 @@ fn default_regroup_timeout() -> Duration {
 
 fn default_snapshot_every() -> u64 {
     10
+}
+
+fn default_restart_window() -> Duration {
+    Duration::from_hours(1)
 }
 
 fn default_restarts_per_node() -> u32 {
