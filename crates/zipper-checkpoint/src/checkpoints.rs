@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
-use zipper_types::Step;
+use serde::{Deserialize, Serialize};
+use zipper_types::{Generation, Step};
 
 use crate::error::ErrorKind;
 use crate::layout;
@@ -52,6 +53,25 @@ pub struct CheckpointList {
     pub leftovers: Vec<Leftover>,
 }
 
+/// What was deleted of checkpoints that were never published.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Collected {
+    /// The steps they would have been of.
+    pub steps: Vec<Step>,
+    /// How many objects.
+    pub objects: usize,
+    /// Their size in bytes.
+    pub bytes: u64,
+    /// Interrupted uploads.
+    pub uploads: usize,
+}
+
+/// Which generation uses the plain names of a checkpoint's folder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Writer {
+    generation: Generation,
+}
+
 /// The checkpoint to go on from.
 #[derive(Debug)]
 pub struct LatestReadable {
@@ -66,31 +86,58 @@ impl Checkpoints {
         Self { run }
     }
 
-    /// Writes one part of the checkpoint after `step` steps, replacing a leftover of an earlier attempt.
-    ///
-    /// `path` is relative to the checkpoint: `banks/de.safetensors`. The part does not count before
-    /// [`Checkpoints::publish`].
+    /// Claims the folder of the checkpoint after `step` steps for `generation`, and returns the prefix of the objects that it may
+    /// write: empty for the first claimant, `generation-4/` for any other. So no two generations ever write the same object,
+    /// however late one of them wakes up (`CKPT-3`).
     ///
     /// # Errors
-    /// [`ErrorKind::AlreadyExists`] when the checkpoint has been published: its parts stay as they are.
-    pub async fn put_part(&self, step: Step, path: &str, bytes: Bytes) -> Result<PartRecord> {
-        if path == layout::MANIFEST {
-            let problem = "the manifest is written by publishing".to_owned();
+    /// [`ErrorKind::Io`].
+    pub async fn begin(&self, step: Step, generation: Generation) -> Result<String> {
+        let path = part_path(step, layout::WRITER);
+        let claim = Writer { generation };
+        let json = serde_json::to_vec(&claim).expect("a claim has only a number");
+        match self.run.put_create(&path, json.into()).await {
+            Ok(()) => Ok(String::new()),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                let bytes = self.run.get(&path).await?;
+                // What cannot be read was not written by this generation.
+                let ours = serde_json::from_slice::<Writer>(&bytes).is_ok_and(|writer| writer == claim);
+                Ok(if ours {
+                    String::new()
+                } else {
+                    layout::generation_prefix(generation)
+                })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the checkpoint after `step` steps exists.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub async fn is_published(&self, step: Step) -> Result<bool> {
+        self.run.exists(&manifest_path(step)).await
+    }
+
+    /// Writes one part of the checkpoint after `step` steps, under the `prefix` that [`Checkpoints::begin`] gave.
+    ///
+    /// `path` is relative to the checkpoint: `banks/de.safetensors`. The part does not count before
+    /// [`Checkpoints::publish`]. Writing it again replaces it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`], [`ErrorKind::Config`] for a path that cannot be a part's.
+    pub async fn put_part(&self, step: Step, prefix: &str, path: &str, bytes: Bytes) -> Result<PartRecord> {
+        if path == layout::MANIFEST || path == layout::WRITER {
+            let problem = "it is the checkpoint's own".to_owned();
             return Err(CheckpointError::Path {
                 path: path.to_owned(),
                 problem,
             });
         }
-        let manifest = manifest_path(step);
-        if self.run.exists(&manifest).await? {
-            let detail = ": its checkpoint has been published, and its parts do not change";
-            return Err(CheckpointError::AlreadyExists {
-                object: self.run.object_url(&manifest),
-                detail,
-            });
-        }
-        let record = PartRecord::of(path, &bytes);
-        self.run.put(&part_path(step, path), bytes).await?;
+        let mut record = PartRecord::of(path, &bytes);
+        record.object = (!prefix.is_empty()).then(|| format!("{prefix}{path}"));
+        self.run.put(&part_path(step, record.object()), bytes).await?;
         Ok(record)
     }
 
@@ -134,7 +181,7 @@ impl Checkpoints {
             .map(|object| (object.path.as_str(), object.bytes))
             .collect();
         for part in &manifest.parts {
-            let path = part_path(manifest.step, &part.path);
+            let path = part_path(manifest.step, part.object());
             let found = match sizes.get(path.as_str()) {
                 Some(&bytes) if bytes == part.bytes => continue,
                 Some(bytes) => format!("{bytes} bytes"),
@@ -208,7 +255,7 @@ impl Checkpoints {
     /// # Errors
     /// [`ErrorKind::Damaged`] when it is missing or not what was written; the message names the object.
     pub async fn read_part(&self, step: Step, part: &PartRecord) -> Result<Bytes> {
-        let path = part_path(step, &part.path);
+        let path = part_path(step, part.object());
         match self.run.get(&path).await {
             Ok(bytes) => {
                 part.check(self.run.object_url(&path), &bytes)?;
@@ -276,6 +323,26 @@ impl Checkpoints {
             self.run.delete(&path).await?;
         }
         Ok(())
+    }
+
+    /// Deletes what was left of checkpoints before `newest` that were never published.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`].
+    pub async fn collect(&self, newest: Step) -> Result<Collected> {
+        let mut collected = Collected::default();
+        for (step, objects) in self.directories().await? {
+            if step >= newest || has_manifest(step, &objects) {
+                continue;
+            }
+            for object in &objects {
+                self.run.delete(&object.path).await?;
+                collected.objects += 1;
+                collected.bytes += object.bytes;
+            }
+            collected.steps.push(step);
+        }
+        Ok(collected)
     }
 
     /// The objects in the checkpoints directory, by step.

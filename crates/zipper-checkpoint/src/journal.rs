@@ -1,11 +1,16 @@
 //! The coordinator's journal: numbered entries, each written once.
 
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::layout;
 use crate::store::RunStore;
-use crate::{CheckpointError, Result};
+use crate::{CheckpointError, ErrorKind, Result};
+
+/// How many entries are read at the same time.
+const PARALLEL_READS: usize = 16;
 
 /// The journal of one run.
 #[derive(Clone)]
@@ -21,6 +26,8 @@ impl Journal {
     /// Writes entry number `sequence`. Of two writers with the same number, one succeeds: that is how a coordinator
     /// learns that another one has taken over.
     ///
+    /// Repeating an entry that was written, though its writer does not know it, succeeds.
+    ///
     /// # Errors
     /// [`crate::ErrorKind::AlreadyExists`] when the number is taken.
     pub async fn append(&self, sequence: u64, entry: &impl Serialize) -> Result<()> {
@@ -29,7 +36,13 @@ impl Journal {
             path: path.clone(),
             problem: format!("its entry cannot be written as JSON: {error}"),
         })?;
-        self.run.put_create(&path, json.into()).await
+        let json = Bytes::from(json);
+        match self.run.put_create(&path, json.clone()).await {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && self.run.get(&path).await? == json => {
+                Ok(())
+            }
+            result => result,
+        }
     }
 
     /// All entries with their numbers, in order.
@@ -37,31 +50,34 @@ impl Journal {
     /// # Errors
     /// [`crate::ErrorKind::Damaged`] when an entry cannot be read as a `T`, or one between others is missing.
     pub async fn read_all<T: DeserializeOwned>(&self) -> Result<Vec<(u64, T)>> {
-        let mut entries: Vec<(u64, T)> = Vec::new();
-        for path in self.run.list(layout::JOURNAL).await? {
-            let Some(sequence) = sequence_of(&path) else {
-                continue;
-            };
-            if let Some((last, _)) = entries.last()
-                && sequence != last + 1
-            {
-                let object = self.run.object_url(&entry_path(last + 1));
-                let (expected, found) = (format!("entry {}", last + 1), "no object".to_owned());
+        let paths = self.run.list(layout::JOURNAL).await?;
+        let sequences: Vec<u64> = paths.iter().filter_map(|path| sequence_of(path)).collect();
+        for pair in sequences.windows(2) {
+            let expected = pair[0] + 1;
+            if pair[1] != expected {
                 return Err(CheckpointError::Damaged {
-                    object,
-                    expected,
-                    found,
+                    object: self.run.object_url(&entry_path(expected)),
+                    expected: format!("entry {expected}"),
+                    found: "no object".to_owned(),
                 });
             }
-            let bytes = self.run.get(&path).await?;
-            let entry = serde_json::from_slice(&bytes).map_err(|error| CheckpointError::Damaged {
-                object: self.run.object_url(&path),
-                expected: "a journal entry".to_owned(),
-                found: format!("{} bytes that are not one ({error})", bytes.len()),
-            })?;
-            entries.push((sequence, entry));
         }
-        Ok(entries)
+        stream::iter(sequences)
+            .map(|sequence| self.read(sequence))
+            .buffered(PARALLEL_READS)
+            .try_collect()
+            .await
+    }
+
+    async fn read<T: DeserializeOwned>(&self, sequence: u64) -> Result<(u64, T)> {
+        let path = entry_path(sequence);
+        let bytes = self.run.get(&path).await?;
+        let entry = serde_json::from_slice(&bytes).map_err(|error| CheckpointError::Damaged {
+            object: self.run.object_url(&path),
+            expected: "a journal entry".to_owned(),
+            found: format!("{} bytes that are not one ({error})", bytes.len()),
+        })?;
+        Ok((sequence, entry))
     }
 }
 

@@ -6,12 +6,14 @@
 //! metrics/train.jsonl             one line for each logged step
 //! eval/<name>.json                results of evaluations
 //! data/skipped.json               utterances that were left out
+//! lease/000000000001/claim.json   which coordinator has the run; the newest claim counts
 //! flight/generation-3/rank-1.json the last collective operations of a rank on which one failed
 //! checkpoints/step-00000500/      the state after 500 steps
 //!     shared.safetensors          projector, shared adapter parameters
 //!     banks/<language>.safetensors
 //!     optimizer/shared.safetensors, optimizer/banks/<language>.safetensors
 //!     state.json                  sampler, schedule, counters
+//!     WRITER.json                 which generation writes under these names; others under `generation-4/`
 //!     MANIFEST.json               last
 //! ```
 
@@ -39,6 +41,43 @@ pub const OPTIMIZER_SHARED: &str = "optimizer/shared.safetensors";
 pub const STATE: &str = "state.json";
 /// Object of a checkpoint whose existence makes it one.
 pub const MANIFEST: &str = "MANIFEST.json";
+
+/// Object of a checkpoint's folder that says which generation uses its plain names.
+pub const WRITER: &str = "WRITER.json";
+/// Directory of the claims on the run.
+pub const LEASE: &str = "lease";
+
+/// Who made claim number `epoch` on the run.
+#[must_use]
+pub fn lease_claim(epoch: u64) -> String {
+    format!("{LEASE}/{epoch:012}/claim.json")
+}
+
+/// The counter that the holder of claim `epoch` overwrites while it lives.
+#[must_use]
+pub fn lease_renewed(epoch: u64) -> String {
+    format!("{LEASE}/{epoch:012}/renewed.json")
+}
+
+/// Its existence says that claim `epoch` was given back.
+#[must_use]
+pub fn lease_released(epoch: u64) -> String {
+    format!("{LEASE}/{epoch:012}/released.json")
+}
+
+/// The number of a claim by the path of [`lease_claim`], if it is one.
+#[must_use]
+pub fn epoch_of_claim(path: &str) -> Option<u64> {
+    let number = path.strip_prefix(LEASE)?.strip_prefix('/')?;
+    let epoch = number.strip_suffix("/claim.json")?.parse().ok()?;
+    (lease_claim(epoch) == path).then_some(epoch)
+}
+
+/// Prefix of the objects of a checkpoint whose plain names belong to another generation.
+#[must_use]
+pub fn generation_prefix(generation: Generation) -> String {
+    format!("generation-{generation}/")
+}
 
 /// Directory of the flight records of a generation.
 #[must_use]
@@ -104,6 +143,9 @@ mod tests {
             assert_eq!(checkpoint_id(Step(step)), id);
             assert_eq!(step_of_id(id), Some(Step(step)));
         }
+        assert_eq!(epoch_of_claim(&lease_claim(42)), Some(42));
+        assert_eq!(epoch_of_claim("lease/42/claim.json"), None);
+        assert_eq!(epoch_of_claim(&lease_renewed(42)), None);
         for id in [
             "step-500",
             "step-000000500",

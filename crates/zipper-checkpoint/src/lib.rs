@@ -4,23 +4,28 @@
 //! Owns run URLs, the layout under them, the manifest format, part checksums, discovery, and the coordinator's journal
 //! as numbered objects. Never holds tensors (parts are bytes) and does not decide when to write a checkpoint.
 //!
-//! Two facts that everything rests on:
+//! Three facts that everything rests on:
 //! - `CKPT-1`: a checkpoint exists if and only if its manifest does; the manifest is written last, create-if-absent.
 //! - `CKPT-2`: every byte of a part that is handed out has been checked against the manifest's checksum.
 //!
+//! - `CKPT-3`: no two generations ever write the same object of a checkpoint.
+//!
 //! Only create-if-absent and plain replacement are asked of the store, because that is all a local directory has.
 //!
-//! Reading order: [`layout`], [`store`] (run URLs), [`manifest`], [`checkpoints`], [`journal`], [`error`].
+//! Reading order: [`layout`], [`store`] (run URLs), [`manifest`], [`checkpoints`], [`retention`], [`journal`],
+//! [`lease`], [`error`].
 
 pub mod checkpoints;
 pub mod error;
 pub mod journal;
 pub mod layout;
+pub mod lease;
 mod location;
 pub mod manifest;
+pub mod retention;
 pub mod store;
 
-pub use checkpoints::{CheckpointList, CheckpointSummary, Checkpoints, LatestReadable, Leftover};
+pub use checkpoints::{CheckpointList, CheckpointSummary, Checkpoints, Collected, LatestReadable, Leftover};
 pub use error::{CheckpointError, ErrorKind};
 pub use journal::Journal;
 pub use manifest::{FORMAT_VERSION, Manifest, PartRecord};

@@ -9,7 +9,9 @@ use zipper_types::{Generation, Stage, Step, WorldSize};
 use crate::{CheckpointError, Result, layout};
 
 /// The manifest format that this version writes, and the newest that it reads.
-pub const FORMAT_VERSION: u32 = 1;
+///
+/// Version 2 came with `object`: parts that are not at their plain names.
+pub const FORMAT_VERSION: u32 = 2;
 
 /// One object of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,9 +22,18 @@ pub struct PartRecord {
     pub bytes: u64,
     /// BLAKE3 hash of the bytes, in hexadecimal.
     pub blake3: String,
+    /// Where it is, relative to the checkpoint's directory, if not at `path`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object: Option<String>,
 }
 
 impl PartRecord {
+    /// Where it is, relative to the checkpoint's directory.
+    #[must_use]
+    pub fn object(&self) -> &str {
+        self.object.as_deref().unwrap_or(&self.path)
+    }
+
     /// Describes `bytes` as the part at `path`.
     #[must_use]
     pub fn of(path: &str, bytes: &[u8]) -> Self {
@@ -30,6 +41,7 @@ impl PartRecord {
             path: path.to_owned(),
             bytes: bytes.len() as u64,
             blake3: blake3::hash(bytes).to_hex().to_string(),
+            object: None,
         }
     }
 

@@ -47,6 +47,16 @@ impl RunStore {
         })
     }
 
+    /// A run at the root of any store; `url` is how messages name it.
+    #[must_use]
+    pub fn over(store: Arc<dyn ObjectStore>, url: &str) -> Self {
+        Self {
+            store,
+            root: Path::default(),
+            url: url.into(),
+        }
+    }
+
     /// A run that lives as long as this value and its clones.
     #[must_use]
     pub fn in_memory() -> Self {

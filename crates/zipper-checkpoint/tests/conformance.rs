@@ -1,8 +1,11 @@
 //! Goal: every kind of store keeps the contract of [`RunStore`] and of the checkpoints in it.
 //! Method: one suite, run over a directory, over memory, and over an S3 server where there is one.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use zipper_checkpoint::lease::{self, Holder, Lease, LeaseLost, LeaseOptions};
 use zipper_checkpoint::{CheckpointError, ErrorKind, FORMAT_VERSION, Manifest, PartRecord, RunStore, layout};
 use zipper_types::{Generation, Stage, Step, WorldSize};
 
@@ -33,7 +36,9 @@ async fn suite(run: &RunStore) {
     a_checkpoint_exists_when_its_manifest_does(run).await;
     publishing_again(run).await;
     publishing_checks_its_parts(run).await;
-    published_parts_do_not_change(run).await;
+    generations_do_not_touch_each_others_parts(run).await;
+    leftovers_are_collected(run).await;
+    leases(run).await;
     damage_is_found_and_passed_over(run).await;
     newer_formats_are_refused(run).await;
 }
@@ -121,6 +126,10 @@ async fn journal(run: &RunStore) {
         kind(journal.append(3, &Entry { generation: 0 }).await),
         ErrorKind::AlreadyExists
     );
+    journal
+        .append(3, &Entry { generation: 30 })
+        .await
+        .expect("a request that is repeated has succeeded");
     let expected: Vec<_> = (0..12)
         .map(|sequence| {
             (
@@ -162,7 +171,7 @@ async fn write_parts(run: &RunStore, step: Step) -> Manifest {
         layout::STATE.to_owned(),
     ] {
         let content = bytes(&format!("{path} after {step}"));
-        parts.push(checkpoints.put_part(step, &path, content).await.unwrap());
+        parts.push(checkpoints.put_part(step, "", &path, content).await.unwrap());
     }
     manifest(step, parts)
 }
@@ -253,28 +262,61 @@ async fn publishing_checks_its_parts(run: &RunStore) {
     remove_all(run).await;
 }
 
-/// A leftover part may be replaced, a published one may not.
-async fn published_parts_do_not_change(run: &RunStore) {
+/// CKPT-3: whatever a generation writes that was cut off and comes back, nothing of another generation changes.
+async fn generations_do_not_touch_each_others_parts(run: &RunStore) {
     let checkpoints = run.checkpoints();
+    let step = Step(30);
+    let begin = async |generation| checkpoints.begin(step, Generation(generation)).await.unwrap();
+    assert_eq!(begin(3).await, "");
+    assert_eq!(begin(3).await, "", "asking again changes nothing");
     checkpoints
-        .put_part(Step(30), layout::SHARED, bytes("an earlier attempt"))
+        .put_part(step, "", layout::SHARED, bytes("by generation 3, cut off"))
         .await
         .unwrap();
-    let manifest = write_parts(run, Step(30)).await;
-    checkpoints.publish(&manifest).await.unwrap();
-    let again = checkpoints
-        .put_part(Step(30), layout::SHARED, bytes("a later attempt"))
-        .await;
-    assert_eq!(kind(again), ErrorKind::AlreadyExists);
-    assert_eq!(
-        kind(
-            checkpoints
-                .put_part(Step(31), layout::MANIFEST, bytes("{}"))
-                .await
-        ),
-        ErrorKind::Config
-    );
-    checkpoints.verify(Step(30)).await.unwrap();
+    assert_eq!(begin(4).await, "generation-4/");
+    let mut parts = Vec::new();
+    for path in [layout::SHARED.to_owned(), layout::bank("de")] {
+        let content = bytes(&format!("{path} by generation 4"));
+        let part = checkpoints.put_part(step, "generation-4/", &path, content).await;
+        parts.push(part.unwrap());
+    }
+    assert_eq!(parts[0].object(), "generation-4/shared.safetensors");
+    let published = manifest(step, parts);
+    assert!(!checkpoints.is_published(step).await.unwrap());
+    checkpoints.publish(&published).await.unwrap();
+    assert!(checkpoints.is_published(step).await.unwrap());
+    checkpoints
+        .put_part(step, "", layout::SHARED, bytes("by generation 3, back again"))
+        .await
+        .unwrap();
+    assert_eq!(checkpoints.verify(step).await.unwrap(), published);
+    let manifest = checkpoints.load_manifest(step).await.unwrap();
+    let shared = checkpoints.read_part(step, &manifest.parts[0]).await.unwrap();
+    assert_eq!(shared, bytes("shared.safetensors by generation 4"));
+    for name in [layout::MANIFEST, layout::WRITER] {
+        let part = checkpoints.put_part(step, "", name, bytes("{}")).await;
+        assert_eq!(kind(part), ErrorKind::Config);
+    }
+    remove_all(run).await;
+}
+
+/// Goal: what was never published goes when something newer is; checkpoints and attempts that are under way stay.
+async fn leftovers_are_collected(run: &RunStore) {
+    let checkpoints = run.checkpoints();
+    for step in [10, 20, 30] {
+        checkpoints.begin(Step(step), Generation(1)).await.unwrap();
+        let manifest = write_parts(run, Step(step)).await;
+        if step == 20 {
+            checkpoints.publish(&manifest).await.unwrap();
+        }
+    }
+    let collected = checkpoints.collect(Step(20)).await.unwrap();
+    assert_eq!((collected.steps, collected.objects), (vec![Step(10)], 5));
+    assert!(collected.bytes > 0);
+    let list = checkpoints.list().await.unwrap();
+    assert_eq!(list.checkpoints.len(), 1);
+    assert_eq!(list.leftovers.len(), 1, "the attempt at step 30 is under way");
+    checkpoints.verify(Step(20)).await.unwrap();
     remove_all(run).await;
 }
 
@@ -348,9 +390,102 @@ async fn newer_formats_are_refused(run: &RunStore) {
     assert_eq!(error.kind(), ErrorKind::Config);
     let message = error.to_string();
     assert!(
-        message.contains("format version 99") && message.contains("up to 1"),
+        message.contains("format version 99") && message.contains("up to 2"),
         "{message}"
     );
     assert_eq!(kind(checkpoints.latest_readable().await), ErrorKind::Config);
     remove_all(run).await;
+}
+
+fn holder(pid: u32) -> Holder {
+    Holder {
+        host: "machine".to_owned(),
+        pid,
+        since: "2026-01-02T03:04:05Z".to_owned(),
+        address: format!("http://127.0.0.1:{pid}"),
+    }
+}
+
+const TTL: LeaseOptions = LeaseOptions {
+    ttl: Duration::from_millis(900),
+};
+
+/// Who asks for the run while its holder renews its claim is refused, by name; after an orderly end, or the death of the
+/// holder, the next one has it, and the one before can do nothing any more.
+async fn leases(run: &RunStore) {
+    assert_eq!(lease::holder(run).await.unwrap(), None);
+    let first = Lease::acquire(run, holder(1), TTL, None).await.unwrap().unwrap();
+    assert_eq!(first.epoch(), 1);
+    let renewing = async {
+        loop {
+            first.renew().await.unwrap();
+            tokio::time::sleep(first.renew_every()).await;
+        }
+    };
+    let refused = tokio::select! {
+        () = renewing => unreachable!("it renews for ever"),
+        refused = Lease::acquire(run, holder(2), TTL, None) => refused.unwrap().err().expect("the holder lives"),
+    };
+    assert_eq!((refused.epoch, &refused.holder), (1, &holder(1)));
+    let message = refused.to_string();
+    assert!(
+        message.contains("(process 1) since 2026-01-02T03:04:05Z"),
+        "{message}"
+    );
+
+    first.release().await.unwrap();
+    first.release().await.expect("giving it back twice is no error");
+    let second = Lease::acquire(run, holder(2), TTL, None).await.unwrap().unwrap();
+    assert_eq!(second.epoch(), 2);
+    assert!(matches!(
+        first.renew().await,
+        Err(LeaseLost::Superseded {
+            epoch: 1,
+            newer: 2,
+            ..
+        })
+    ));
+
+    // The second one is silent, as a process is that was stopped or cut off.
+    let third = Lease::acquire(run, holder(3), TTL, None).await.unwrap().unwrap();
+    let lost = second.check().await.expect_err("its last renewal is long ago");
+    assert!(lost.to_string().contains("(process 3)"), "{lost}");
+    third.check().await.unwrap();
+
+    let fourth = Lease::acquire(run, holder(4), TTL, Some(3))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(fourth.epoch(), 4, "who is known to be dead is not waited for");
+    assert_eq!(lease::holder(run).await.unwrap(), Some((4, holder(4))));
+}
+
+/// LEASE-1.
+#[tokio::test]
+async fn of_many_contenders_one_gets_the_run() {
+    let run = RunStore::in_memory();
+    drop(Lease::acquire(&run, holder(1), TTL, None).await.unwrap().unwrap());
+    let contenders = (2..8).map(|pid| {
+        let run = run.clone();
+        tokio::spawn(async move {
+            match Lease::acquire(&run, holder(pid), TTL, None).await.unwrap() {
+                Ok(lease) => {
+                    let renewals = async {
+                        loop {
+                            lease.renew().await.unwrap();
+                            tokio::time::sleep(lease.renew_every()).await;
+                        }
+                    };
+                    let _ = tokio::time::timeout(4 * TTL.ttl, renewals).await;
+                    Some(pid)
+                }
+                Err(_) => None,
+            }
+        })
+    });
+    let mut winners = Vec::new();
+    for contender in contenders.collect::<Vec<_>>() {
+        winners.extend(contender.await.unwrap());
+    }
+    assert_eq!(winners.len(), 1, "{winners:?}");
 }

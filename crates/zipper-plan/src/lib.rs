@@ -12,7 +12,7 @@ mod learning_rate;
 mod placement;
 mod sampler;
 mod stages;
-mod succession;
+pub mod succession;
 mod work;
 
 pub use calibration::{MeasuredLanguage, MeasuredStep};

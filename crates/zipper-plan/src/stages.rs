@@ -30,6 +30,11 @@ impl StageSchedule {
         }
     }
 
+    /// The stage of a completed step; nothing before the first.
+    pub fn stage_of(&self, completed: Step) -> Option<Stage> {
+        self.stage_after(Step(completed.0.checked_sub(1)?))
+    }
+
     /// Whether `completed` is the last step of a stage that has steps.
     pub fn is_stage_end(&self, completed: Step) -> bool {
         completed.0 > 0 && (completed.0 == self.align_steps || completed == self.last_step())

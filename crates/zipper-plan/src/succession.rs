@@ -17,27 +17,37 @@ pub struct Succession {
 
 /// Lets the ranks of `old` keep as many banks as possible under `new`, which may have more ranks or fewer.
 ///
-/// Ranks stay in their order, as their pieces of the ruler do: then a dynamic programme over the two sequences finds the
-/// best.
-///
 /// # Panics
 /// If the two placements have different languages.
 pub fn succession(old: &Placement, new: &Placement) -> Succession {
     assert_eq!(old.num_languages(), new.num_languages(), "the same languages");
-    let banks = |placement: &Placement| -> Vec<Vec<usize>> {
-        let mut banks = vec![Vec::new(); placement.world_size().0 as usize];
-        for language in 0..placement.num_languages() {
-            for rank in placement.owners(language) {
-                banks[rank as usize].push(language);
-            }
-        }
-        banks
-    };
-    let (old, new) = (banks(old), banks(new));
-    // kept[i][j]: banks kept by the first i old ranks in the first j new places.
+    let had = banks(old);
+    let gets = banks(new);
+    let from = places(&had, new);
+    let pieces: usize = gets.iter().map(Vec::len).sum();
+    let kept = |(place, from): (usize, &Option<usize>)| from.map_or(0, |old| in_both(&had[old], &gets[place]));
+    let kept: u32 = from.iter().enumerate().map(kept).sum();
+    let by_number: u32 = had.iter().zip(&gets).map(|(had, gets)| in_both(had, gets)).sum();
+    Succession {
+        from: from
+            .into_iter()
+            .map(|old| old.map(|old| Rank(old as u32)))
+            .collect(),
+        moved: pieces - kept as usize,
+        moved_by_number: pieces - by_number as usize,
+    }
+}
+
+/// For each rank of `new` the index in `had` of who takes it, or nothing for a newcomer, so that many banks stay where they are.
+///
+/// `had` holds the banks of those who are there, ascending. They stay in their order, as their pieces of the ruler do: then a
+/// dynamic programme over the two sequences finds the best.
+pub fn places(had: &[Vec<usize>], new: &Placement) -> Vec<Option<usize>> {
+    let new = banks(new);
+    // kept[i][j]: banks kept by the first i of those who are there in the first j new places.
     let columns = new.len() + 1;
-    let mut kept = vec![0_u32; (old.len() + 1) * columns];
-    for (i, had) in old.iter().enumerate() {
+    let mut kept = vec![0_u32; (had.len() + 1) * columns];
+    for (i, had) in had.iter().enumerate() {
         for (j, gets) in new.iter().enumerate() {
             let stays = kept[i * columns + j] + in_both(had, gets);
             let without = kept[i * columns + j + 1].max(kept[(i + 1) * columns + j]);
@@ -45,11 +55,11 @@ pub fn succession(old: &Placement, new: &Placement) -> Succession {
         }
     }
     let mut from = vec![None; new.len()];
-    let (mut i, mut j) = (old.len(), new.len());
+    let (mut i, mut j) = (had.len(), new.len());
     while i > 0 && j > 0 {
         let here = kept[i * columns + j];
-        if here == kept[(i - 1) * columns + j - 1] + in_both(&old[i - 1], &new[j - 1]) {
-            from[j - 1] = Some(Rank((i - 1) as u32));
+        if here == kept[(i - 1) * columns + j - 1] + in_both(&had[i - 1], &new[j - 1]) {
+            from[j - 1] = Some(i - 1);
             (i, j) = (i - 1, j - 1);
         } else if here == kept[(i - 1) * columns + j] {
             i -= 1;
@@ -57,13 +67,18 @@ pub fn succession(old: &Placement, new: &Placement) -> Succession {
             j -= 1;
         }
     }
-    let pieces: usize = new.iter().map(Vec::len).sum();
-    let by_number: u32 = old.iter().zip(&new).map(|(had, gets)| in_both(had, gets)).sum();
-    Succession {
-        from,
-        moved: pieces - kept[old.len() * columns + new.len()] as usize,
-        moved_by_number: pieces - by_number as usize,
+    from
+}
+
+/// The banks of each rank, ascending.
+fn banks(placement: &Placement) -> Vec<Vec<usize>> {
+    let mut banks = vec![Vec::new(); placement.world_size().0 as usize];
+    for language in 0..placement.num_languages() {
+        for rank in placement.owners(language) {
+            banks[rank as usize].push(language);
+        }
     }
+    banks
 }
 
 /// How many languages two ascending lists share.
@@ -116,10 +131,6 @@ mod tests {
             }
             best
         }
-        let banks = |placement: &Placement| -> Vec<Vec<usize>> {
-            let ranks = 0..placement.world_size().0;
-            ranks.map(|rank| placement.languages_of(Rank(rank))).collect()
-        };
         let (old, new) = (banks(old), banks(new));
         let pieces: usize = new.iter().map(Vec::len).sum();
         pieces - search(&old, &new, &mut vec![false; old.len()], 0) as usize

@@ -1,0 +1,305 @@
+//! One coordinator per run: a claim that others respect, on a store that offers nothing but create-if-absent.
+//!
+//! ```text
+//! lease/000000000007/claim.json      who holds the run; created by exactly one contender
+//! lease/000000000007/renewed.json    a counter that the holder overwrites while it lives
+//! lease/000000000007/released.json   the holder has ended in order
+//! ```
+//!
+//! The newest claim counts. A contender watches its counter by its own monotonic clock, so no two clocks are compared: a counter
+//! that moves is a holder that lives, and one that stands still for the time to live is a holder that is gone. The contender
+//! then creates the next claim. A holder that was only slow finds that claim when it renews its own, or when it
+//! [checks](Lease::check) before it writes, and writes nothing any more.
+//!
+//! - `LEASE-1`: of all contenders for one claim, one gets it.
+//! - `LEASE-2`: a holder whose last verified renewal is older than two thirds of the time to live verifies before it writes.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
+
+use crate::{CheckpointError, ErrorKind, Result, RunStore, layout};
+
+/// How often a contender looks whether the holder lives.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Who holds a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// Its machine.
+    pub host: String,
+    /// Its process.
+    pub pid: u32,
+    /// When it claimed the run, in RFC 3339.
+    pub since: String,
+    /// Where workers reach it: `http://host:port`.
+    pub address: String,
+}
+
+/// How a claim is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseOptions {
+    /// How long a claim counts without a sign of life.
+    pub ttl: Duration,
+}
+
+/// Somebody else has the run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the run in `{url}` is held by the coordinator on {} (process {}) since {}, which lives",
+    holder.host,
+    holder.pid,
+    holder.since
+)]
+pub struct Refused {
+    /// The run.
+    pub url: String,
+    /// Its claim.
+    pub epoch: u64,
+    /// Who.
+    pub holder: Holder,
+}
+
+/// Why a holder may not write.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseLost {
+    /// Whether the claim still counts cannot be found out.
+    #[error("the claim on the run cannot be verified")]
+    Store(#[source] CheckpointError),
+    /// Another coordinator has the run.
+    #[error("this coordinator's claim {epoch} on the run is over: claim {newer} was made by {by}")]
+    Superseded {
+        /// The claim that is over.
+        epoch: u64,
+        /// The one that counts.
+        newer: u64,
+        /// Who made it.
+        by: String,
+    },
+}
+
+/// A claim on a run.
+pub struct Lease {
+    run: RunStore,
+    epoch: u64,
+    ttl: Duration,
+    kept: Mutex<Kept>,
+}
+
+/// What is known of our own claim.
+#[derive(Debug, Clone, Copy)]
+struct Kept {
+    renewals: u64,
+    /// When the newest renewal that succeeded was begun.
+    verified: Instant,
+}
+
+/// A claim as a contender sees it.
+struct Seen {
+    epoch: u64,
+    holder: Holder,
+    released: bool,
+    /// Bytes of the counter.
+    renewed: Option<Bytes>,
+}
+
+impl Lease {
+    /// Claims the run for `holder`, if need be after waiting until the one before is known to be gone.
+    ///
+    /// With `supersede` the caller knows that the holder of that claim is dead: it is not waited for.
+    ///
+    /// # Errors
+    /// The inner one: another coordinator holds the run and lives. The outer one: the store fails.
+    pub async fn acquire(
+        run: &RunStore,
+        holder: Holder,
+        options: LeaseOptions,
+        supersede: Option<u64>,
+    ) -> Result<std::result::Result<Self, Refused>> {
+        let mut watched: Option<(u64, Option<Bytes>, Instant)> = None;
+        loop {
+            let seen = newest(run).await?;
+            let (free, next) = match &seen {
+                None => (true, 1),
+                Some(seen) => {
+                    let dead = supersede.is_some_and(|dead| dead >= seen.epoch);
+                    let still = watched.as_ref().is_some_and(|(epoch, renewed, since)| {
+                        (*epoch, renewed) == (seen.epoch, &seen.renewed) && since.elapsed() >= options.ttl
+                    });
+                    (dead || seen.released || still, seen.epoch + 1)
+                }
+            };
+            if free {
+                match Self::claim(run, next, &holder, options).await {
+                    Ok(lease) => return Ok(Ok(lease)),
+                    // Another contender was faster: it is the holder now. Or our own request was repeated.
+                    Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                        if read_holder(run, next).await? == holder {
+                            return Ok(Ok(Self::of(run, next, options, Instant::now())));
+                        }
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            if let Some(seen) = seen {
+                match &watched {
+                    Some((epoch, renewed, _)) if (*epoch, renewed) == (seen.epoch, &seen.renewed) => {}
+                    Some((epoch, ..)) if *epoch == seen.epoch => {
+                        return Ok(Err(Refused {
+                            url: run.url().to_owned(),
+                            epoch: seen.epoch,
+                            holder: seen.holder,
+                        }));
+                    }
+                    _ => watched = Some((seen.epoch, seen.renewed, Instant::now())),
+                }
+            }
+            sleep(LOOK_EVERY.min(options.ttl / 3)).await;
+        }
+    }
+
+    async fn claim(run: &RunStore, epoch: u64, holder: &Holder, options: LeaseOptions) -> Result<Self> {
+        let verified = Instant::now();
+        run.put_create(&layout::lease_claim(epoch), json(holder)).await?;
+        Ok(Self::of(run, epoch, options, verified))
+    }
+
+    fn of(run: &RunStore, epoch: u64, options: LeaseOptions, verified: Instant) -> Self {
+        Self {
+            run: run.clone(),
+            epoch,
+            ttl: options.ttl,
+            kept: Mutex::new(Kept {
+                renewals: 0,
+                verified,
+            }),
+        }
+    }
+
+    /// The number of the claim: higher than all before it.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// How often the holder has to renew it.
+    pub fn renew_every(&self) -> Duration {
+        self.ttl / 3
+    }
+
+    /// Says that the holder lives, and finds out whether its claim still counts.
+    ///
+    /// # Errors
+    /// [`LeaseLost`].
+    pub async fn renew(&self) -> std::result::Result<(), LeaseLost> {
+        let begun = Instant::now();
+        let renewals = {
+            let mut kept = self.kept();
+            kept.renewals += 1;
+            kept.renewals
+        };
+        let counter = json(&serde_json::json!({ "renewals": renewals }));
+        self.run
+            .put(&layout::lease_renewed(self.epoch), counter)
+            .await
+            .map_err(LeaseLost::Store)?;
+        // Looked at after our own sign of life: who makes a claim later has seen it.
+        if let Some(newer) = newest_epoch(&self.run).await.map_err(LeaseLost::Store)?
+            && newer > self.epoch
+        {
+            let by = match read_holder(&self.run, newer).await {
+                Ok(holder) => format!("the coordinator on {} (process {})", holder.host, holder.pid),
+                Err(_) => "another coordinator".to_owned(),
+            };
+            return Err(LeaseLost::Superseded {
+                epoch: self.epoch,
+                newer,
+                by,
+            });
+        }
+        let mut kept = self.kept();
+        kept.verified = kept.verified.max(begun);
+        Ok(())
+    }
+
+    /// Whether the holder may write (`LEASE-2`). Asks the store only if the last renewal is long ago.
+    ///
+    /// # Errors
+    /// [`LeaseLost`].
+    pub async fn check(&self) -> std::result::Result<(), LeaseLost> {
+        let verified = self.kept().verified;
+        if verified.elapsed() < self.ttl * 2 / 3 {
+            return Ok(());
+        }
+        self.renew().await
+    }
+
+    /// Gives the run back: the next coordinator need not wait.
+    ///
+    /// # Errors
+    /// If the store fails: then the next coordinator waits for the time to live.
+    pub async fn release(&self) -> Result<()> {
+        let path = layout::lease_released(self.epoch);
+        match self.run.put_create(&path, Bytes::from_static(b"{}\n")).await {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+            result => result,
+        }
+    }
+
+    fn kept(&self) -> std::sync::MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The newest claim on a run and who made it: where workers find a coordinator that has moved.
+///
+/// # Errors
+/// If the store fails.
+pub async fn holder(run: &RunStore) -> Result<Option<(u64, Holder)>> {
+    Ok(newest(run).await?.map(|seen| (seen.epoch, seen.holder)))
+}
+
+async fn newest_epoch(run: &RunStore) -> Result<Option<u64>> {
+    let objects = run.list(layout::LEASE).await?;
+    Ok(objects
+        .iter()
+        .filter_map(|path| layout::epoch_of_claim(path))
+        .max())
+}
+
+async fn newest(run: &RunStore) -> Result<Option<Seen>> {
+    let Some(epoch) = newest_epoch(run).await? else {
+        return Ok(None);
+    };
+    let holder = read_holder(run, epoch).await?;
+    let released = run.exists(&layout::lease_released(epoch)).await?;
+    let renewed = match run.get(&layout::lease_renewed(epoch)).await {
+        Ok(bytes) => Some(bytes),
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    Ok(Some(Seen {
+        epoch,
+        holder,
+        released,
+        renewed,
+    }))
+}
+
+async fn read_holder(run: &RunStore, epoch: u64) -> Result<Holder> {
+    let path = layout::lease_claim(epoch);
+    let bytes = run.get(&path).await?;
+    serde_json::from_slice(&bytes).map_err(|error| CheckpointError::Damaged {
+        object: run.object_url(&path),
+        expected: "a claim on the run".to_owned(),
+        found: format!("{} bytes that are not one ({error})", bytes.len()),
+    })
+}
+
+fn json(value: &impl Serialize) -> Bytes {
+    let mut json = serde_json::to_vec(value).expect("a claim has only strings and numbers");
+    json.push(b'\n');
+    json.into()
+}
