@@ -1,6 +1,10 @@
 //! `cargo xtask test`: everything that CI runs.
 
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::{fs, io};
+
+use anyhow::Context;
 
 use crate::gpu;
 use crate::phases::Phases;
@@ -64,11 +68,24 @@ fn check_scripts(workspace: &Workspace) -> anyhow::Result<()> {
     compile.env("PYTHONPYCACHEPREFIX", workspace.root().join("target/pycache"));
     workspace::run(compile.args(["-m", "compileall", "-q", "crates"]))?;
     if runs(&mut workspace.command("shellcheck")) {
-        workspace::run(workspace.command("shellcheck").arg(".ci/run"))?;
+        let mut shellcheck = workspace.command("shellcheck");
+        shellcheck.arg(".ci/run").args(scripts(&workspace.root().join("cluster"))?);
+        workspace::run(&mut shellcheck)?;
     } else {
-        println!("shellcheck is not installed: .ci/run is not checked");
+        println!("shellcheck is not installed: shell scripts are not checked");
     }
     Ok(())
+}
+
+/// The shell scripts in `folder`, sorted.
+fn scripts(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder).with_context(|| format!("cannot list `{}`", folder.display()))?;
+    let paths = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>();
+    let paths = paths.with_context(|| format!("cannot list `{}`", folder.display()))?;
+    let is_script = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "sh");
+    let mut scripts: Vec<PathBuf> = paths.into_iter().filter(is_script).collect();
+    scripts.sort();
+    Ok(scripts)
 }
 
 /// Installs the missing ones into `.deps/tools`.

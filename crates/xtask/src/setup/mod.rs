@@ -1,10 +1,12 @@
-//! `cargo xtask setup`: checks this machine and fetches libtorch.
+//! `cargo xtask setup`: checks this machine, fetches libtorch and the S3-compatible server of the tests.
 //!
 //! Nothing outside the repository is touched: system packages are named, not installed.
 
 mod libtorch;
 pub(crate) mod python;
+mod seaweedfs;
 mod system;
+mod wheels;
 
 pub(crate) use libtorch::Flavor;
 
@@ -17,7 +19,8 @@ use crate::workspace::Workspace;
 pub(crate) fn run(workspace: &Workspace, flavor: Flavor) -> anyhow::Result<()> {
     let python = python::System::find()?;
     system::check_packages()?;
-    libtorch::install(workspace, &python, flavor)?;
+    flavor.wheels().install(workspace, &python)?;
+    seaweedfs::SEAWEEDFS.install(workspace, &python)?;
     println!("setup: ready; `cargo build` works now");
     Ok(())
 }
@@ -27,5 +30,5 @@ pub(crate) fn run(workspace: &Workspace, flavor: Flavor) -> anyhow::Result<()> {
 /// # Errors
 /// If the list of packages cannot be read.
 pub(crate) fn has_cuda(workspace: &Workspace) -> anyhow::Result<bool> {
-    Ok(libtorch::missing(workspace, Flavor::Cuda)?.is_none())
+    Ok(Flavor::Cuda.wheels().missing(workspace)?.is_none())
 }
