@@ -2,38 +2,51 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::time::SystemTime;
 
 use anyhow::Context;
 use clap::Parser;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use zipper_checkpoint::lease::{Holder, Lease, LeaseOptions};
 use zipper_checkpoint::{RunStore, layout};
 use zipper_cli::{ExitStatus, UserError, finish, init_tracing, when_parent_is_gone};
+use zipper_config::RunConfig;
 use zipper_coordinator::server::{Job, serve};
-use zipper_types::{Step, WorldSize};
+use zipper_coordinator::state::Crew;
 
 /// Coordinates the workers of one run. zipper-launch starts it; when its stdin closes it stops the run.
 ///
-/// It prints one line of JSON with its address, `{"address":"127.0.0.1:41234"}`, and exits as the run ends: 0 done, 1
-/// failed, 2 configuration error, 75 stopped and resumable.
+/// It prints one line of JSON with its address and its claim on the run, `{"address":"127.0.0.1:41234","epoch":1}`, and exits as
+/// the run ends: 0 done, 1 failed, 2 configuration error or another coordinator has the run, 75 stopped and resumable.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
     /// Run URL; run.yaml must be there.
     #[arg(long)]
     run: String,
-    /// Workers to wait for.
+    /// Fewest workers that train.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
-    world_size: u32,
-    /// Completed steps to go on from. Left out: from the start.
-    #[arg(long, default_value_t = 0)]
-    resume_step: u64,
+    min_workers: u32,
+    /// Most workers that train; more are spares.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    max_workers: u32,
+    /// Nodes that may have agents, those of spares included.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    nodes: u32,
+    /// Workers of each node.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    workers_per_node: u32,
     /// Bytes of memory that a bank takes on a worker that owns it: needed if `runtime.bank_memory_mib` is set.
     #[arg(long)]
     bank_bytes: Option<u64>,
     /// Address to listen on; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
+    /// Take over from the coordinator that had this claim and is known to be dead, with its workers.
+    #[arg(long)]
+    supersede: Option<u64>,
 }
 
 #[tokio::main]
@@ -59,20 +72,75 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
         .await
         .with_context(|| format!("cannot listen on {}", arguments.listen))?;
     let address = listener.local_addr().context("the listener has no address")?;
-    let line = serde_json::json!({ "address": address.to_string() });
+    let lease = claim(&store, &config, address, arguments.supersede).await?;
+    let line = serde_json::json!({ "address": address.to_string(), "epoch": lease.epoch() });
     writeln!(std::io::stdout(), "{line}").context("stdout is closed")?;
 
-    let (stop, stopped) = oneshot::channel();
-    when_parent_is_gone(|| {
-        // The run may be over already.
-        let _ = stop.send("zipper-launch is gone".to_owned());
-    });
     let job = Job {
         store,
         config,
-        world_size: WorldSize(arguments.world_size),
-        resume: Step(arguments.resume_step),
+        crew: Crew {
+            min_workers: arguments.min_workers,
+            max_workers: arguments.max_workers,
+            nodes: arguments.nodes,
+            workers_per_node: arguments.workers_per_node,
+        },
         bank_bytes: arguments.bank_bytes,
+        lease,
+        adopt: arguments.supersede.is_some(),
     };
-    serve(listener, job, stopped).await
+    serve(listener, job, stop_requests()?).await
+}
+
+/// Makes this coordinator the only one of the run.
+async fn claim(
+    store: &RunStore,
+    config: &RunConfig,
+    address: SocketAddr,
+    supersede: Option<u64>,
+) -> anyhow::Result<Lease> {
+    let holder = Holder {
+        host: hostname(),
+        pid: std::process::id(),
+        since: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+        address: format!("http://{address}"),
+    };
+    let options = LeaseOptions {
+        ttl: config.elastic.lease_ttl,
+    };
+    match Lease::acquire(store, holder, options, supersede).await? {
+        Ok(lease) => Ok(lease),
+        Err(refused) => Err(UserError::new(refused.to_string())
+            .hint("stop that run first, or wait for its end: two launches cannot share a run")
+            .into()),
+    }
+}
+
+/// What asks this process to stop the run: its launcher's end, or a signal.
+fn stop_requests() -> anyhow::Result<mpsc::Receiver<String>> {
+    let (stop, stopped) = mpsc::channel(1);
+    let gone = stop.clone();
+    when_parent_is_gone(move || {
+        // The run may be over already, or about to stop.
+        let _ = gone.try_send("zipper-launch is gone".to_owned());
+    });
+    for (kind, name) in [
+        (SignalKind::terminate(), "SIGTERM"),
+        (SignalKind::interrupt(), "SIGINT"),
+        (SignalKind::user_defined1(), "SIGUSR1"),
+    ] {
+        let mut signals = signal(kind).with_context(|| format!("{name} cannot be handled"))?;
+        let stop = stop.clone();
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                let _ = stop.try_send(format!("{name} to zipper-coordinator"));
+            }
+        });
+    }
+    Ok(stopped)
+}
+
+fn hostname() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
 }

@@ -14,18 +14,17 @@ const WRITE_EVERY: Duration = Duration::from_secs(2);
 
 /// The lines of a run's metrics.
 pub struct Metrics {
-    store: RunStore,
     lines: Vec<(Step, String)>,
     unwritten: bool,
     last_write: Option<Duration>,
 }
 
 impl Metrics {
-    /// Reads what an earlier coordinator wrote, up to the step that the run resumes from.
+    /// Reads what an earlier coordinator wrote; with `resume` only up to that step, from which the run goes on.
     ///
     /// # Errors
     /// [`CheckpointError`] if the store cannot be read.
-    pub async fn open(store: RunStore, resume: Step) -> Result<Self, CheckpointError> {
+    pub async fn open(store: &RunStore, resume: Option<Step>) -> Result<Self, CheckpointError> {
         let text = match store.get(layout::TRAIN_METRICS).await {
             Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
@@ -35,10 +34,9 @@ impl Metrics {
         let lines: Vec<(Step, String)> = text
             .lines()
             .filter_map(|line| Some((Step(step_of(line)?), line.to_owned())))
-            .filter(|(step, _)| *step <= resume)
+            .filter(|(step, _)| resume.is_none_or(|resume| *step <= resume))
             .collect();
         Ok(Self {
-            store,
             // What is there now ends after the step that the run goes on from.
             unwritten: lines.len() < text.lines().count(),
             lines,
@@ -51,35 +49,33 @@ impl Metrics {
         self.lines.iter().map(|(_, line)| line.as_str())
     }
 
-    /// Adds a step; one that is there already is not added again.
-    pub fn add(&mut self, metrics: &v1::StepMetrics) {
+    /// Adds a step, and says whether it was new: one that was made again is not added again.
+    pub fn add(&mut self, metrics: &v1::StepMetrics) -> bool {
         let step = Step(metrics.step);
-        if self.lines.last().is_none_or(|(last, _)| *last < step) {
+        let is_new = self.lines.last().is_none_or(|(last, _)| *last < step);
+        if is_new {
             self.lines.push((step, line(metrics)));
             self.unwritten = true;
         }
+        is_new
     }
 
-    /// Writes the object if there is something new and the last write was long enough ago, or if it is `urgent`.
-    ///
-    /// # Errors
-    /// [`CheckpointError`] if it cannot be written.
-    pub async fn write(&mut self, now: Duration, urgent: bool) -> Result<(), CheckpointError> {
+    /// The object's new contents, if there is something new and the last write was long enough ago, or if it is `urgent`.
+    pub fn to_write(&mut self, now: Duration, urgent: bool) -> Option<Bytes> {
         let recent = self
             .last_write
             .is_some_and(|last| now.saturating_sub(last) < WRITE_EVERY);
         if !self.unwritten || (recent && !urgent) {
-            return Ok(());
+            return None;
         }
         let text: String = self
             .lines
             .iter()
             .flat_map(|(_, line)| [line.as_str(), "\n"])
             .collect();
-        self.store.put(layout::TRAIN_METRICS, Bytes::from(text)).await?;
         self.unwritten = false;
         self.last_write = Some(now);
-        Ok(())
+        Some(Bytes::from(text))
     }
 }
 
@@ -100,7 +96,8 @@ fn line(metrics: &v1::StepMetrics) -> String {
         "seconds": metrics.seconds, "compute_seconds": metrics.compute_seconds,
         "comm_exposed_seconds": metrics.comm_exposed_seconds, "comm_bytes_shared": metrics.comm_bytes_shared,
         "comm_bytes_banks": metrics.comm_bytes_banks, "world_size": metrics.world_size,
-        "skipped": metrics.skipped, "by_language": by_language,
+        "checkpoint_seconds": metrics.checkpoint_seconds, "memory_seconds": metrics.memory_seconds,
+        "skipped": metrics.skipped, "spike": metrics.spike, "by_language": by_language,
     })
     .to_string()
 }

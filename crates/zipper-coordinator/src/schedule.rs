@@ -1,11 +1,13 @@
 //! What a run does, as a list: a pure function of its configuration and of where it resumes.
 
+use serde::{Deserialize, Serialize};
 use zipper_config::RunConfig;
 use zipper_plan::StageSchedule;
 use zipper_types::{Stage, Step};
 
 /// Something that all ranks do together.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Planned {
     /// Train up to a step.
     Train {
@@ -17,6 +19,13 @@ pub enum Planned {
         until: Step,
         /// Whether it ends a stage, and so with a checkpoint.
         ends_stage: bool,
+    },
+    /// Write a checkpoint of the state as it is.
+    Save {
+        /// The stage of its last step.
+        stage: Stage,
+        /// Completed steps.
+        step: Step,
     },
     /// Decode a set of utterances.
     Evaluate {
@@ -30,7 +39,8 @@ pub enum Planned {
 }
 
 /// What is decoded.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum EvaluationSet {
     /// The validation manifests.
     Validation,
@@ -61,7 +71,7 @@ pub fn stages(config: &RunConfig) -> StageSchedule {
     }
 }
 
-/// Everything that is left to do when `resume` steps are completed, in order.
+/// Everything that is left to do when `resume` steps are completed, in order; also what may have been done at that step.
 pub fn tasks(config: &RunConfig, resume: Step) -> Vec<Planned> {
     let stages = stages(config);
     let tests = |silenced: bool, step: Step| {
@@ -75,6 +85,17 @@ pub fn tasks(config: &RunConfig, resume: Step) -> Vec<Planned> {
     if resume == Step(0) && config.evaluation.untrained {
         tasks.extend(tests(false, Step(0)));
     }
+    let validates = |step: Step| Planned::Evaluate {
+        set: EvaluationSet::Validation,
+        silenced: false,
+        step,
+    };
+    let has_validation = !config.data.validation.is_empty();
+    // The run may have been stopped or lost between a pause and its validation.
+    let paused = resume.0 > 0 && stages.next_pause(Step(resume.0 - 1)) == Some(resume);
+    if has_validation && paused {
+        tasks.push(validates(resume));
+    }
     let mut at = resume;
     while let (Some(stage), Some(until)) = (stages.stage_after(at), stages.next_pause(at)) {
         tasks.push(Planned::Train {
@@ -83,12 +104,8 @@ pub fn tasks(config: &RunConfig, resume: Step) -> Vec<Planned> {
             until,
             ends_stage: stages.is_stage_end(until),
         });
-        if !config.data.validation.is_empty() {
-            tasks.push(Planned::Evaluate {
-                set: EvaluationSet::Validation,
-                silenced: false,
-                step: until,
-            });
+        if has_validation {
+            tasks.push(validates(until));
         }
         at = until;
     }
@@ -97,6 +114,12 @@ pub fn tasks(config: &RunConfig, resume: Step) -> Vec<Planned> {
         tasks.extend(tests(true, at));
     }
     tasks
+}
+
+/// Whether the ranks write a checkpoint when they come to `step`.
+pub fn is_checkpoint(config: &RunConfig, step: Step) -> bool {
+    let every = config.checkpoint.every_steps;
+    (every > 0 && step.0.is_multiple_of(every)) || stages(config).is_stage_end(step)
 }
 
 /// The steps in `from + 1..=reached` after which a checkpoint is written.
@@ -142,6 +165,7 @@ evaluation:
             } => {
                 format!("{stage} {from}-{until}{}", if *ends_stage { "!" } else { "" })
             }
+            Planned::Save { step, .. } => format!("save@{step}"),
             Planned::Evaluate { set, silenced, step } => {
                 format!(
                     "{}@{step}{}",
@@ -175,6 +199,7 @@ evaluation:
         assert_eq!(
             left,
             [
+                "validation@6",
                 "zipper 6-8",
                 "validation@8",
                 "zipper 8-9!",
@@ -183,7 +208,11 @@ evaluation:
                 "t@9 silenced"
             ]
         );
-        assert_eq!(short(&tasks(&config(""), Step(9))), ["t@9", "t@9 silenced"]);
+        assert_eq!(
+            short(&tasks(&config(""), Step(9))),
+            ["validation@9", "t@9", "t@9 silenced"]
+        );
+        assert_eq!(short(&tasks(&config(""), Step(8)))[0], "zipper 8-9!");
     }
 
     #[test]

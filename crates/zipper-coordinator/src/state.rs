@@ -1,17 +1,30 @@
 //! The coordinator's decisions as a pure machine: `apply(now, event) -> effects`.
 //!
-//! Time comes in as an argument, storage and the network go out as [`Effect`]s; so a whole run can be played in a test.
+//! Time comes in as an argument, storage and the network go out as [`Effect`]s; so a whole run can be played in a test, and
+//! thousands of them under simulation.
+//!
+//! A run alternates between *gathering* (workers come, with what they remember) and being *together* (one generation works on
+//! tasks). Any loss ends a generation; the next one starts from the newest step that its members still hold completely.
 //!
 //! Invariants:
-//! - GEN-1: only a worker of the current generation changes anything ([`State::member`]).
+//! - GEN-1: only a worker of the current generation changes anything ([`State::standing`]).
+//! - GEN-2: a generation's number is above all before it, also across coordinators.
 //! - TASK-1: a task is given out after every rank has completed the one before.
-//! - CKPT-1: a manifest is published after every rank has reported its parts of that step.
+//! - CKPT-1: a manifest is published after every rank of one generation has reported its parts of that step.
 //! - END-1: a run is done or stopped only when every checkpoint that its ranks were to write is published.
+//! - BUDGET-1: no node's workers are started again more often than the budget says, nor are those of the run.
 
+mod accounts;
 mod checkpoints;
 mod diagnosis;
+mod generations;
+mod health;
 mod members;
+mod nodes;
 mod outcome;
+mod recovery;
+mod restore;
+mod tasks;
 #[cfg(test)]
 mod tests;
 
@@ -21,21 +34,44 @@ use std::time::Duration;
 use zipper_checkpoint::PartRecord;
 use zipper_config::RunConfig;
 use zipper_plan::Placement;
-use zipper_types::{Generation, Rank, Stage, Step, WorkerId, WorldSize};
+use zipper_types::{Generation, Incarnation, Rank, Stage, Step, WorkerId, WorldSize};
 
+pub use accounts::Accounts;
 pub use diagnosis::Collective;
-pub use members::Joining;
-pub use outcome::{Decoded, Ended, Outcome, Refusal, Verdict};
+pub use members::{Assignment, Joining, Sign, Standing, Trouble};
+pub use nodes::{Advice, Agent};
+pub use outcome::{Decoded, Ended, Failure, Outcome, Verdict};
+pub use recovery::{HeldState, Origin};
+pub use restore::{Adopted, Past, Seat};
 
 use checkpoints::{Closing, Pending};
-use diagnosis::Suspicion;
+use diagnosis::Loss;
+use generations::{Gathering, Together};
 use members::Member;
+use nodes::Node;
+use tasks::Running;
 
 use crate::placement::PlacementBasis;
-use crate::schedule::{self, EvaluationSet, Planned};
+use crate::schedule::{EvaluationSet, Planned};
+
+/// Numbers of generations that the journal reserves at a time.
+pub const RESERVED_AT_A_TIME: u64 = 8;
 
 /// Time since the coordinator started.
 pub type Now = Duration;
+
+/// How many workers a run may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Crew {
+    /// Fewest that train.
+    pub min_workers: u32,
+    /// Most that train; more are spares.
+    pub max_workers: u32,
+    /// Nodes that may have agents, those of spares included.
+    pub nodes: u32,
+    /// Workers of each node.
+    pub workers_per_node: u32,
+}
 
 /// What happens to a run.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,14 +79,7 @@ pub enum Event {
     /// A worker asks to join.
     Joined(Joining),
     /// A worker gives a sign of life.
-    Heartbeat {
-        /// Who.
-        worker: WorkerId,
-        /// How far its training thread is.
-        step: Step,
-        /// Its newest collective operation.
-        collective: Option<Collective>,
-    },
+    Heartbeat(Sign),
     /// A rank has done its part of a task.
     Completed {
         /// Which rank.
@@ -60,6 +89,8 @@ pub enum Event {
         /// How it ended.
         outcome: Outcome,
     },
+    /// A worker cannot go on as it is.
+    Failed(Failure),
     /// A rank has stored its parts of a checkpoint.
     PartsStored {
         /// Which rank.
@@ -71,12 +102,28 @@ pub enum Event {
         /// The parts.
         parts: Vec<PartRecord>,
     },
-    /// A manifest that was to be published is there, or could not be written.
+    /// A manifest that was to be published is there, or cannot be.
     Published {
         /// Of which step.
         step: Step,
-        /// Why not, if not.
+        /// Why not, if trying again cannot help.
         error: Option<String>,
+    },
+    /// An evaluation is written down.
+    Scored {
+        /// The model's step.
+        step: Step,
+        /// Validation loss in nats per token.
+        loss: Option<f64>,
+    },
+    /// The agent of a node has started.
+    NodeRegistered(Agent),
+    /// The agent of a node gives a sign of life.
+    AgentAlive {
+        /// Its node.
+        node: u32,
+        /// Its process.
+        incarnation: Incarnation,
     },
     /// A worker process ended.
     Exited(Ended),
@@ -85,6 +132,10 @@ pub enum Event {
         /// Who and why.
         reason: String,
     },
+    /// Generations up to this number may be formed: the journal says so.
+    Reserved(Generation),
+    /// The coordinator itself cannot write to the run's store, or can again.
+    StoreTrouble(Option<Trouble>),
     /// Time passes.
     Tick,
 }
@@ -92,27 +143,62 @@ pub enum Event {
 /// What is to be done because of an event, in order.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
-    /// All workers have joined: note the generation durably before anybody learns of it.
+    /// Numbers of generations run short: reserve more in the journal, then say [`Event::Reserved`].
+    Reserve(Generation),
+    /// A generation is formed.
     FormGeneration {
-        /// Workers in the order of their ranks.
-        workers: Vec<WorkerId>,
+        /// Its number.
+        generation: Generation,
+        /// Its members in the order of their ranks.
+        seats: Vec<Seat>,
         /// Where the banks are; nothing if there are none.
         placement: Option<Placement>,
+        /// Completed steps that it starts from.
+        step: Step,
+        /// Where its state comes from.
+        origin: Origin,
+        /// Workers that are ready and not needed.
+        spares: u32,
     },
+    /// A generation ended before its time.
+    Broken {
+        /// Its number.
+        generation: Generation,
+        /// The last completed step that was heard of.
+        step: Step,
+        /// A paragraph: who was lost, how, and what the others were doing.
+        reason: String,
+    },
+    /// The first step after a loss is completed.
+    Recovered(Recovery),
     /// A task begins.
-    Begin(Planned),
+    Begin {
+        /// Its number.
+        id: u64,
+        /// What it is.
+        planned: Planned,
+    },
     /// All ranks have reported their parts: publish the manifest, then say [`Event::Published`].
     Publish {
         /// Of which step.
         step: Step,
         /// Its stage.
         stage: Stage,
+        /// Who wrote it.
+        generation: Generation,
+        /// How many they were.
+        world_size: WorldSize,
         /// All parts.
         parts: Vec<PartRecord>,
     },
-    /// A checkpoint is there.
-    Committed(Step),
-    /// An evaluation is complete: score it and write it down.
+    /// A checkpoint is there. Those in `retire` are no longer kept.
+    Committed {
+        /// Its step.
+        step: Step,
+        /// Steps of checkpoints to delete.
+        retire: Vec<Step>,
+    },
+    /// An evaluation is complete: score it, write it down, and say [`Event::Scored`].
     Evaluated {
         /// What was decoded.
         set: EvaluationSet,
@@ -123,78 +209,169 @@ pub enum Effect {
         /// Every utterance.
         utterances: Vec<Decoded>,
     },
+    /// A node's workers have failed too often.
+    LeftOut {
+        /// The node.
+        node: u32,
+        /// Its machine.
+        hostname: String,
+        /// How often, and how the last one did.
+        reason: String,
+    },
+    /// Something needs a person, or no longer does.
+    Alarm {
+        /// What.
+        message: String,
+        /// It is over.
+        cleared: bool,
+    },
+    /// A rank is slow.
+    Straggler {
+        /// Its worker.
+        worker: WorkerId,
+        /// Its rank.
+        rank: Rank,
+        /// Its machine.
+        hostname: String,
+        /// How many times as long it takes as the median.
+        factor: f64,
+        /// Share of the generation's time that the others waited for it.
+        lost_share: f64,
+    },
+    /// Who is waited for.
+    Waiting(String),
     /// The run is over.
-    End(Verdict),
+    End {
+        /// How.
+        verdict: Verdict,
+        /// Where the time went.
+        accounts: Accounts,
+    },
 }
 
-/// The task that ranks work on.
+/// How a run came back from a loss.
 #[derive(Debug, Clone, PartialEq)]
-struct Running {
-    id: u64,
-    planned: Planned,
-    outcomes: BTreeMap<Rank, Outcome>,
+pub struct Recovery {
+    /// The generation that goes on.
+    pub generation: Generation,
+    /// Its ranks.
+    pub world_size: WorldSize,
+    /// The step it started from.
+    pub from: Step,
+    /// Whether that came from a checkpoint.
+    pub from_checkpoint: bool,
+    /// Completed steps that had to be made again.
+    pub repeated_steps: u64,
+    /// From when the loss was noticed until the step was completed.
+    pub took: Duration,
+    /// Objects that its members read from the run.
+    pub store_reads: u64,
+}
+
+/// Whether workers train, or come together.
+#[derive(Debug)]
+enum Phase {
+    Gathering(Gathering),
+    Together(Together),
 }
 
 /// Everything the coordinator knows.
 #[derive(Debug)]
 pub struct State {
     config: RunConfig,
-    world_size: WorldSize,
-    generation: Generation,
+    crew: Crew,
     basis: PlacementBasis,
+    phase: Phase,
+    /// The number of the newest generation.
+    generation: Generation,
+    /// The highest number that was ever used, or may have been.
+    highest: Generation,
+    /// The highest number that may be used without a new entry in the journal.
+    reserved: Generation,
     placement: Option<Placement>,
-    formed: bool,
     members: BTreeMap<WorkerId, Member>,
+    /// Processes that are not to come back.
+    given_up: BTreeSet<(WorkerId, Incarnation)>,
+    nodes: BTreeMap<u32, Node>,
+    /// When workers failed, over all nodes.
+    failures: Vec<Now>,
     /// What is left to do, the next thing last.
     left: Vec<Planned>,
     next_task: u64,
     running: Option<Running>,
+    /// Evaluations that are written down.
+    evaluated: BTreeSet<(EvaluationSet, bool, Step)>,
+    validation_losses: BTreeMap<Step, f64>,
     pending: BTreeMap<Step, Pending>,
     /// Checkpoints that ranks have written or will write, not published yet.
     expected: BTreeSet<Step>,
     published: BTreeSet<Step>,
     /// Completed steps of the model.
     reached: Step,
-    stop_requested: Option<String>,
+    /// The furthest step that was ever completed in this launch.
+    furthest: Step,
+    stop_requested: Option<Stop>,
     /// Something was left out because of the stop.
     cut_short: bool,
     closing: Option<Closing>,
-    suspicion: Option<Suspicion>,
+    loss: Option<Loss>,
+    /// Of the coordinator's own writes.
+    own_trouble: Option<Trouble>,
+    alarmed: bool,
+    waiting_told: String,
+    last_tick: Now,
+    accounts: Accounts,
     verdict: Option<Verdict>,
 }
 
+/// A request to stop.
+#[derive(Debug, Clone, PartialEq)]
+struct Stop {
+    reason: String,
+    since: Now,
+}
+
 impl State {
-    /// A run of which `resume` steps are completed. `generation` has never been used before.
-    pub fn new(
-        config: RunConfig,
-        world_size: WorldSize,
-        generation: Generation,
-        basis: PlacementBasis,
-        resume: Step,
-    ) -> Self {
-        let mut left = schedule::tasks(&config, resume);
-        left.reverse();
-        Self {
+    /// A run that `past` tells of, with nobody together yet unless `past` has a generation to adopt.
+    pub fn new(config: RunConfig, crew: Crew, basis: PlacementBasis, past: Past) -> Self {
+        let mut state = Self {
             config,
-            world_size,
-            generation,
+            crew,
             basis,
+            phase: Phase::Gathering(Gathering::at_start()),
+            generation: past.generation,
+            highest: past.generation,
+            reserved: past.generation,
             placement: None,
-            formed: false,
             members: BTreeMap::new(),
-            left,
-            next_task: 0,
+            given_up: BTreeSet::new(),
+            nodes: BTreeMap::new(),
+            failures: Vec::new(),
+            left: Vec::new(),
+            next_task: past.next_task,
             running: None,
+            evaluated: past.evaluated,
+            validation_losses: past.validation_losses,
             pending: BTreeMap::new(),
             expected: BTreeSet::new(),
-            published: BTreeSet::from([resume]),
-            reached: resume,
+            published: past.published,
+            reached: past.reached,
+            furthest: past.reached,
             stop_requested: None,
             cut_short: false,
             closing: None,
-            suspicion: None,
+            loss: None,
+            own_trouble: None,
+            alarmed: false,
+            waiting_told: String::new(),
+            last_tick: Now::ZERO,
+            accounts: Accounts::default(),
             verdict: None,
+        };
+        if let Some(adopted) = past.adopted {
+            state.adopt(adopted);
         }
+        state
     }
 
     /// The configuration of the run.
@@ -202,14 +379,24 @@ impl State {
         &self.config
     }
 
-    /// The number of workers it needs.
-    pub fn world_size(&self) -> WorldSize {
-        self.world_size
-    }
-
-    /// The generation of this coordinator.
+    /// The newest generation.
     pub fn generation(&self) -> Generation {
         self.generation
+    }
+
+    /// The highest number of a generation that was ever used.
+    pub fn highest_generation(&self) -> Generation {
+        self.highest
+    }
+
+    /// The generation that is at work.
+    pub fn together(&self) -> Option<Generation> {
+        matches!(self.phase, Phase::Together(_)).then_some(self.generation)
+    }
+
+    /// Worker processes that live, as far as is known.
+    pub fn workers(&self) -> impl Iterator<Item = &WorkerId> {
+        self.members.keys()
     }
 
     /// The task that is under way.
@@ -229,9 +416,9 @@ impl State {
         self.verdict.as_ref()
     }
 
-    /// Whether all workers have joined.
-    pub fn is_formed(&self) -> bool {
-        self.formed
+    /// The newest checkpoint that was published.
+    pub fn committed(&self) -> Option<Step> {
+        self.published.last().copied()
     }
 
     /// Takes one event in.
@@ -242,14 +429,11 @@ impl State {
         }
         match event {
             Event::Joined(joining) => self.joined(now, joining, &mut effects),
-            Event::Heartbeat {
-                worker,
-                step,
-                collective,
-            } => self.heard(now, &worker, step, collective),
+            Event::Heartbeat(sign) => self.heard(now, sign, &mut effects),
             Event::Completed { rank, task, outcome } => {
                 self.completed(now, rank, task, outcome, &mut effects);
             }
+            Event::Failed(failure) => self.failed(now, failure, &mut effects),
             Event::PartsStored {
                 rank,
                 step,
@@ -259,150 +443,79 @@ impl State {
                 self.parts_stored(rank, step, stage, parts, &mut effects);
             }
             Event::Published { step, error } => self.published(step, error, &mut effects),
+            Event::Scored { step, loss } => {
+                self.validation_losses.extend(loss.map(|loss| (step, loss)));
+            }
+            Event::NodeRegistered(agent) => self.node_registered(now, agent, &mut effects),
+            Event::AgentAlive { node, incarnation } => self.agent_alive(now, node, incarnation),
             Event::Exited(ended) => self.exited(now, ended, &mut effects),
-            Event::StopRequested { reason } => self.stop(reason, &mut effects),
+            Event::StopRequested { reason } => self.stop(now, reason, &mut effects),
+            Event::Reserved(generation) => self.reserved = self.reserved.max(generation),
+            Event::StoreTrouble(trouble) => self.own_trouble = trouble,
             Event::Tick => self.tick(now, &mut effects),
         }
-        self.close_if_ready(&mut effects);
+        self.try_form(now, &mut effects);
+        self.close_if_ready(now, &mut effects);
         effects
     }
 
-    /// Gives out the next task, or begins to close (TASK-1).
-    fn begin_next(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        self.running = None;
-        let next = if self.stop_requested.is_some() {
-            self.last_training()
-        } else {
-            self.left.pop()
-        };
-        if let Some(planned) = next {
-            effects.push(Effect::Begin(planned.clone()));
-            self.running = Some(Running {
-                id: self.next_task,
-                planned,
-                outcomes: BTreeMap::new(),
-            });
-            self.next_task += 1;
-        } else {
-            let verdict = match &self.stop_requested {
-                Some(reason) if self.cut_short || !self.left.is_empty() => Verdict::Stopped(reason.clone()),
-                _ => Verdict::Done,
-            };
-            self.closing = Some(Closing { verdict, since: now });
-        }
-    }
-
-    /// What a run that stops still has to do: steps since the last checkpoint would be lost, and training that begins now
-    /// makes one step and a checkpoint.
-    fn last_training(&mut self) -> Option<Planned> {
-        if self.published.contains(&self.reached) || self.expected.contains(&self.reached) {
-            return None;
-        }
-        let next = self
-            .left
-            .iter()
-            .rposition(|planned| matches!(planned, Planned::Train { .. }))?;
-        self.left.truncate(next + 1);
-        self.cut_short = true;
-        self.left.pop()
-    }
-
-    fn completed(&mut self, now: Now, rank: Rank, task: u64, outcome: Outcome, effects: &mut Vec<Effect>) {
-        let Some(running) = self.running.as_mut().filter(|running| running.id == task) else {
-            return;
-        };
-        let training = matches!(running.planned, Planned::Train { .. });
-        if let Outcome::Failed {
-            config,
-            message,
-            collective,
-            state,
-        } = outcome
-        {
-            if collective {
-                self.blamed_others(now, rank, message, state, effects);
-            } else {
-                let reason = format!("{}: {message}", self.describe(rank));
-                let verdict = if config {
-                    Verdict::Config(reason)
-                } else {
-                    Verdict::Failed(reason)
-                };
-                self.end(verdict, effects);
-            }
-            return;
-        }
-        let agrees = running
-            .outcomes
-            .values()
-            .all(|other| other.reached() == outcome.reached());
-        if !outcome.fits(&running.planned) || (training && !agrees) {
-            let reason = format!(
-                "{} ended task {task} in a way that does not fit it or the other ranks: do all workers run the same \
-                 version of zipper?",
-                self.describe(rank)
-            );
-            self.end(Verdict::Failed(reason), effects);
-            return;
-        }
-        self.cut_short |= matches!(outcome, Outcome::Stopped { .. });
-        running.outcomes.insert(rank, outcome);
-        if running.outcomes.len() < self.world_size.0 as usize {
-            return;
-        }
-        let Some(Running {
-            planned, outcomes, ..
-        }) = self.running.take()
-        else {
-            return;
-        };
-        match planned {
-            Planned::Train { from, ends_stage, .. } => self.trained(from, ends_stage, &outcomes),
-            Planned::Evaluate { set, silenced, step } => {
-                let parts: Option<Vec<Vec<Decoded>>> =
-                    outcomes.into_values().map(Outcome::into_utterances).collect();
-                if let Some(parts) = parts {
-                    let utterances = parts.into_iter().flatten().collect();
-                    effects.push(Effect::Evaluated {
-                        set,
-                        silenced,
-                        step,
-                        utterances,
-                    });
-                }
-            }
-        }
-        self.begin_next(now, effects);
-    }
-
-    fn stop(&mut self, reason: String, effects: &mut Vec<Effect>) {
-        if !self.formed {
-            self.end(Verdict::Stopped(reason), effects);
+    fn stop(&mut self, now: Now, reason: String, effects: &mut Vec<Effect>) {
+        let never_formed = matches!(&self.phase, Phase::Gathering(gathering) if gathering.is_start());
+        if never_formed {
+            self.end(now, Verdict::Stopped(reason), effects);
             return;
         }
         // When the run is closing the work is done already, and only a checkpoint is awaited.
         if self.closing.is_none() {
-            self.stop_requested.get_or_insert(reason);
+            self.stop_requested.get_or_insert(Stop { reason, since: now });
         }
     }
 
     fn tick(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        let late = if self.formed {
-            self.lost_ranks(now).or_else(|| self.late_checkpoints(now))
-        } else {
-            self.late_rendezvous(now)
-        };
-        if let Some(verdict) = late {
-            self.end(verdict, effects);
+        self.forgive_own_sleep(now);
+        self.tell_loss(now, effects);
+        if let Some(verdict) = self
+            .late_stop(now)
+            .or_else(|| self.late_checkpoints(now))
+            .or_else(|| self.long_outage(now, effects))
+            .or_else(|| self.late_gathering(now))
+        {
+            self.end(now, verdict, effects);
+            return;
         }
+        self.give_up_silent(now, effects);
+        self.find_hang(now, effects);
+        self.find_stragglers(now, effects);
+        self.tell_waiting(now, effects);
     }
 
-    fn end(&mut self, verdict: Verdict, effects: &mut Vec<Effect>) {
+    /// How a run ends that was asked to stop and does not get its checkpoint done within the grace time.
+    fn late_stop(&self, now: Now) -> Option<Verdict> {
+        let stop = self.stop_requested.as_ref()?;
+        let grace = self.config.runtime.grace;
+        (now.saturating_sub(stop.since) > grace).then(|| {
+            let from = match self.committed() {
+                Some(step) => format!("it goes on from step {step}"),
+                None => "it begins anew".to_owned(),
+            };
+            Verdict::Stopped(format!(
+                "{}; the last checkpoint was not finished within `runtime.grace` = {}: {from}",
+                stop.reason,
+                humantime::format_duration(grace)
+            ))
+        })
+    }
+
+    fn end(&mut self, now: Now, verdict: Verdict, effects: &mut Vec<Effect>) {
         if self.verdict.is_none() {
             self.running = None;
             self.closing = None;
             self.verdict = Some(verdict.clone());
-            effects.push(Effect::End(verdict));
+            self.accounts.end(now);
+            effects.push(Effect::End {
+                verdict,
+                accounts: self.accounts.clone(),
+            });
         }
     }
 }

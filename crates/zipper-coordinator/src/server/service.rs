@@ -1,39 +1,53 @@
 //! The gRPC services: wire to domain, long polls, and nothing else.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt, stream};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tonic::{Request, Response, Status};
-use zipper_checkpoint::PartRecord;
+use zipper_checkpoint::lease::Lease;
+use zipper_checkpoint::{Checkpoints, PartRecord};
 use zipper_proto::v1;
+use zipper_proto::v1::agent_service_server::AgentService;
 use zipper_proto::v1::run_service_server::RunService;
-use zipper_proto::v1::watch_response::Event as Told;
+use zipper_proto::v1::watch_response::Event as Watched;
 use zipper_proto::v1::worker_service_server::WorkerService;
 use zipper_proto::{MissingField, v1::complete_task_request::Outcome as WireOutcome};
 use zipper_types::{Generation, Incarnation, Rank, Step, WorkerId};
 
-use super::{History, Message, View};
+use super::owner::{History, Message, View};
+use crate::placement;
 use crate::schedule::{EvaluationSet, Planned};
-use crate::state::{Collective, Decoded, Ended, Event, Joining, Outcome, Refusal, Verdict};
+use crate::state::{
+    Advice, Agent, Assignment, Collective, Decoded, Ended, Event, Failure, HeldState, Joining, Origin,
+    Outcome, Sign, Standing, State, Trouble, Verdict,
+};
 
 /// Longest that a long poll stays open; the worker asks again.
 const POLL: Duration = Duration::from_secs(30);
 
-/// Both services of one run.
-#[derive(Debug, Clone)]
+/// All services of one run.
+#[derive(Clone)]
 pub(super) struct Services {
     messages: mpsc::Sender<Message>,
     views: watch::Receiver<View>,
     history: History,
     run: String,
+    checkpoints: Checkpoints,
+    lease: Arc<Lease>,
+    /// Where the newest generation writes the objects of its checkpoints: each is claimed once.
+    prefixes: Arc<Mutex<BTreeMap<(Generation, Step), String>>>,
 }
 
-/// A worker whose claim to membership was checked.
-struct Checked {
+/// Who sends a request.
+#[derive(Debug, Clone)]
+struct Claim {
     worker: WorkerId,
-    rank: Rank,
+    incarnation: Incarnation,
+    generation: Option<Generation>,
 }
 
 impl Services {
@@ -42,12 +56,17 @@ impl Services {
         views: watch::Receiver<View>,
         history: History,
         run: String,
+        checkpoints: Checkpoints,
+        lease: Arc<Lease>,
     ) -> Self {
         Self {
             messages,
             views,
             history,
             run,
+            checkpoints,
+            lease,
+            prefixes: Arc::default(),
         }
     }
 
@@ -61,36 +80,57 @@ impl Services {
         taken.await.map_err(|_| ending())
     }
 
-    /// The worker and its incarnation, of the right run.
-    fn identify(
+    /// Asks the state something.
+    async fn ask<T: Send + 'static>(
         &self,
-        member: Option<v1::MemberContext>,
-    ) -> Result<(WorkerId, Incarnation, Option<Generation>), Status> {
-        let member = member.ok_or(MissingField("member"))?;
-        if member.run != self.run {
-            return Err(Status::failed_precondition(format!(
-                "this coordinator serves run `{}`, not `{}`",
-                self.run, member.run
-            )));
-        }
-        let generation = member.generation.map(Generation);
-        Ok((
-            WorkerId(member.worker_id),
-            Incarnation(member.incarnation),
-            generation,
-        ))
+        question: impl FnOnce(&State) -> T + Send + 'static,
+    ) -> Result<T, Status> {
+        let (answer, answered) = oneshot::channel();
+        let question = move |state: &State| {
+            // Who asked may be gone.
+            let _ = answer.send(question(state));
+        };
+        self.send(Message::Ask(Box::new(question))).await?;
+        answered.await.map_err(|_| ending())
     }
 
-    /// Refuses everyone but the members of the current generation (GEN-1).
-    async fn check(&self, member: Option<v1::MemberContext>) -> Result<Checked, Status> {
-        let (worker, incarnation, generation) = self.identify(member)?;
-        let (answer, answered) = oneshot::channel();
-        self.send(Message::Member(worker.clone(), incarnation, generation, answer))
-            .await?;
-        match answered.await.map_err(|_| ending())? {
-            Ok(rank) => Ok(Checked { worker, rank }),
-            Err(refusal @ Refusal::Unknown(_)) => Err(Status::not_found(refusal.to_string())),
-            Err(refusal @ Refusal::Stale { .. }) => Err(Status::failed_precondition(refusal.to_string())),
+    fn check_run(&self, run: &str) -> Result<(), Status> {
+        if run == self.run {
+            return Ok(());
+        }
+        Err(Status::failed_precondition(format!(
+            "this coordinator serves run `{}`, not `{run}`",
+            self.run
+        )))
+    }
+
+    fn claim(&self, member: Option<v1::MemberContext>) -> Result<Claim, Status> {
+        let member = member.ok_or(MissingField("member"))?;
+        self.check_run(&member.run)?;
+        Ok(Claim {
+            worker: WorkerId(member.worker_id),
+            incarnation: Incarnation(member.incarnation),
+            generation: member.generation.map(Generation),
+        })
+    }
+
+    async fn standing(&self, claim: &Claim) -> Result<Standing, Status> {
+        let Claim {
+            worker,
+            incarnation,
+            generation,
+        } = claim.clone();
+        self.ask(move |state| state.standing(&worker, incarnation, generation))
+            .await
+    }
+
+    /// Refuses everyone but the members of the newest generation (GEN-1).
+    async fn check(&self, member: Option<v1::MemberContext>) -> Result<(Claim, Rank), Status> {
+        let claim = self.claim(member)?;
+        match self.standing(&claim).await? {
+            Standing::Member(rank) => Ok((claim, rank)),
+            Standing::Outside => Err(over(&claim)),
+            Standing::GivenUp => Err(given_up(&claim)),
         }
     }
 }
@@ -99,43 +139,87 @@ fn ending() -> Status {
     Status::unavailable("the coordinator is ending")
 }
 
+fn over(claim: &Claim) -> Status {
+    let generation = claim.generation.map_or_else(
+        || "no generation".to_owned(),
+        |generation| format!("generation {generation}"),
+    );
+    Status::aborted(format!(
+        "worker `{}` speaks of {generation}, which is over or was formed without it: it has to join again",
+        claim.worker
+    ))
+}
+
+fn given_up(claim: &Claim) -> Status {
+    Status::failed_precondition(format!(
+        "this process of worker `{}` was given up: another one may take its place",
+        claim.worker
+    ))
+}
+
 #[tonic::async_trait]
 impl WorkerService for Services {
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
         let request = request.into_inner();
-        let (worker, incarnation, _) = self.identify(request.member)?;
+        let claim = self.claim(request.member)?;
+        let held: Result<Vec<HeldState>, MissingField> = request.held.into_iter().map(held).collect();
         let joining = Joining {
-            worker: worker.clone(),
-            incarnation,
+            worker: claim.worker.clone(),
+            incarnation: claim.incarnation,
+            generation: claim.generation,
             node_rank: request.node_rank,
             local_rank: request.local_rank,
             store_address: request.store_address,
             hostname: request.hostname,
+            held: held?,
+            idle: zipper_proto::duration(request.idle).unwrap_or_default(),
         };
-        self.apply(Event::Joined(joining)).await?;
         let mut views = self.views.clone();
-        let view = views
-            .wait_for(|view| view.formed || view.verdict.is_some())
+        views.mark_unchanged();
+        self.apply(Event::Joined(joining)).await?;
+        let waiting = async {
+            loop {
+                let Claim {
+                    worker, incarnation, ..
+                } = claim.clone();
+                let answer = self
+                    .ask(move |state| match state.verdict() {
+                        Some(verdict) => Answer::Over(verdict.clone()),
+                        None if state.standing(&worker, incarnation, None) == Standing::GivenUp => {
+                            Answer::GivenUp
+                        }
+                        None => state
+                            .assignment(&worker, incarnation)
+                            .map_or(Answer::Wait, |assignment| {
+                                let placement = placement::wire(state.placement(), state.basis().model());
+                                Answer::Assigned(Box::new(wire_assignment(assignment, placement)))
+                            }),
+                    })
+                    .await?;
+                match answer {
+                    Answer::Wait => views.changed().await.map_err(|_| ending())?,
+                    answer => return Ok::<Answer, Status>(answer),
+                }
+            }
+        };
+        let answer = tokio::time::timeout(POLL, waiting)
             .await
-            .map_err(|_| ending())?
-            .clone();
-        if let Some(verdict) = view.verdict.filter(|_| !view.formed) {
-            self.send(Message::TookVerdict(worker)).await?;
-            let reason = wire_verdict(&verdict).reason;
-            return Err(match verdict {
-                Verdict::Done | Verdict::Failed(_) => Status::deadline_exceeded(reason),
-                Verdict::Config(_) | Verdict::Stopped(_) => Status::aborted(reason),
-            });
+            .unwrap_or(Ok(Answer::Wait))?;
+        let mut response = v1::JoinResponse {
+            assignment: None,
+            verdict: None,
+            epoch: self.lease.epoch(),
+        };
+        match answer {
+            Answer::Wait => {}
+            Answer::Assigned(assignment) => response.assignment = Some(*assignment),
+            Answer::GivenUp => return Err(given_up(&claim)),
+            Answer::Over(verdict) => {
+                self.send(Message::TookVerdict(claim.worker)).await?;
+                response.verdict = Some(wire_verdict(&verdict));
+            }
         }
-        let (answer, answered) = oneshot::channel();
-        self.send(Message::Assignment(worker.clone(), incarnation, answer))
-            .await?;
-        match answered.await.map_err(|_| ending())? {
-            Some(response) => Ok(Response::new(response)),
-            None => Err(Status::failed_precondition(format!(
-                "the generation was formed without this process of worker `{worker}`"
-            ))),
-        }
+        Ok(Response::new(response))
     }
 
     async fn next_task(
@@ -143,30 +227,51 @@ impl WorkerService for Services {
         request: Request<v1::NextTaskRequest>,
     ) -> Result<Response<v1::NextTaskResponse>, Status> {
         let request = request.into_inner();
-        let checked = self.check(request.member).await?;
-        let completed = request.completed_task;
-        let is_next = |task: &v1::Task| completed.is_none_or(|completed| task.id > completed);
         let mut views = self.views.clone();
-        let waiting =
-            views.wait_for(|view| view.verdict.is_some() || view.task.as_ref().is_some_and(is_next));
+        let completed = request.completed_task;
+        let (claim, rank) = match self.check(request.member).await {
+            // Whoever asks learns how the run ended.
+            Err(status) if views.borrow().verdict.is_none() => return Err(status),
+            Err(_) => (None, Rank(0)),
+            Ok((claim, rank)) => (Some(claim), rank),
+        };
+        let mut response = v1::NextTaskResponse {
+            task: None,
+            epoch: self.lease.epoch(),
+            resend_outcome: false,
+        };
+        if let Some(task) = completed
+            && !self.ask(move |state| state.knows_outcome(rank, task)).await?
+        {
+            response.resend_outcome = true;
+            return Ok(Response::new(response));
+        }
+        let generation = claim.as_ref().and_then(|claim| claim.generation);
+        let is_next = |task: &v1::Task| completed.is_none_or(|completed| task.id > completed);
+        let waiting = views.wait_for(|view| {
+            view.verdict.is_some() || view.generation != generation || view.task.as_ref().is_some_and(is_next)
+        });
         let view = match tokio::time::timeout(POLL, waiting).await {
-            Err(_) => return Ok(Response::new(v1::NextTaskResponse { task: None })),
+            Err(_) => return Ok(Response::new(response)),
             Ok(view) => view.map_err(|_| ending())?.clone(),
         };
-        let task = match &view.verdict {
-            None => view.task,
-            Some(verdict) => {
-                self.send(Message::TookVerdict(checked.worker)).await?;
-                let finish = v1::FinishTask {
-                    verdict: Some(wire_verdict(verdict)),
-                };
-                Some(v1::Task {
-                    id: u64::MAX,
-                    kind: Some(v1::task::Kind::Finish(finish)),
-                })
+        if let Some(verdict) = &view.verdict {
+            if let Some(claim) = claim {
+                self.send(Message::TookVerdict(claim.worker)).await?;
             }
-        };
-        Ok(Response::new(v1::NextTaskResponse { task }))
+            let finish = v1::FinishTask {
+                verdict: Some(wire_verdict(verdict)),
+            };
+            response.task = Some(v1::Task {
+                id: u64::MAX,
+                kind: Some(v1::task::Kind::Finish(finish)),
+            });
+        } else if view.generation != generation {
+            return Err(claim.as_ref().map_or_else(ending, over));
+        } else {
+            response.task = view.task.filter(is_next);
+        }
+        Ok(Response::new(response))
     }
 
     async fn complete_task(
@@ -174,7 +279,7 @@ impl WorkerService for Services {
         request: Request<v1::CompleteTaskRequest>,
     ) -> Result<Response<v1::CompleteTaskResponse>, Status> {
         let request = request.into_inner();
-        let Checked { rank, .. } = self.check(request.member).await?;
+        let (_, rank) = self.check(request.member).await?;
         let outcome = domain_outcome(request.outcome.ok_or(MissingField("outcome"))?);
         self.apply(Event::Completed {
             rank,
@@ -185,22 +290,63 @@ impl WorkerService for Services {
         Ok(Response::new(v1::CompleteTaskResponse {}))
     }
 
+    async fn report_failure(
+        &self,
+        request: Request<v1::ReportFailureRequest>,
+    ) -> Result<Response<v1::ReportFailureResponse>, Status> {
+        let request = request.into_inner();
+        let claim = self.claim(request.member)?;
+        self.apply(Event::Failed(Failure {
+            worker: claim.worker,
+            incarnation: claim.incarnation,
+            generation: claim.generation,
+            config: request.config,
+            fatal: request.fatal,
+            message: request.message,
+            collective: request.failed_collective.map(collective),
+        }))
+        .await?;
+        Ok(Response::new(v1::ReportFailureResponse {}))
+    }
+
     async fn heartbeat(
         &self,
         request: Request<v1::HeartbeatRequest>,
     ) -> Result<Response<v1::HeartbeatResponse>, Status> {
         let request = request.into_inner();
-        let Checked { worker, .. } = self.check(request.member).await?;
-        self.apply(Event::Heartbeat {
-            worker,
+        let claim = self.claim(request.member)?;
+        self.apply(Event::Heartbeat(Sign {
+            worker: claim.worker.clone(),
+            incarnation: claim.incarnation,
+            generation: claim.generation,
+            node_rank: request.node_rank,
+            local_rank: request.local_rank,
+            hostname: request.hostname,
             step: Step(request.last_completed_step),
+            idle: zipper_proto::duration(request.idle).unwrap_or_default(),
             collective: request.latest_collective.map(collective),
-        })
+            compute_seconds: request.compute_seconds,
+            work: request.work,
+            store_reads: request.store_reads,
+            trouble: request.trouble.map(|trouble| Trouble {
+                lasting: zipper_proto::duration(trouble.lasting).unwrap_or_default(),
+                message: trouble.message,
+            }),
+            doing: request.doing,
+        }))
         .await?;
-        let view = self.views.borrow();
+        let standing = self.standing(&claim).await?;
+        let view = self.views.borrow().clone();
+        if standing == Standing::GivenUp && view.verdict.is_none() {
+            return Err(given_up(&claim));
+        }
         Ok(Response::new(v1::HeartbeatResponse {
             stop_requested: view.stop_requested,
+            regroup_requested: view.regroup_requested,
+            generation_over: claim.generation.is_some() && !matches!(standing, Standing::Member(_)),
             verdict: view.verdict.as_ref().map(wire_verdict),
+            epoch: self.lease.epoch(),
+            committed_step: view.committed.map(|step| step.0),
         }))
     }
 
@@ -215,18 +361,58 @@ impl WorkerService for Services {
         Ok(Response::new(v1::ReportStepResponse {}))
     }
 
+    async fn begin_checkpoint(
+        &self,
+        request: Request<v1::BeginCheckpointRequest>,
+    ) -> Result<Response<v1::BeginCheckpointResponse>, Status> {
+        let request = request.into_inner();
+        let (claim, _) = self.check(request.member).await?;
+        let generation = claim.generation.unwrap_or_default();
+        let step = Step(request.step);
+        // Others that ask for the same step wait here for the one claim.
+        let mut prefixes = self.prefixes.lock().await;
+        if let Some(prefix) = prefixes.get(&(generation, step)) {
+            return Ok(Response::new(v1::BeginCheckpointResponse {
+                prefix: prefix.clone(),
+                published: false,
+            }));
+        }
+        let unavailable = |error: anyhow::Error| Status::unavailable(format!("{error:#}"));
+        self.lease
+            .check()
+            .await
+            .map_err(|lost| unavailable(lost.into()))?;
+        let published = self.checkpoints.is_published(step).await;
+        if published.map_err(|error| unavailable(error.into()))? {
+            return Ok(Response::new(v1::BeginCheckpointResponse {
+                prefix: String::new(),
+                published: true,
+            }));
+        }
+        let prefix = self.checkpoints.begin(step, generation).await;
+        let prefix = prefix.map_err(|error| unavailable(error.into()))?;
+        // Those of earlier generations are not asked for any more.
+        prefixes.retain(|(of, _), _| *of == generation);
+        prefixes.insert((generation, step), prefix.clone());
+        Ok(Response::new(v1::BeginCheckpointResponse {
+            prefix,
+            published: false,
+        }))
+    }
+
     async fn report_checkpoint_parts(
         &self,
         request: Request<v1::ReportCheckpointPartsRequest>,
     ) -> Result<Response<v1::ReportCheckpointPartsResponse>, Status> {
         let request = request.into_inner();
-        let Checked { rank, .. } = self.check(request.member).await?;
+        let (_, rank) = self.check(request.member).await?;
         let stage = zipper_proto::stage(request.stage)?;
         let parts = request
             .parts
             .into_iter()
             .map(|part| PartRecord {
                 path: part.path,
+                object: part.object,
                 bytes: part.bytes,
                 blake3: part.blake3,
             })
@@ -240,21 +426,107 @@ impl WorkerService for Services {
         .await?;
         Ok(Response::new(v1::ReportCheckpointPartsResponse {}))
     }
+}
+
+/// What a worker is told that asks to join.
+enum Answer {
+    Wait,
+    Assigned(Box<v1::Assignment>),
+    GivenUp,
+    Over(Verdict),
+}
+
+impl Services {
+    fn agent(&self, agent: Option<v1::AgentContext>) -> Result<(u32, Incarnation), Status> {
+        let agent = agent.ok_or(MissingField("agent"))?;
+        self.check_run(&agent.run)?;
+        Ok((agent.node_rank, Incarnation(agent.incarnation)))
+    }
+
+    /// Advice as the wire has it; after the end of the run, nothing is started any more.
+    async fn advise(
+        &self,
+        advice: impl FnOnce(&State) -> Option<Advice> + Send + 'static,
+    ) -> Result<Option<v1::Advice>, Status> {
+        use v1::advice::What;
+        let advice = self
+            .ask(move |state| match state.verdict() {
+                Some(_) => Advice::Leave {
+                    reason: "the run is over".to_owned(),
+                },
+                None => advice(state).unwrap_or(Advice::Leave {
+                    reason: "another agent serves this node".to_owned(),
+                }),
+            })
+            .await?;
+        let what = match advice {
+            Advice::Start { after } => What::Start(v1::StartAdvice {
+                after: Some(zipper_proto::wire_duration(after)),
+            }),
+            Advice::Leave { reason } => What::Leave(v1::LeaveAdvice { reason }),
+        };
+        Ok(Some(v1::Advice { what: Some(what) }))
+    }
+}
+
+#[tonic::async_trait]
+impl AgentService for Services {
+    async fn register_node(
+        &self,
+        request: Request<v1::RegisterNodeRequest>,
+    ) -> Result<Response<v1::RegisterNodeResponse>, Status> {
+        let request = request.into_inner();
+        let (node, incarnation) = self.agent(request.agent)?;
+        self.apply(Event::NodeRegistered(Agent {
+            node,
+            incarnation,
+            hostname: request.hostname,
+        }))
+        .await?;
+        let advice = self
+            .advise(move |state| state.advice_for_node(node, incarnation).cloned())
+            .await?;
+        Ok(Response::new(v1::RegisterNodeResponse { advice }))
+    }
+
+    async fn agent_heartbeat(
+        &self,
+        request: Request<v1::AgentHeartbeatRequest>,
+    ) -> Result<Response<v1::AgentHeartbeatResponse>, Status> {
+        let (node, incarnation) = self.agent(request.into_inner().agent)?;
+        self.apply(Event::AgentAlive { node, incarnation }).await?;
+        let kill = self.ask(move |state| state.to_kill(node)).await?;
+        let kill = kill.into_iter().map(|(worker, incarnation)| v1::WorkerProcess {
+            worker_id: worker.0,
+            incarnation: incarnation.0,
+        });
+        Ok(Response::new(v1::AgentHeartbeatResponse {
+            kill: kill.collect(),
+            verdict: self.views.borrow().verdict.as_ref().map(wire_verdict),
+        }))
+    }
 
     async fn report_worker_exit(
         &self,
         request: Request<v1::ReportWorkerExitRequest>,
     ) -> Result<Response<v1::ReportWorkerExitResponse>, Status> {
         let request = request.into_inner();
-        let (worker, _, _) = self.identify(request.member)?;
-        let ended = Ended {
-            worker,
+        let (node, _) = self.agent(request.agent)?;
+        let process = request.worker.ok_or(MissingField("worker"))?;
+        let (worker, incarnation) = (WorkerId(process.worker_id), Incarnation(process.incarnation));
+        self.apply(Event::Exited(Ended {
+            node,
+            worker: worker.clone(),
+            incarnation,
             exit_code: request.exit_code,
             signal: request.signal,
             last_lines: request.last_lines,
-        };
-        self.apply(Event::Exited(ended)).await?;
-        Ok(Response::new(v1::ReportWorkerExitResponse {}))
+        }))
+        .await?;
+        let advice = self
+            .advise(move |state| state.advice_for_worker(node, &worker, incarnation).cloned())
+            .await?;
+        Ok(Response::new(v1::ReportWorkerExitResponse { advice }))
     }
 }
 
@@ -272,20 +544,54 @@ impl RunService for Services {
 
     async fn watch(&self, _: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         // Of all that was told until now, the first `told` events have been sent; the verdict is the last one.
-        let more = |(mut history, told, ended): (watch::Receiver<Vec<Told>>, usize, bool)| async move {
+        let more = |(mut history, told, ended): (watch::Receiver<Vec<Watched>>, usize, bool)| async move {
             if ended {
                 return None;
             }
             let new = history.wait_for(|events| events.len() > told).await.ok()?[told..].to_vec();
-            let ended = matches!(new.last(), Some(Told::Verdict(_)));
+            let ended = matches!(new.last(), Some(Watched::Verdict(_)));
             let told = told + new.len();
             let responses = new
                 .into_iter()
                 .map(|event| Ok(v1::WatchResponse { event: Some(event) }));
             Some((stream::iter(responses), (history, told, ended)))
         };
-        let responses = stream::unfold((self.history.0.subscribe(), 0, false), more).flatten();
+        let responses = stream::unfold((self.history.subscribe(), 0, false), more).flatten();
         Ok(Response::new(Box::pin(responses)))
+    }
+}
+
+fn held(wire: v1::HeldState) -> Result<HeldState, MissingField> {
+    Ok(HeldState {
+        step: Step(wire.step),
+        stage: zipper_proto::stage(wire.stage)?,
+        shared: wire.shared,
+        banks: wire
+            .banks
+            .iter()
+            .map(|&bank| bank as usize)
+            .collect::<BTreeSet<_>>(),
+    })
+}
+
+fn wire_assignment(assignment: Assignment, placement: v1::Placement) -> v1::Assignment {
+    use v1::assignment::Origin as Wire;
+    let origin = match assignment.origin {
+        Origin::Fresh => Wire::Fresh(v1::FreshOrigin {}),
+        Origin::Checkpoint => Wire::Checkpoint(v1::CheckpointOrigin {}),
+        Origin::Memory { shared, banks } => Wire::Memory(v1::MemoryOrigin {
+            shared_rank: shared.0,
+            bank_ranks: banks.into_iter().map(|rank| rank.0).collect(),
+        }),
+    };
+    v1::Assignment {
+        generation: assignment.generation.0,
+        rank: assignment.rank.0,
+        world_size: assignment.world_size.0,
+        store_address: assignment.store_address,
+        placement: Some(placement),
+        step: assignment.step.0,
+        origin: Some(origin),
     }
 }
 
@@ -310,6 +616,10 @@ pub(super) fn wire_task(id: u64, planned: &Planned) -> v1::Task {
                 EvaluationSet::Test(name) => v1::evaluate_task::Set::Test(name.clone()),
             }),
             silenced: *silenced,
+        }),
+        Planned::Save { stage, step } => v1::task::Kind::Save(v1::SaveTask {
+            step: step.0,
+            stage: v1::Stage::from(*stage).into(),
         }),
     };
     v1::Task { id, kind: Some(kind) }
@@ -351,12 +661,10 @@ fn domain_outcome(outcome: WireOutcome) -> Outcome {
         WireOutcome::Stopped(stopped) => Outcome::Stopped {
             reached: Step(stopped.reached_step),
         },
-        WireOutcome::Failed(failed) => Outcome::Failed {
-            config: failed.config,
-            message: failed.message,
-            collective: failed.collective,
-            state: failed.failed_collective.map(collective),
+        WireOutcome::Yielded(yielded) => Outcome::Yielded {
+            reached: Step(yielded.reached_step),
         },
+        WireOutcome::Saved(v1::Saved {}) => Outcome::Saved,
         WireOutcome::Evaluated(evaluated) => {
             let utterances = evaluated.utterances.into_iter().map(|utterance| Decoded {
                 id: utterance.id,

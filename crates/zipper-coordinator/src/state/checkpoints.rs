@@ -1,12 +1,14 @@
-//! Checkpoints on their way: written by ranks, published when all parts are there, awaited at the end.
+//! Checkpoints on their way: written by ranks, published when all parts are there, awaited at the end, retired later.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use zipper_checkpoint::PartRecord;
+use zipper_checkpoint::retention::{Kept, RetentionPolicy, retire};
 use zipper_types::{Rank, Stage, Step};
 
-use super::{Effect, Now, Outcome, State, Verdict};
+use super::accounts::Activity;
+use super::{Effect, Now, Outcome, Phase, State, Verdict};
 use crate::schedule;
 
 /// How long a checkpoint may take after the last step before the run fails.
@@ -17,6 +19,8 @@ pub(super) const CHECKPOINT_TIMEOUT: Duration = Duration::from_mins(10);
 pub(super) struct Pending {
     pub(super) stage: Stage,
     pub(super) parts: BTreeMap<Rank, Vec<PartRecord>>,
+    /// All parts are there, and the manifest is being written.
+    publishing: bool,
 }
 
 /// The run will end so when its checkpoints are published.
@@ -27,18 +31,27 @@ pub(super) struct Closing {
 }
 
 impl State {
-    /// Notes the checkpoints that the ranks have written on the way.
+    /// Notes how far the ranks have come, and the checkpoints that they have written on the way.
     pub(super) fn trained(&mut self, from: Step, ends_stage: bool, outcomes: &BTreeMap<Rank, Outcome>) {
-        let stopped = outcomes
-            .values()
-            .any(|outcome| matches!(outcome, Outcome::Stopped { .. }));
+        let any = |is: fn(&Outcome) -> bool| outcomes.values().any(is);
+        let stopped = any(|outcome| matches!(outcome, Outcome::Stopped { .. }));
+        let yielded = any(|outcome| matches!(outcome, Outcome::Yielded { .. }));
         let Some(reached) = outcomes.values().find_map(Outcome::reached) else {
             return;
         };
-        self.reached = reached;
-        let written = schedule::checkpoints(&self.config, from, reached, ends_stage || stopped);
+        let at_end = (ends_stage && !yielded) || stopped;
+        let written = schedule::checkpoints(&self.config, from, reached, at_end);
         self.expected
             .extend(written.into_iter().filter(|step| !self.published.contains(step)));
+        self.furthest = self.furthest.max(reached);
+        if yielded || stopped {
+            self.go_on_from(reached);
+            // It has just been written.
+            if matches!(self.left.last(), Some(schedule::Planned::Save { .. })) {
+                self.left.pop();
+            }
+        }
+        self.reached = reached;
     }
 
     pub(super) fn parts_stored(
@@ -49,33 +62,65 @@ impl State {
         parts: Vec<PartRecord>,
         effects: &mut Vec<Effect>,
     ) {
+        let Phase::Together(together) = &self.phase else {
+            return;
+        };
         if self.published.contains(&step) {
             return;
         }
         let pending = self.pending.entry(step).or_insert_with(|| Pending {
             stage,
             parts: BTreeMap::new(),
+            publishing: false,
         });
-        let complete_before = pending.parts.len() == self.world_size.0 as usize;
         pending.parts.insert(rank, parts);
-        if pending.parts.len() == self.world_size.0 as usize && !complete_before {
+        if pending.parts.len() == together.world_size.0 as usize && !pending.publishing {
+            pending.publishing = true;
             self.expected.insert(step);
-            let parts = pending.parts.values().flatten().cloned().collect();
-            let stage = pending.stage;
-            effects.push(Effect::Publish { step, stage, parts });
+            effects.push(Effect::Publish {
+                step,
+                stage: pending.stage,
+                generation: self.generation,
+                world_size: together.world_size,
+                parts: pending.parts.values().flatten().cloned().collect(),
+            });
         }
     }
 
     pub(super) fn published(&mut self, step: Step, error: Option<String>, effects: &mut Vec<Effect>) {
-        if let Some(error) = error {
-            let reason = format!("the checkpoint of step {step} cannot be published: {error}");
-            self.end(Verdict::Failed(reason), effects);
-            return;
-        }
         self.pending.remove(&step);
         self.expected.remove(&step);
+        if let Some(error) = error {
+            tracing::error!("the checkpoint of step {step} cannot be published: {error}");
+            return;
+        }
         self.published.insert(step);
-        effects.push(Effect::Committed(step));
+        let retire = self.retire();
+        for step in &retire {
+            self.published.remove(step);
+        }
+        effects.push(Effect::Committed { step, retire });
+    }
+
+    /// Checkpoints that are not kept any longer.
+    fn retire(&self) -> Vec<Step> {
+        let checkpoint = &self.config.checkpoint;
+        let stages = schedule::stages(&self.config);
+        let policy = RetentionPolicy {
+            keep_last: checkpoint.keep_last,
+            keep_every: checkpoint.keep_every,
+            keep_best: checkpoint.keep_best,
+        };
+        let kept: Vec<Kept> = self
+            .published
+            .iter()
+            .map(|&step| Kept {
+                step,
+                stage_end: stages.is_stage_end(step),
+                validation_loss: self.validation_losses.get(&step).copied(),
+            })
+            .collect();
+        retire(&policy, &kept)
     }
 
     /// How the run ends if its last checkpoints do not come.
@@ -87,9 +132,12 @@ impl State {
 
     /// Who the coordinator waited for when a checkpoint did not come.
     fn missing_parts(&self) -> String {
+        let Phase::Together(together) = &self.phase else {
+            return "the ranks are lost".to_owned();
+        };
         let missing = self.expected.iter().map(|step| {
             let stored = self.pending.get(step).map(|pending| &pending.parts);
-            let ranks: Vec<String> = (0..self.world_size.0)
+            let ranks: Vec<String> = (0..together.world_size.0)
                 .filter(|rank| stored.is_none_or(|stored| !stored.contains_key(&Rank(*rank))))
                 .map(|rank| self.describe(Rank(rank)))
                 .collect();
@@ -103,11 +151,15 @@ impl State {
     }
 
     /// Ends the run when nothing is awaited any more (END-1).
-    pub(super) fn close_if_ready(&mut self, effects: &mut Vec<Effect>) {
+    pub(super) fn close_if_ready(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        if self.closing.is_none() {
+            return;
+        }
+        self.accounts.begin(now, Activity::Ending);
         if self.expected.is_empty()
             && let Some(closing) = self.closing.take()
         {
-            self.end(closing.verdict, effects);
+            self.end(now, closing.verdict, effects);
         }
     }
 }

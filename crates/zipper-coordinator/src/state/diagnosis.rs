@@ -1,19 +1,20 @@
 //! Whose fault it is: ranks that end, fall silent, or do not come to a collective operation.
 //!
-//! A failed collective is seldom the fault of the rank that notices. So its report opens a [`Suspicion`], and the run ends when
-//! the cause is known, or has not become known in a few seconds.
+//! A failed collective is seldom the fault of the rank that notices. So a generation that ends leaves a [`Loss`], which gathers
+//! what survivors and node agents report, until the cause is known or nobody has explained it for a few seconds.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
-use zipper_types::Rank;
+use zipper_types::{Generation, Incarnation, Rank, Step, WorkerId};
 
+use super::generations::Together;
 use super::members::Member;
-use super::{Effect, Ended, Now, Planned, State, Verdict};
+use super::{Effect, Ended, Failure, Now, State};
 
-/// How long to wait, after a collective failed, for the report that says who caused it; and after a process ended, for what
-/// the others were doing with it. Survivors take up to 3 s to find out who came.
+/// How long to wait, after a generation was broken, for the reports that say who caused it and what it did to the others.
+/// Survivors take up to 3 s to find out who came.
 pub(super) const BLAME_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Ranks that a message names; the others are counted.
@@ -56,14 +57,35 @@ impl fmt::Display for Collective {
     }
 }
 
-/// Something is wrong with the ranks that train together; who caused it is not known yet, or not what it did to the others.
+/// A generation that ended before its time, as its ranks were when it did.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Suspicion {
+pub(super) struct Loss {
     since: Now,
+    /// From when the time until the next completed step counts: of several losses in a row, that of the first.
+    pub(super) recovering_since: Now,
+    furthest: Step,
+    ranks: BTreeMap<Rank, Known>,
+    /// Ranks of which nothing was heard for too long.
+    silent: BTreeSet<Rank>,
     /// Ranks that reported a failed collective and so did not cause it by ending, in the order of their reports.
     victims: Vec<Victim>,
     /// Processes that ended by themselves.
     ended: Vec<(Rank, Ended)>,
+    /// No step was completed for so long.
+    hang: Option<(Duration, BTreeSet<Rank>)>,
+    /// Watchers know.
+    told: bool,
+}
+
+/// What was known of a rank when its generation ended.
+#[derive(Debug, Clone, PartialEq)]
+struct Known {
+    worker: WorkerId,
+    incarnation: Incarnation,
+    hostname: String,
+    heard: Now,
+    step: Step,
+    collective: Option<Collective>,
 }
 
 /// A rank on which a collective failed.
@@ -82,135 +104,144 @@ struct Meeting<'a> {
 }
 
 impl State {
-    /// A collective failed on `rank`.
-    pub(super) fn blamed_others(
-        &mut self,
-        now: Now,
-        rank: Rank,
-        message: String,
-        collective: Option<Collective>,
-        effects: &mut Vec<Effect>,
-    ) {
-        let suspicion = self.suspicion.get_or_insert_with(|| Suspicion::new(now));
-        if suspicion.victims.iter().all(|victim| victim.rank != rank) {
-            suspicion.victims.push(Victim {
-                rank,
-                message,
-                collective,
+    /// Tells watchers of a loss as soon as it is explained.
+    pub(super) fn tell_loss(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        if self.loss.as_ref().is_some_and(|loss| loss.is_explained(now)) {
+            self.tell_loss_now(now, effects);
+        }
+    }
+
+    /// Tells watchers of a loss, with what is known of it.
+    pub(super) fn tell_loss_now(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        let generation = self.generation;
+        if let Some(loss) = self.loss.as_mut().filter(|loss| !loss.told) {
+            loss.told = true;
+            effects.push(Effect::Broken {
+                generation,
+                step: loss.furthest,
+                reason: loss.diagnose(now, generation),
             });
         }
-        self.end_if_explained(now, effects);
+    }
+}
+
+impl Loss {
+    pub(super) fn of(state: &State, together: &Together, now: Now, recovering_since: Now) -> Self {
+        let timeout = state.config.runtime.heartbeat_timeout;
+        let mut ranks = BTreeMap::new();
+        let mut silent = BTreeSet::new();
+        for (worker, member) in &state.members {
+            let Some(rank) = member.rank() else { continue };
+            if now.saturating_sub(member.heard) > timeout {
+                silent.insert(rank);
+            }
+            ranks.insert(rank, Known::of(worker, member));
+        }
+        Self {
+            since: now,
+            recovering_since,
+            furthest: together.newest,
+            ranks,
+            silent,
+            victims: Vec::new(),
+            ended: Vec::new(),
+            hang: None,
+            told: false,
+        }
     }
 
-    /// A worker process ended by itself.
-    pub(super) fn exited(&mut self, now: Now, ended: Ended, effects: &mut Vec<Effect>) {
-        let rank = self.members.get(&ended.worker).and_then(|member| member.rank);
-        let is_victim =
-            |suspicion: &Suspicion| suspicion.victims.iter().any(|victim| Some(victim.rank) == rank);
-        if self.suspicion.as_ref().is_some_and(is_victim) {
-            return;
-        }
-        let training = self
-            .running
-            .as_ref()
-            .is_some_and(|running| matches!(running.planned, Planned::Train { .. }));
-        if let Some(rank) = rank
-            && (training || self.suspicion.is_some())
-            && self.world_size.0 > 1
-            && !ended.is_config()
+    /// The worker that had a rank.
+    pub(super) fn worker(&self, rank: Rank) -> Option<&WorkerId> {
+        self.ranks.get(&rank).map(|known| &known.worker)
+    }
+
+    fn rank_of(&self, worker: &WorkerId, incarnation: Incarnation) -> Option<Rank> {
+        let is = |known: &Known| known.worker == *worker && known.incarnation == incarnation;
+        self.ranks
+            .iter()
+            .find(|(_, known)| is(known))
+            .map(|(rank, _)| *rank)
+    }
+
+    /// A worker tells what the loss did to it.
+    pub(super) fn reported(&mut self, failure: Failure) {
+        if let Some(rank) = self.rank_of(&failure.worker, failure.incarnation)
+            && self.victims.iter().all(|victim| victim.rank != rank)
         {
-            let suspicion = self.suspicion.get_or_insert_with(|| Suspicion::new(now));
-            suspicion.ended.push((rank, ended));
-            self.end_if_explained(now, effects);
-            return;
+            self.victims.push(Victim {
+                rank,
+                message: failure.message,
+                collective: failure.collective,
+            });
         }
-        let who = match rank {
-            Some(rank) => self.describe(rank),
-            None => format!("worker `{}`", ended.worker),
-        };
-        let reason = format!("{who} {}{}", ended.how(), ended.end_of_log());
-        let verdict = if ended.is_config() {
-            Verdict::Config(reason)
-        } else {
-            Verdict::Failed(reason)
-        };
-        self.end(verdict, effects);
     }
 
-    /// A process that ended, and a rank that tells what it did to the others: that is the whole story.
-    fn end_if_explained(&mut self, now: Now, effects: &mut Vec<Effect>) {
-        if let Some(suspicion) = &self.suspicion
-            && !suspicion.ended.is_empty()
-            && !suspicion.victims.is_empty()
+    /// A worker process ended: the cause, unless it had reported before.
+    pub(super) fn ended(&mut self, ended: &Ended) {
+        if let Some(rank) = self.rank_of(&ended.worker, ended.incarnation)
+            && self.victims.iter().all(|victim| victim.rank != rank)
+            && self.ended.iter().all(|(other, _)| *other != rank)
         {
-            let reason = self.diagnose(now);
-            self.end(Verdict::Failed(reason), effects);
+            self.ended.push((rank, ended.clone()));
         }
     }
 
-    /// How the run ends if a rank is silent for too long, or nobody explains a failure.
-    pub(super) fn lost_ranks(&self, now: Now) -> Option<Verdict> {
-        let unexplained = self
-            .suspicion
-            .as_ref()
-            .is_some_and(|suspicion| now.saturating_sub(suspicion.since) > BLAME_TIMEOUT);
-        (unexplained || !self.silent(now).is_empty()).then(|| Verdict::Failed(self.diagnose(now)))
+    /// No step was completed for `patience`, and `culprits` are where the others wait.
+    pub(super) fn hang(&mut self, patience: Duration, culprits: &BTreeSet<Rank>) {
+        self.hang = Some((patience, culprits.clone()));
     }
 
-    /// Ranks of which nothing was heard for too long.
-    fn silent(&self, now: Now) -> BTreeSet<Rank> {
-        let timeout = self.config.runtime.heartbeat_timeout;
-        self.members
-            .values()
-            .filter(|member| now.saturating_sub(member.last_heartbeat) > timeout)
-            .filter_map(|member| member.rank)
-            .collect()
+    /// A cause, and a rank that tells what it did to the others: that is the whole story. After a while, whatever is known.
+    pub(super) fn is_explained(&self, now: Now) -> bool {
+        let cause = !self.ended.is_empty() || !self.silent.is_empty() || self.hang.is_some();
+        let effect = !self.victims.is_empty() || self.ranks.len() < 2;
+        (cause && effect) || now.saturating_sub(self.since) > BLAME_TIMEOUT
     }
 
     /// One paragraph: who is at fault and what is known of it, at which operation the others missed it, and where to read on.
-    fn diagnose(&self, now: Now) -> String {
-        let nothing = Suspicion::new(now);
-        let suspicion = self.suspicion.as_ref().unwrap_or(&nothing);
-        let silent = self.silent(now);
-        let lost: BTreeSet<Rank> = suspicion
-            .ended
-            .iter()
-            .map(|(rank, _)| *rank)
-            .chain(silent.iter().copied())
-            .collect();
-        let meeting = self.meeting(suspicion, &lost);
+    pub(super) fn diagnose(&self, now: Now, generation: Generation) -> String {
+        let mut lost: BTreeSet<Rank> = self.ended.iter().map(|(rank, _)| *rank).collect();
+        lost.extend(&self.silent);
+        let meeting = self.meeting(&lost);
         let mut suspects = lost;
         suspects.extend(meeting.iter().flat_map(|meeting| &meeting.missing));
-        for victim in &suspicion.victims {
+        suspects.extend(self.hang.iter().flat_map(|(_, culprits)| culprits));
+        for victim in &self.victims {
             suspects.remove(&victim.rank);
         }
         let mut sentences = Vec::new();
+        if let Some((patience, _)) = &self.hang {
+            let patience = humantime::format_duration(Duration::from_secs(patience.as_secs()));
+            sentences.push(format!("no step was completed for {patience}"));
+        }
         if suspects.is_empty() {
             let told = |victim: &Victim| format!("{}: {}", self.describe(victim.rank), victim.message);
-            sentences.extend(suspicion.victims.first().map(told));
+            sentences.extend(self.victims.first().map(told));
         } else {
-            let suspect = |&rank: &Rank| self.describe_suspect(now, rank, suspicion, &silent);
+            let suspect = |&rank: &Rank| self.describe_suspect(now, rank);
             let mut told: Vec<String> = suspects.iter().take(NAMED).map(suspect).collect();
             told.extend(and_more(suspects.len()));
             sentences.push(told.join("; "));
         }
         sentences.extend(meeting.map(|meeting| self.describe_meeting(&meeting, !suspects.is_empty())));
-        if !suspicion.victims.is_empty() || self.waits_in_collective(&silent) {
-            let folder = zipper_checkpoint::layout::flight_dir(self.generation);
+        if sentences.is_empty() {
+            sentences.push("a worker left its generation and joined again".to_owned());
+        }
+        if !self.victims.is_empty() || self.waits_in_collective() {
+            let folder = zipper_checkpoint::layout::flight_dir(generation);
             sentences.push(format!("The ranks' flight records are in `{folder}` of the run"));
         }
-        let logs = suspicion.ended.iter().map(|(_, ended)| ended.end_of_log());
+        let logs = self.ended.iter().map(|(_, ended)| ended.end_of_log());
         sentences.join(". ") + &logs.collect::<String>()
     }
 
     /// The operation that failed because of a rank in `lost`, or of one that did not come; as far as reports, or else
     /// heartbeats, show it.
-    fn meeting<'a>(&'a self, suspicion: &'a Suspicion, lost: &BTreeSet<Rank>) -> Option<Meeting<'a>> {
-        let victims: BTreeSet<Rank> = suspicion.victims.iter().map(|victim| victim.rank).collect();
+    fn meeting<'a>(&'a self, lost: &BTreeSet<Rank>) -> Option<Meeting<'a>> {
+        let victims: BTreeSet<Rank> = self.victims.iter().map(|victim| victim.rank).collect();
         let at_fault = |rank: &Rank| !victims.contains(rank);
         let reported = || {
-            suspicion
-                .victims
+            self.victims
                 .iter()
                 .filter_map(|victim| victim.collective.as_ref())
         };
@@ -219,7 +250,7 @@ impl State {
             .or_else(|| reported().next());
         if let Some(collective) = chosen {
             let mut arrived = collective.arrived.clone();
-            arrived.extend(suspicion.victims.iter().filter_map(|victim| {
+            arrived.extend(self.victims.iter().filter_map(|victim| {
                 let same = victim
                     .collective
                     .as_ref()
@@ -234,9 +265,9 @@ impl State {
             });
         }
         let waiting: Vec<(Rank, &Collective)> = self
-            .members
-            .values()
-            .filter_map(|member| Some((member.rank?, member.last_collective.as_ref()?)))
+            .ranks
+            .iter()
+            .filter_map(|(rank, known)| Some((*rank, known.collective.as_ref()?)))
             .filter(|(rank, collective)| !collective.finished && !lost.contains(rank))
             .collect();
         let at = |collective: &'a Collective| -> BTreeSet<Rank> {
@@ -253,41 +284,42 @@ impl State {
         })
     }
 
-    fn waits_in_collective(&self, silent: &BTreeSet<Rank>) -> bool {
-        self.members.values().any(|member| {
+    fn waits_in_collective(&self) -> bool {
+        self.ranks.iter().any(|(rank, known)| {
             let waits = |collective: &Collective| !collective.finished;
-            member.rank.is_some_and(|rank| !silent.contains(&rank))
-                && member.last_collective.as_ref().is_some_and(waits)
+            !self.silent.contains(rank) && known.collective.as_ref().is_some_and(waits)
         })
     }
 
-    fn describe_suspect(
-        &self,
-        now: Now,
-        rank: Rank,
-        suspicion: &Suspicion,
-        silent: &BTreeSet<Rank>,
-    ) -> String {
+    /// ``worker `node1/0` (rank 1) on HOST``.
+    fn describe(&self, rank: Rank) -> String {
+        match self.ranks.get(&rank) {
+            Some(known) => format!("worker `{}` (rank {rank}) on {}", known.worker, known.hostname),
+            None => format!("rank {rank}"),
+        }
+    }
+
+    fn describe_suspect(&self, now: Now, rank: Rank) -> String {
         let who = self.describe(rank);
-        let Some(member) = self.member_of(rank) else {
+        let Some(known) = self.ranks.get(&rank) else {
             return who;
         };
-        let silence = now.saturating_sub(member.last_heartbeat).as_secs_f64();
-        let ended = suspicion.ended.iter().find(|(ended, _)| *ended == rank);
-        let known = last_known(member);
+        let silence = now.saturating_sub(known.heard).as_secs_f64();
+        let ended = self.ended.iter().find(|(ended, _)| *ended == rank);
+        let state = known.last_known();
         match ended {
             Some((_, ended)) => {
                 format!(
-                    "{who} {}; at its last heartbeat, {silence:.1}s ago, {known}",
+                    "{who} {}; at its last heartbeat, {silence:.1}s ago, {state}",
                     ended.how()
                 )
             }
-            None if silent.contains(&rank) => {
-                format!("{who}: no heartbeat for {silence:.1}s; at the last one {known}")
+            None if self.silent.contains(&rank) => {
+                format!("{who}: no heartbeat for {silence:.1}s; at the last one {state}")
             }
             None => {
                 format!(
-                    "{who} did not come, although it lives: at its last heartbeat, {silence:.1}s ago, {known} (if its part \
+                    "{who} did not come, although it lives: at its last heartbeat, {silence:.1}s ago, {state} (if its part \
                      of a step may take so long, raise `runtime.collective_timeout`)"
                 )
             }
@@ -326,27 +358,30 @@ impl State {
     }
 }
 
-impl Suspicion {
-    fn new(since: Now) -> Self {
-        Self {
-            since,
-            victims: Vec::new(),
-            ended: Vec::new(),
-        }
-    }
-}
-
 /// What stands for the ranks that are not named.
 fn and_more(ranks: usize) -> Option<String> {
     (ranks > NAMED).then(|| format!("{} more ranks", ranks - NAMED))
 }
 
-/// `it had completed step 3 and was in ..`.
-fn last_known(member: &Member) -> String {
-    let step = format!("it had completed step {}", member.last_step);
-    match &member.last_collective {
-        None => step,
-        Some(collective) if collective.finished => format!("{step} and last finished {collective}"),
-        Some(collective) => format!("{step} and was in {collective}"),
+impl Known {
+    fn of(worker: &WorkerId, member: &Member) -> Self {
+        Self {
+            worker: worker.clone(),
+            incarnation: member.incarnation,
+            hostname: member.hostname.clone(),
+            heard: member.heard,
+            step: member.step,
+            collective: member.collective.clone(),
+        }
+    }
+
+    /// `it had completed step 3 and was in ..`.
+    fn last_known(&self) -> String {
+        let step = format!("it had completed step {}", self.step);
+        match &self.collective {
+            None => step,
+            Some(collective) if collective.finished => format!("{step} and last finished {collective}"),
+            Some(collective) => format!("{step} and was in {collective}"),
+        }
     }
 }

@@ -1,18 +1,23 @@
-//! Who takes part: joining, ranks, signs of life.
+//! Who takes part: joining, forming generations, leaving them.
+
+use std::time::Duration;
 
 use zipper_plan::Placement;
-use zipper_types::{Generation, Incarnation, Rank, Step, WorkerId};
+use zipper_types::{Generation, Incarnation, Rank, Step, WorkerId, WorldSize};
 
-use super::{Collective, Effect, Now, Refusal, State, Verdict};
+use super::recovery::{HeldState, Origin};
+use super::{Collective, Effect, Now, Phase, Seat, State};
 use crate::placement::PlacementBasis;
 
 /// A worker that asks to join.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Joining {
     /// Its launch slot.
     pub worker: WorkerId,
     /// Its process lifetime.
     pub incarnation: Incarnation,
+    /// The generation that it believes in, or believed in last.
+    pub generation: Option<Generation>,
     /// Index of its node.
     pub node_rank: u32,
     /// Index on its node.
@@ -21,16 +26,113 @@ pub struct Joining {
     pub store_address: String,
     /// Its machine.
     pub hostname: String,
+    /// What it remembers.
+    pub held: Vec<HeldState>,
+    /// Time since its last step.
+    pub idle: Duration,
 }
 
-/// A worker that has joined.
+/// A sign of life.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sign {
+    /// Who.
+    pub worker: WorkerId,
+    /// Its process lifetime.
+    pub incarnation: Incarnation,
+    /// The generation that it believes in.
+    pub generation: Option<Generation>,
+    /// Index of its node.
+    pub node_rank: u32,
+    /// Index on its node.
+    pub local_rank: u32,
+    /// Its machine.
+    pub hostname: String,
+    /// How far its training thread is.
+    pub step: Step,
+    /// Time since it completed that step, or since its task began.
+    pub idle: Duration,
+    /// Its newest collective operation.
+    pub collective: Option<Collective>,
+    /// Forward and backward time in this generation, in seconds.
+    pub compute_seconds: f64,
+    /// Work that was expected of it in this generation.
+    pub work: f64,
+    /// Objects that it read from the run since the generation was formed.
+    pub store_reads: u64,
+    /// It cannot store its part of a checkpoint.
+    pub trouble: Option<Trouble>,
+    /// Where it is, for those who wait for it.
+    pub doing: String,
+}
+
+/// Something cannot be written to the run's store.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Trouble {
+    /// For how long.
+    pub lasting: Duration,
+    /// Why.
+    pub message: String,
+}
+
+/// What a worker's claim to membership is worth (GEN-1).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// It is a member of the generation that it believes in.
+    Member(Rank),
+    /// Its generation is over, or it has none yet.
+    Outside,
+    /// Its process is not to come back.
+    GivenUp,
+}
+
+/// A worker's place in a generation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Assignment {
+    /// The generation.
+    pub generation: Generation,
+    /// Its rank.
+    pub rank: Rank,
+    /// Number of ranks.
+    pub world_size: WorldSize,
+    /// The TCPStore of rank 0.
+    pub store_address: String,
+    /// Completed steps that the generation starts from.
+    pub step: Step,
+    /// Where its state comes from.
+    pub origin: Origin,
+}
+
+/// A worker process that was heard of.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Member {
-    pub(super) joining: Joining,
-    pub(super) rank: Option<Rank>,
-    pub(super) last_heartbeat: Now,
-    pub(super) last_step: Step,
-    pub(super) last_collective: Option<Collective>,
+    pub(super) incarnation: Incarnation,
+    pub(super) node_rank: u32,
+    pub(super) local_rank: u32,
+    pub(super) hostname: String,
+    pub(super) status: Status,
+    pub(super) heard: Now,
+    pub(super) doing: String,
+    pub(super) store_address: String,
+    pub(super) held: Vec<HeldState>,
+    pub(super) step: Step,
+    pub(super) collective: Option<Collective>,
+    pub(super) compute_seconds: f64,
+    pub(super) work: f64,
+    pub(super) store_reads: u64,
+    pub(super) trouble: Option<Trouble>,
+}
+
+/// Where a worker stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Status {
+    /// It loads its model.
+    Loading,
+    /// It was in a generation that is over, and has not asked to join again.
+    Leaving,
+    /// It has asked to join.
+    Ready,
+    /// It is in the newest generation.
+    Member(Rank),
 }
 
 impl State {
@@ -39,136 +141,225 @@ impl State {
         &self.basis
     }
 
-    /// Where the banks are, once all have joined; nothing if there are none.
+    /// Where the banks are in the newest generation; nothing if there are none.
     pub fn placement(&self) -> Option<&Placement> {
         self.placement.as_ref()
     }
 
-    /// Rank of a worker and address of rank 0's store, once all have joined; nothing for a process that is not the one that
-    /// the generation was formed with.
-    pub fn assignment(&self, worker: &WorkerId, incarnation: Incarnation) -> Option<(Rank, &str)> {
-        let member = self.members.get(worker)?;
-        let rank = member
-            .rank
-            .filter(|_| member.joining.incarnation == incarnation)?;
-        let first = self
-            .members
-            .values()
-            .find(|member| member.rank == Some(Rank(0)))?;
-        Some((rank, &first.joining.store_address))
+    /// Whether ranks should leave at the next step boundary, because others wait to take part.
+    pub fn regroup_requested(&self) -> bool {
+        matches!(&self.phase, Phase::Together(together) if together.grow) && self.stop_requested.is_none()
     }
 
-    /// The rank of a worker that says it is of `incarnation` and `generation` (GEN-1).
-    ///
-    /// # Errors
-    /// [`Refusal`] for a worker that is not a member, or was one and was replaced.
-    pub fn member(
+    /// The place of a process in the newest generation, if it has one.
+    pub fn assignment(&self, worker: &WorkerId, incarnation: Incarnation) -> Option<Assignment> {
+        let Phase::Together(together) = &self.phase else {
+            return None;
+        };
+        let member = self
+            .members
+            .get(worker)
+            .filter(|member| member.incarnation == incarnation)?;
+        let rank = member.rank()?;
+        Some(Assignment {
+            generation: self.generation,
+            rank,
+            world_size: together.world_size,
+            store_address: self.member_of(Rank(0))?.1.store_address.clone(),
+            step: together.step,
+            origin: together.origin.clone(),
+        })
+    }
+
+    /// What a process may say (GEN-1).
+    pub fn standing(
         &self,
         worker: &WorkerId,
         incarnation: Incarnation,
         generation: Option<Generation>,
-    ) -> Result<Rank, Refusal> {
-        let member = self
-            .members
-            .get(worker)
-            .ok_or_else(|| Refusal::Unknown(worker.clone()))?;
-        if member.joining.incarnation != incarnation || generation != Some(self.generation) {
-            return Err(Refusal::Stale {
-                worker: worker.clone(),
-                current: self.generation,
-            });
+    ) -> Standing {
+        if self.given_up.contains(&(worker.clone(), incarnation)) {
+            return Standing::GivenUp;
         }
-        member.rank.ok_or_else(|| Refusal::Unknown(worker.clone()))
+        let Some(member) = self.members.get(worker) else {
+            return Standing::Outside;
+        };
+        if member.incarnation > incarnation {
+            return Standing::GivenUp;
+        }
+        match member.rank() {
+            Some(rank) if member.incarnation == incarnation && generation == Some(self.generation) => {
+                Standing::Member(rank)
+            }
+            _ => Standing::Outside,
+        }
     }
 
     pub(super) fn joined(&mut self, now: Now, joining: Joining, effects: &mut Vec<Effect>) {
-        if self.formed {
+        let standing = self.standing(&joining.worker, joining.incarnation, joining.generation);
+        if standing == Standing::GivenUp || self.is_left_out(joining.node_rank) {
             return;
         }
-        let replaced = self
+        self.replace(now, &joining.worker, joining.incarnation, effects);
+        if let Standing::Member(_) = standing {
+            // It left the generation that it is a member of: that generation is over.
+            self.break_generation(now, effects);
+        }
+        let member = self
             .members
-            .get(&joining.worker)
-            .is_some_and(|member| member.joining.incarnation > joining.incarnation);
-        if replaced {
+            .entry(joining.worker.clone())
+            .or_insert_with(|| Member::new(&joining, now));
+        member.heard = now;
+        if member.rank().is_some() {
+            // An answer was lost: it is a member already, and does not know it.
             return;
         }
-        self.members.insert(
-            joining.worker.clone(),
-            Member {
-                joining,
-                rank: None,
-                last_heartbeat: now,
-                last_step: Step(0),
-                last_collective: None,
-            },
-        );
-        if self.members.len() < self.world_size.0 as usize {
-            return;
-        }
-        match self.basis.place(self.world_size) {
-            Ok(placement) => self.placement = placement,
-            Err(error) => {
-                self.end(Verdict::Config(error.to_string()), effects);
-                return;
-            }
-        }
-        let mut order: Vec<&mut Member> = self.members.values_mut().collect();
-        order.sort_by_key(|member| (member.joining.node_rank, member.joining.local_rank));
-        let mut workers = Vec::with_capacity(order.len());
-        for (rank, member) in (0..).zip(order) {
-            member.rank = Some(Rank(rank));
-            member.last_heartbeat = now;
-            workers.push(member.joining.worker.clone());
-        }
-        self.formed = true;
-        let placement = self.placement.clone();
-        effects.push(Effect::FormGeneration { workers, placement });
-        self.begin_next(now, effects);
+        member.status = Status::Ready;
+        member.store_address.clone_from(&joining.store_address);
+        member.hostname.clone_from(&joining.hostname);
+        member.held = joining.held;
+        "waiting".clone_into(&mut member.doing);
+        self.want_growth();
     }
 
-    pub(super) fn heard(&mut self, now: Now, worker: &WorkerId, step: Step, collective: Option<Collective>) {
-        if let Some(member) = self.members.get_mut(worker) {
-            member.last_heartbeat = now;
-            member.last_step = step;
-            member.last_collective = collective;
+    pub(super) fn heard(&mut self, now: Now, sign: Sign, effects: &mut Vec<Effect>) {
+        let standing = self.standing(&sign.worker, sign.incarnation, sign.generation);
+        if standing == Standing::GivenUp || self.is_left_out(sign.node_rank) {
+            return;
+        }
+        self.replace(now, &sign.worker, sign.incarnation, effects);
+        let member = self
+            .members
+            .entry(sign.worker.clone())
+            .or_insert_with(|| Member::loading(&sign, now));
+        member.heard = now;
+        member.doing = sign.doing;
+        member.trouble = sign.trouble;
+        if let Standing::Member(_) = standing {
+            member.step = sign.step;
+            member.collective = sign.collective;
+            member.compute_seconds = sign.compute_seconds;
+            member.work = sign.work;
+            member.store_reads = sign.store_reads;
+            self.progressed(now, sign.step, sign.idle, effects);
         }
     }
 
-    /// How the run ends if not all have joined in time.
-    pub(super) fn late_rendezvous(&self, now: Now) -> Option<Verdict> {
-        let timeout = self.config.runtime.rendezvous_timeout;
-        if now <= timeout {
-            return None;
+    /// A new process of a slot takes the place of the old one, which is lost.
+    fn replace(&mut self, now: Now, worker: &WorkerId, incarnation: Incarnation, effects: &mut Vec<Effect>) {
+        if self
+            .members
+            .get(worker)
+            .is_some_and(|member| member.incarnation < incarnation)
+        {
+            self.drop_member(now, worker, effects);
         }
-        let joined: Vec<String> = self.members.keys().map(ToString::to_string).collect();
-        Some(Verdict::Failed(format!(
-            "waited {} for {} workers, but only {} joined: {}",
-            humantime::format_duration(timeout),
-            self.world_size,
-            joined.len(),
-            if joined.is_empty() {
-                "none".to_owned()
-            } else {
-                joined.join(", ")
-            }
-        )))
     }
 
     /// The worker that has a rank.
-    pub(super) fn member_of(&self, rank: Rank) -> Option<&Member> {
-        self.members.values().find(|member| member.rank == Some(rank))
+    pub(super) fn member_of(&self, rank: Rank) -> Option<(&WorkerId, &Member)> {
+        self.members
+            .iter()
+            .find(|(_, member)| member.rank() == Some(rank))
     }
 
     /// ``worker `node1/0` (rank 1) on HOST``.
     pub(super) fn describe(&self, rank: Rank) -> String {
         match self.member_of(rank) {
-            Some(member) => {
-                format!(
-                    "worker `{}` (rank {rank}) on {}",
-                    member.joining.worker, member.joining.hostname
-                )
-            }
+            Some((worker, member)) => format!("worker `{worker}` (rank {rank}) on {}", member.hostname),
             None => format!("rank {rank}"),
+        }
+    }
+}
+
+impl Member {
+    fn new(joining: &Joining, now: Now) -> Self {
+        Self {
+            incarnation: joining.incarnation,
+            node_rank: joining.node_rank,
+            local_rank: joining.local_rank,
+            hostname: joining.hostname.clone(),
+            status: Status::Ready,
+            heard: now,
+            doing: String::new(),
+            store_address: joining.store_address.clone(),
+            held: Vec::new(),
+            step: Step(0),
+            collective: None,
+            compute_seconds: 0.0,
+            work: 0.0,
+            store_reads: 0,
+            trouble: None,
+        }
+    }
+
+    fn loading(sign: &Sign, now: Now) -> Self {
+        Self {
+            incarnation: sign.incarnation,
+            node_rank: sign.node_rank,
+            local_rank: sign.local_rank,
+            hostname: sign.hostname.clone(),
+            status: Status::Loading,
+            heard: now,
+            doing: sign.doing.clone(),
+            store_address: String::new(),
+            held: Vec::new(),
+            step: Step(0),
+            collective: None,
+            compute_seconds: 0.0,
+            work: 0.0,
+            store_reads: 0,
+            trouble: None,
+        }
+    }
+
+    /// A member that a journal tells of, of which nothing has been heard yet.
+    pub(super) fn of_seat(seat: &Seat, rank: Rank, step: Step) -> Self {
+        Self {
+            incarnation: seat.incarnation,
+            node_rank: seat.node_rank,
+            local_rank: seat.local_rank,
+            hostname: seat.hostname.clone(),
+            status: Status::Member(rank),
+            heard: Now::ZERO,
+            doing: "training".to_owned(),
+            store_address: seat.store_address.clone(),
+            held: Vec::new(),
+            step,
+            collective: None,
+            compute_seconds: 0.0,
+            work: 0.0,
+            store_reads: 0,
+            trouble: None,
+        }
+    }
+
+    pub(super) fn rank(&self) -> Option<Rank> {
+        match self.status {
+            Status::Member(rank) => Some(rank),
+            _ => None,
+        }
+    }
+
+    pub(super) fn take_seat(&mut self, rank: Rank, step: Step, now: Now) {
+        self.status = Status::Member(rank);
+        self.heard = now;
+        self.step = step;
+        self.held.clear();
+        self.collective = None;
+        self.compute_seconds = 0.0;
+        self.work = 0.0;
+        self.store_reads = 0;
+    }
+
+    pub(super) fn seat(&self, worker: WorkerId) -> Seat {
+        Seat {
+            worker,
+            incarnation: self.incarnation,
+            node_rank: self.node_rank,
+            local_rank: self.local_rank,
+            hostname: self.hostname.clone(),
+            store_address: self.store_address.clone(),
         }
     }
 }

@@ -1,8 +1,6 @@
 //! How tasks, workers and runs end.
 
-use std::fmt;
-
-use zipper_types::{Generation, Step, WorkerId};
+use zipper_types::{Generation, Incarnation, Step, WorkerId};
 
 use super::Collective;
 use crate::schedule::Planned;
@@ -25,17 +23,32 @@ pub enum Outcome {
         /// The step.
         reached: Step,
     },
-    /// It could not.
-    Failed {
-        /// Whether configuration or input are at fault.
-        config: bool,
-        /// What went wrong.
-        message: String,
-        /// Whether a collective operation failed, so that another worker is probably the cause.
-        collective: bool,
-        /// Which one.
-        state: Option<Collective>,
+    /// The ranks left after a step, because others wait to take part.
+    Yielded {
+        /// The step.
+        reached: Step,
     },
+    /// It wrote its part of a checkpoint, or will.
+    Saved,
+}
+
+/// A worker that cannot go on as it is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Failure {
+    /// Its launch slot.
+    pub worker: WorkerId,
+    /// Its process lifetime.
+    pub incarnation: Incarnation,
+    /// The generation that it believes in.
+    pub generation: Option<Generation>,
+    /// Configuration or input are at fault.
+    pub config: bool,
+    /// The run cannot go on, however often it is tried.
+    pub fatal: bool,
+    /// What went wrong.
+    pub message: String,
+    /// A collective operation failed, so that another worker is probably the cause.
+    pub collective: Option<Collective>,
 }
 
 impl Outcome {
@@ -43,18 +56,21 @@ impl Outcome {
     pub(super) fn fits(&self, planned: &Planned) -> bool {
         match (planned, self) {
             (Planned::Train { until, .. }, Self::Trained { reached }) => reached == until,
-            (Planned::Train { from, until, .. }, Self::Stopped { reached }) => {
+            (Planned::Train { from, until, .. }, Self::Stopped { reached } | Self::Yielded { reached }) => {
                 (from..=until).contains(&reached)
             }
-            (Planned::Evaluate { .. }, Self::Evaluated(_) | Self::Stopped { .. }) => true,
+            (Planned::Evaluate { .. }, Self::Evaluated(_) | Self::Stopped { .. })
+            | (Planned::Save { .. }, Self::Saved) => true,
             _ => false,
         }
     }
 
     pub(super) fn reached(&self) -> Option<Step> {
         match self {
-            Self::Trained { reached } | Self::Stopped { reached } => Some(*reached),
-            Self::Evaluated(_) | Self::Failed { .. } => None,
+            Self::Trained { reached } | Self::Stopped { reached } | Self::Yielded { reached } => {
+                Some(*reached)
+            }
+            Self::Evaluated(_) | Self::Saved => None,
         }
     }
 
@@ -84,8 +100,12 @@ pub struct Decoded {
 /// A worker process that ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ended {
+    /// Its node.
+    pub node: u32,
     /// Its launch slot.
     pub worker: WorkerId,
+    /// Its process lifetime.
+    pub incarnation: Incarnation,
     /// Its exit code, unless a signal ended it.
     pub exit_code: Option<i32>,
     /// The signal.
@@ -132,32 +152,4 @@ pub enum Verdict {
     Config(String),
     /// It was stopped and can be resumed.
     Stopped(String),
-}
-
-/// Why a worker may not say what it says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refusal {
-    /// It never joined.
-    Unknown(WorkerId),
-    /// It was replaced, or speaks of another generation.
-    Stale {
-        /// The worker.
-        worker: WorkerId,
-        /// The generation that counts.
-        current: Generation,
-    },
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unknown(worker) => write!(f, "worker `{worker}` has not joined this run"),
-            Self::Stale { worker, current } => {
-                write!(
-                    f,
-                    "worker `{worker}` is not a member of generation {current}, the current one"
-                )
-            }
-        }
-    }
 }

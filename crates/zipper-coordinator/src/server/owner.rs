@@ -1,0 +1,447 @@
+//! The task that owns the state.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime};
+
+use anyhow::bail;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use zipper_checkpoint::{FORMAT_VERSION, Manifest, RunStore};
+use zipper_proto::v1;
+use zipper_proto::v1::watch_response::Event as Watched;
+use zipper_types::{Generation, Step, WorkerId};
+
+use super::scribe::{Told, Work};
+use super::{FAREWELL, service};
+use crate::evaluation::{self, score_set};
+use crate::journal::JournalEntry;
+use crate::metrics::Metrics;
+use crate::placement;
+use crate::schedule::Planned;
+use crate::state::{Accounts, Effect, Event, Recovery, State, Verdict};
+
+const TICK: Duration = Duration::from_millis(250);
+
+/// What the services wait for.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct View {
+    /// The generation that is together.
+    pub(super) generation: Option<Generation>,
+    pub(super) task: Option<v1::Task>,
+    pub(super) stop_requested: bool,
+    pub(super) regroup_requested: bool,
+    pub(super) verdict: Option<Verdict>,
+    pub(super) committed: Option<Step>,
+}
+
+/// A question about the state.
+pub(super) type Question = Box<dyn FnOnce(&State) + Send>;
+
+/// For the task that owns the state.
+pub(super) enum Message {
+    /// An event of somebody who needs no answer but that it was taken in.
+    Event(Event, oneshot::Sender<()>),
+    /// Something is asked; the question sends the answer itself.
+    Ask(Question),
+    /// Metrics of a step.
+    Step(Box<v1::StepMetrics>),
+    /// A worker was told how the run ended.
+    TookVerdict(WorkerId),
+}
+
+/// Everything that watchers were told, so that a late one catches up.
+#[derive(Debug, Clone)]
+pub(super) struct History(watch::Sender<Vec<Watched>>);
+
+impl Default for History {
+    fn default() -> Self {
+        Self(watch::channel(Vec::new()).0)
+    }
+}
+
+impl History {
+    pub(super) fn add(&self, event: Watched) {
+        self.0.send_modify(|events| events.push(event));
+    }
+
+    pub(super) fn subscribe(&self) -> watch::Receiver<Vec<Watched>> {
+        self.0.subscribe()
+    }
+}
+
+/// The task that owns the state.
+pub(super) struct Owner {
+    started: Instant,
+    store: RunStore,
+    state: State,
+    epoch: u64,
+    metrics: Metrics,
+    view: watch::Sender<View>,
+    history: History,
+    works: mpsc::UnboundedSender<Work>,
+    /// Workers that have fetched the verdict, or ended without it.
+    farewell: BTreeSet<WorkerId>,
+    ended: Option<Instant>,
+}
+
+impl Owner {
+    pub(super) fn new(
+        store: RunStore,
+        state: State,
+        epoch: u64,
+        metrics: Metrics,
+        view: watch::Sender<View>,
+        history: History,
+        works: mpsc::UnboundedSender<Work>,
+    ) -> Self {
+        Self {
+            started: Instant::now(),
+            store,
+            state,
+            epoch,
+            metrics,
+            view,
+            history,
+            works,
+            farewell: BTreeSet::new(),
+            ended: None,
+        }
+    }
+
+    pub(super) async fn run(
+        mut self,
+        mut inbox: mpsc::Receiver<Message>,
+        mut told: mpsc::UnboundedReceiver<Told>,
+    ) -> anyhow::Result<Verdict> {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                told = told.recv() => match told {
+                    Some(Told::Event(event)) => self.apply(event).await?,
+                    Some(Told::Fenced(message)) => bail!("{message}"),
+                    None => bail!("the run's journal is not written any more"),
+                },
+                message = inbox.recv() => match message {
+                    Some(message) => self.take(message).await?,
+                    None => bail!("all services are gone"),
+                },
+                _ = ticks.tick() => {
+                    self.apply(Event::Tick).await?;
+                    let training = matches!(self.state.task(), Some((_, Planned::Train { .. })));
+                    self.write_metrics(!training);
+                }
+            }
+            if let (Some(verdict), Some(ended)) = (self.state.verdict(), self.ended) {
+                let everyone = self.state.workers().all(|worker| self.farewell.contains(worker));
+                if everyone || ended.elapsed() > FAREWELL {
+                    return Ok(verdict.clone());
+                }
+            }
+        }
+    }
+
+    async fn take(&mut self, message: Message) -> anyhow::Result<()> {
+        match message {
+            Message::Event(event, done) => {
+                if let Event::Exited(ended) = &event {
+                    // Who has ended does not fetch the verdict.
+                    self.farewell.insert(ended.worker.clone());
+                }
+                self.apply(event).await?;
+                // An answer that nobody waits for any more is no failure.
+                let _ = done.send(());
+            }
+            Message::Ask(question) => question(&self.state),
+            Message::Step(metrics) => {
+                let is_new = self.metrics.add(&metrics);
+                // The verdict is the last thing that watchers are told.
+                if is_new && self.state.verdict().is_none() {
+                    self.history.add(Watched::Step(*metrics));
+                }
+            }
+            Message::TookVerdict(worker) => {
+                self.farewell.insert(worker);
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies an event and does what follows from it; then shows the result.
+    async fn apply(&mut self, event: Event) -> anyhow::Result<()> {
+        let mut events = vec![event];
+        while let Some(event) = events.pop() {
+            for effect in self.state.apply(self.started.elapsed(), event) {
+                events.extend(self.perform(effect).await?);
+            }
+        }
+        let task = self.state.task();
+        let new = View {
+            generation: self.state.together(),
+            task: task.map(|(id, planned)| service::wire_task(id, planned)),
+            stop_requested: self.state.stop_requested(),
+            regroup_requested: self.state.regroup_requested(),
+            verdict: self.state.verdict().cloned(),
+            committed: self.state.committed(),
+        };
+        self.view.send_if_modified(|view| {
+            let changed = *view != new;
+            *view = new;
+            changed
+        });
+        Ok(())
+    }
+
+    async fn perform(&mut self, effect: Effect) -> anyhow::Result<Option<Event>> {
+        match effect {
+            Effect::Reserve(reserved) => {
+                let entry = JournalEntry::Coordinator {
+                    epoch: self.epoch,
+                    reserved,
+                    at: now_text(),
+                };
+                self.write(Work::Note(entry, Some(Event::Reserved(reserved))));
+            }
+            Effect::Publish {
+                step,
+                stage,
+                generation,
+                world_size,
+                parts,
+            } => {
+                self.write(Work::Publish(Manifest {
+                    format_version: FORMAT_VERSION,
+                    step,
+                    stage,
+                    created: now_text(),
+                    world_size,
+                    generation,
+                    parts,
+                }));
+            }
+            Effect::Committed { step, retire } => {
+                self.note(JournalEntry::Checkpoint { step, at: now_text() });
+                self.write_metrics(true);
+                self.write(Work::Retire(retire, step));
+                let committed = v1::CheckpointCommitted { step: step.0 };
+                self.history.add(Watched::CheckpointCommitted(committed));
+            }
+            Effect::Evaluated {
+                set,
+                silenced,
+                step,
+                mut utterances,
+            } => {
+                utterances.sort_by(|a, b| a.lang.cmp(&b.lang).then_with(|| a.id.cmp(&b.id)));
+                let scored = score_set(self.state.config(), &set, silenced, step, &utterances);
+                let overall = &scored.report.overall;
+                self.history.add(Watched::EvaluationDone(v1::EvaluationDone {
+                    name: scored.title(),
+                    step: step.0,
+                    wer: overall.wer.rate(),
+                    cer: overall.cer.rate(),
+                    loss: scored.loss,
+                }));
+                let loss = scored.loss;
+                self.write(Work::Evaluation(Box::new(scored), utterances));
+                self.note(JournalEntry::Evaluation {
+                    set,
+                    silenced,
+                    step,
+                    loss,
+                    at: now_text(),
+                });
+                return Ok(Some(Event::Scored { step, loss }));
+            }
+            Effect::End { verdict, accounts } => self.end(&verdict, &accounts).await?,
+            effect => self.tell(effect),
+        }
+        Ok(None)
+    }
+
+    /// What is noted and told, and needs nothing else.
+    fn tell(&mut self, effect: Effect) {
+        match effect {
+            Effect::FormGeneration {
+                generation,
+                seats,
+                placement,
+                step,
+                origin,
+                spares,
+            } => {
+                let world_size = seats.len() as u32;
+                let languages = self.state.config().data.languages.iter().cloned();
+                let banks = languages.zip(placement::owners(placement.as_ref())).collect();
+                tracing::info!(
+                    "generation {generation} formed with {world_size} workers and {spares} spares, from step {step}"
+                );
+                self.note(JournalEntry::Generation {
+                    generation,
+                    seats,
+                    banks,
+                    resume: step,
+                    origin,
+                    at: now_text(),
+                });
+                self.history.add(Watched::GenerationFormed(v1::GenerationFormed {
+                    generation: generation.0,
+                    world_size,
+                    spares,
+                }));
+            }
+            Effect::Broken {
+                generation,
+                step,
+                reason,
+            } => {
+                tracing::warn!("generation {generation} is broken: {reason}");
+                self.note(JournalEntry::Broken {
+                    generation,
+                    step,
+                    reason: reason.clone(),
+                    at: now_text(),
+                });
+                self.history.add(Watched::GenerationBroken(v1::GenerationBroken {
+                    generation: generation.0,
+                    step: step.0,
+                    reason,
+                }));
+            }
+            Effect::Recovered(recovery) => {
+                tracing::info!("recovered: {recovery:?}");
+                self.history.add(Watched::Recovered(recovered(&recovery)));
+            }
+            Effect::Begin { id, planned } => self.begin(id, planned),
+            Effect::LeftOut {
+                node,
+                hostname,
+                reason,
+            } => {
+                tracing::warn!("{reason}");
+                self.history.add(Watched::NodeLeftOut(v1::NodeLeftOut {
+                    node_rank: node,
+                    hostname,
+                    reason,
+                }));
+            }
+            Effect::Alarm { message, cleared } => {
+                tracing::warn!("{message}");
+                self.history.add(Watched::Alarm(v1::Alarm {
+                    kind: "object_store".to_owned(),
+                    message,
+                    cleared,
+                }));
+            }
+            Effect::Straggler {
+                worker,
+                rank,
+                hostname,
+                factor,
+                lost_share,
+            } => {
+                self.history.add(Watched::Straggler(v1::Straggler {
+                    worker_id: worker.0,
+                    rank: rank.0,
+                    hostname,
+                    factor,
+                    lost_share,
+                }));
+            }
+            Effect::Waiting(what) => self.history.add(Watched::Waiting(v1::Waiting { what })),
+            _ => {}
+        }
+    }
+
+    fn begin(&self, id: u64, planned: Planned) {
+        match &planned {
+            Planned::Train {
+                stage, from, until, ..
+            } => self.history.add(Watched::TrainingStarted(v1::TrainingStarted {
+                stage: v1::Stage::from(*stage).into(),
+                from_step: from.0,
+                until_step: until.0,
+            })),
+            Planned::Evaluate { set, silenced, step } => {
+                let name = score_set(self.state.config(), set, *silenced, *step, &[]).title();
+                self.history
+                    .add(Watched::EvaluationStarted(v1::EvaluationStarted { name }));
+            }
+            Planned::Save { .. } => {}
+        }
+        self.note(JournalEntry::Task {
+            id,
+            planned,
+            at: now_text(),
+        });
+    }
+
+    async fn end(&mut self, verdict: &Verdict, accounts: &Accounts) -> anyhow::Result<()> {
+        self.ended = Some(Instant::now());
+        self.write_metrics(true);
+        tracing::info!("the run ended: {verdict:?}");
+        self.note(JournalEntry::End {
+            verdict: format!("{verdict:?}"),
+            generation: Some(self.state.highest_generation()),
+            at: now_text(),
+        });
+        if *verdict == Verdict::Done {
+            let (done, written) = oneshot::channel();
+            self.write(Work::Flush(done));
+            // The table is made of what was written.
+            let limit = self.state.config().checkpoint.outage_limit;
+            let _ = tokio::time::timeout(limit, written).await;
+            let last_step = crate::schedule::stages(self.state.config()).last_step();
+            evaluation::write_table(&self.store, self.state.config(), last_step).await?;
+        }
+        self.history.add(Watched::Summary(summary(accounts)));
+        self.history.add(Watched::Verdict(service::wire_verdict(verdict)));
+        Ok(())
+    }
+
+    fn write_metrics(&mut self, urgent: bool) {
+        if let Some(text) = self.metrics.to_write(self.started.elapsed(), urgent) {
+            self.write(Work::Metrics(text));
+        }
+    }
+
+    fn note(&self, entry: JournalEntry) {
+        self.write(Work::Note(entry, None));
+    }
+
+    fn write(&self, work: Work) {
+        // A scribe that has ended has said why, and the run ends.
+        let _ = self.works.send(work);
+    }
+}
+
+/// The time of day, for people.
+pub(super) fn now_text() -> String {
+    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
+}
+
+fn recovered(recovery: &Recovery) -> v1::Recovered {
+    v1::Recovered {
+        generation: recovery.generation.0,
+        world_size: recovery.world_size.0,
+        from_step: recovery.from.0,
+        from_checkpoint: recovery.from_checkpoint,
+        repeated_steps: recovery.repeated_steps,
+        took: Some(zipper_proto::wire_duration(recovery.took)),
+        store_reads: recovery.store_reads,
+    }
+}
+
+fn summary(accounts: &Accounts) -> v1::Summary {
+    let lost = accounts
+        .lost()
+        .map(|(activity, time)| (activity.name().to_owned(), zipper_proto::wire_duration(time)));
+    v1::Summary {
+        total: Some(zipper_proto::wire_duration(accounts.total())),
+        productive: Some(zipper_proto::wire_duration(accounts.productive())),
+        lost: lost.collect(),
+        losses: accounts.losses,
+        repeated_steps: accounts.repeated_steps,
+    }
+}

@@ -1,0 +1,195 @@
+//! Who is silent, hangs or is slow; and whether the run's store can be written.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use zipper_types::{Rank, WorkerId};
+
+use super::members::Status;
+use super::{Effect, Now, Phase, Planned, State, Verdict};
+
+/// Steps whose longest says how long the next one may take.
+pub(super) const RECENT_STEPS: usize = 32;
+/// A longer pause between two ticks means that the coordinator itself was asleep.
+const OWN_SLEEP: Duration = Duration::from_secs(2);
+/// Shorter troubles with the store are no alarm: requests are repeated.
+const ALARM_AFTER: Duration = Duration::from_secs(15);
+
+impl State {
+    /// A coordinator that was stopped, or whose machine slept, has not heard anybody: that is not their fault.
+    pub(super) fn forgive_own_sleep(&mut self, now: Now) {
+        let asleep = now.saturating_sub(self.last_tick);
+        self.last_tick = now;
+        if asleep < OWN_SLEEP {
+            return;
+        }
+        for member in self.members.values_mut() {
+            member.heard = (member.heard + asleep).min(now);
+        }
+        for node in self.nodes.values_mut() {
+            node.heard = (node.heard + asleep).min(now);
+        }
+        if let Phase::Together(together) = &mut self.phase {
+            together.progress = (together.progress + asleep).min(now);
+        }
+    }
+
+    /// Gives up processes of which nothing was heard for too long, and survivors that do not come back.
+    pub(super) fn give_up_silent(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        let timeout = self.config.runtime.heartbeat_timeout;
+        let regroup = self.config.elastic.regroup_timeout;
+        let gathering_for = self.gathering_for(now);
+        let lost: Vec<WorkerId> = self
+            .members
+            .iter()
+            .filter(|(_, member)| {
+                let silent = now.saturating_sub(member.heard) > timeout;
+                let stuck = member.status == Status::Leaving && gathering_for > regroup;
+                silent || stuck
+            })
+            .map(|(worker, _)| worker.clone())
+            .collect();
+        for worker in lost {
+            tracing::warn!("worker `{worker}` is given up");
+            self.drop_member(now, &worker, effects);
+        }
+        self.end_if_hopeless(now, effects);
+    }
+
+    /// Heartbeats go on, but no step is completed: ends the generation, without the ranks that the others wait for.
+    pub(super) fn find_hang(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        let training = self
+            .running
+            .as_ref()
+            .is_some_and(|running| matches!(running.planned, Planned::Train { .. }));
+        let Phase::Together(together) = &self.phase else {
+            return;
+        };
+        let elastic = &self.config.elastic;
+        let patience = match together.recent.iter().max() {
+            Some(longest) => longest.mul_f64(elastic.hang_factor).max(elastic.hang_min),
+            // Models may still be loaded, and caches are cold.
+            None => self.config.runtime.first_collective_timeout.max(elastic.hang_min),
+        };
+        if !training || now.saturating_sub(together.progress) <= patience {
+            return;
+        }
+        let culprits = self.behind();
+        self.break_generation(now, effects);
+        if let Some(loss) = &mut self.loss {
+            loss.hang(patience, &culprits);
+        }
+        for rank in culprits {
+            let worker = self.loss.as_ref().and_then(|loss| loss.worker(rank).cloned());
+            if let Some(worker) = worker {
+                self.drop_member(now, &worker, effects);
+            }
+        }
+    }
+
+    /// Ranks that are not where all others wait: in no collective, or in an earlier one of the world group.
+    fn behind(&self) -> BTreeSet<Rank> {
+        let at = |rank: Rank| {
+            let (_, member) = self.member_of(rank)?;
+            let collective = member.collective.as_ref()?;
+            Some((collective.sequence, !collective.finished))
+        };
+        let Phase::Together(together) = &self.phase else {
+            return BTreeSet::new();
+        };
+        let ranks = (0..together.world_size.0).map(Rank);
+        let Some(front) = ranks.clone().map(at).max() else {
+            return BTreeSet::new();
+        };
+        let behind: BTreeSet<Rank> = ranks.filter(|&rank| at(rank) < front).collect();
+        // If nearly all are behind, nobody knows who is at fault.
+        if behind.len() * 2 > together.world_size.0 as usize {
+            return BTreeSet::new();
+        }
+        behind
+    }
+
+    /// Names ranks that take much longer for their work than the others.
+    pub(super) fn find_stragglers(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        let Phase::Together(together) = &mut self.phase else {
+            return;
+        };
+        let elastic = &self.config.elastic;
+        if together.newest.0 - together.step.0 < elastic.straggler_steps {
+            return;
+        }
+        let mut paces: Vec<(f64, Rank, &WorkerId, &super::Member)> = self
+            .members
+            .iter()
+            .filter(|(_, member)| member.work > 0.0)
+            .filter_map(|(worker, member)| {
+                Some((
+                    member.compute_seconds / member.work,
+                    member.rank()?,
+                    worker,
+                    member,
+                ))
+            })
+            .collect();
+        paces.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let Some(&(median, ..)) = paces.get(paces.len().saturating_sub(1) / 2) else {
+            return;
+        };
+        let elapsed = now.saturating_sub(together.since).as_secs_f64();
+        for (pace, rank, worker, member) in paces {
+            let factor = pace / median;
+            if factor > elastic.straggler_factor && together.stragglers.insert(rank) {
+                effects.push(Effect::Straggler {
+                    worker: worker.clone(),
+                    rank,
+                    hostname: member.hostname.clone(),
+                    factor,
+                    lost_share: (member.compute_seconds - median * member.work) / elapsed,
+                });
+            }
+        }
+    }
+
+    /// Raises the alarm while nothing can be stored; says how the run ends if that lasts too long.
+    pub(super) fn long_outage(&mut self, _now: Now, effects: &mut Vec<Effect>) -> Option<Verdict> {
+        let troubles = self.members.values().filter_map(|member| member.trouble.as_ref());
+        let worst = troubles
+            .chain(&self.own_trouble)
+            .max_by_key(|trouble| trouble.lasting)
+            .filter(|trouble| trouble.lasting > ALARM_AFTER)
+            .cloned();
+        let limit = self.config.checkpoint.outage_limit;
+        match worst {
+            Some(trouble) if trouble.lasting > limit => Some(Verdict::Stopped(format!(
+                "the run's store could not be written for {} (`checkpoint.outage_limit`): {}",
+                humantime::format_duration(limit),
+                trouble.message
+            ))),
+            Some(trouble) => {
+                if !self.alarmed {
+                    self.alarmed = true;
+                    effects.push(Effect::Alarm {
+                        message: format!(
+                            "the run's store cannot be written: {}. Training goes on; the newest checkpoint is {}. The run stops \
+                             if this lasts {}",
+                            trouble.message,
+                            self.committed().map_or_else(|| "none".to_owned(), |step| format!("that of step {step}")),
+                            humantime::format_duration(limit)
+                        ),
+                        cleared: false,
+                    });
+                }
+                None
+            }
+            None => {
+                if std::mem::take(&mut self.alarmed) {
+                    effects.push(Effect::Alarm {
+                        message: "the run's store can be written again".to_owned(),
+                        cleared: true,
+                    });
+                }
+                None
+            }
+        }
+    }
+}
