@@ -79,8 +79,8 @@ http() {
   echo "$status"
 }
 for _ in {1..300}; do
-  # Buckets are folders of the filer.
-  if [[ $(http GET /healthz "${ports[0]}") == 200 && $(http POST /buckets/zipper/ "${ports[3]}") == 201 ]] 2>/dev/null; then
+  # Buckets are folders of the filer; 409: it is there already.
+  if [[ $(http GET /healthz "${ports[0]}") == 200 && $(http POST /buckets/zipper/ "${ports[3]}") =~ ^(201|409)$ ]] 2>/dev/null; then
     echo "S3 server: http://127.0.0.1:${ports[0]} (. $dir/env.sh)"
     exit 0
   fi

@@ -69,7 +69,9 @@ fn check_scripts(workspace: &Workspace) -> anyhow::Result<()> {
     workspace::run(compile.args(["-m", "compileall", "-q", "crates"]))?;
     if runs(&mut workspace.command("shellcheck")) {
         let mut shellcheck = workspace.command("shellcheck");
-        shellcheck.arg(".ci/run").args(scripts(&workspace.root().join("cluster"))?);
+        shellcheck
+            .arg(".ci/run")
+            .args(scripts(&workspace.root().join("cluster"))?);
         workspace::run(&mut shellcheck)?;
     } else {
         println!("shellcheck is not installed: shell scripts are not checked");
@@ -80,7 +82,9 @@ fn check_scripts(workspace: &Workspace) -> anyhow::Result<()> {
 /// The shell scripts in `folder`, sorted.
 fn scripts(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let entries = fs::read_dir(folder).with_context(|| format!("cannot list `{}`", folder.display()))?;
-    let paths = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>();
+    let paths = entries
+        .map(|entry| Ok(entry?.path()))
+        .collect::<io::Result<Vec<_>>>();
     let paths = paths.with_context(|| format!("cannot list `{}`", folder.display()))?;
     let is_script = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "sh");
     let mut scripts: Vec<PathBuf> = paths.into_iter().filter(is_script).collect();
