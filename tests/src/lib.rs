@@ -1,11 +1,12 @@
 //! What the cross-crate tests share: a tiny Speech-LLM with random weights, a tiny corpus of real audio files, a
-//! configuration for both, and the programs under test.
+//! configuration for both, the programs under test, and rigs that make faults.
 //!
 //! Everything is written into a temporary folder from a seed; nothing is downloaded and nothing is checked in.
 
 mod corpus;
 mod models;
 mod programs;
+mod rigs;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 pub use corpus::{LANGUAGES, write_corpus, write_corpus_of};
 pub use models::{LlmShape, write_llm, write_llm_of, write_whisper};
 pub use programs::{Finished, Launched, processes, program, wait_until};
+pub use rigs::{FalseClock, FaultProxy, Host, Mode, Namespaces, NotPermitted, S3Server, SmallDisk};
 
 /// A folder with models, audio, manifests and a configuration.
 #[derive(Debug)]
