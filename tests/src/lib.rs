@@ -3,6 +3,7 @@
 //!
 //! Everything is written into a temporary folder from a seed; nothing is downloaded and nothing is checked in.
 
+mod compare;
 mod corpus;
 mod models;
 mod programs;
@@ -11,6 +12,7 @@ mod rigs;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+pub use compare::{Difference, Parameters, TOLERANCE};
 pub use corpus::{LANGUAGES, write_corpus, write_corpus_of};
 pub use models::{LlmShape, write_llm, write_llm_of, write_whisper};
 pub use programs::{Finished, Launched, processes, program, wait_until};

@@ -59,8 +59,15 @@ pub struct Launched {
 impl Launched {
     /// Starts `zipper-launch` with `arguments`.
     pub fn start(arguments: &[&str]) -> Self {
-        let child = Command::new(program("zipper-launch"))
-            .args(arguments)
+        Self::start_command(Command::new(program("zipper-launch")).args(arguments))
+    }
+
+    /// Starts a command that is `zipper-launch` in other circumstances.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn start_command(command: &mut Command) -> Self {
+        let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -134,8 +134,8 @@ const PLACES: &[Place] = &[
         ],
     ),
     torch_free("xtask", 4, &["zipper-cli"]),
-    // Used only by tests of other crates; runs the programs, so it links nothing of theirs.
-    torch_free("zipper-tests", 4, &[]),
+    // Used only by tests of other crates; runs the programs, and reads the checkpoints that they leave.
+    torch_free("zipper-tests", 4, &["zipper-checkpoint", "zipper-types"]),
 ];
 
 /// Arrows inside one layer.

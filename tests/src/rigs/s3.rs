@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use object_store::aws::AmazonS3Builder;
+use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, RetryConfig};
+use zipper_checkpoint::RunStore;
 
 use super::{free_port, repository};
 
@@ -113,6 +115,12 @@ impl S3Server {
             }
         }
         environment
+    }
+
+    /// The run at [`S3Server::url`] of `prefix`, for tests to read.
+    pub fn run(&self, prefix: &str) -> RunStore {
+        let store = PrefixStore::new(self.store(), prefix);
+        RunStore::over(Arc::new(store), &self.url(prefix))
     }
 
     /// A client of its bucket, which needs no variables.
