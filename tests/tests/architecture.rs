@@ -51,6 +51,7 @@ const PLACES: &[Place] = &[
     torch_free("zipper-proto", 1, &["zipper-types"]),
     torch_free("zipper-score", 1, &["zipper-types"]),
     torch_free("zipper-checkpoint", 2, &["zipper-config", "zipper-types"]),
+    torch_free("zipper-simstore", 1, &[]),
     torch_free("zipper-data", 2, &["zipper-config", "zipper-types"]),
     links_torch("zipper-collectives-sys", 2, &["zipper-build"]),
     links_torch(

@@ -10,16 +10,16 @@ use zipper_types::{Generation, Step};
 use crate::error::ErrorKind;
 use crate::layout;
 use crate::manifest::{Manifest, PartRecord};
-use crate::store::{ObjectInfo, RunStore};
+use crate::store::{ObjectInfo, PARALLEL, RunStore};
 use crate::{CheckpointError, Result};
 
-/// How many parts are read at the same time when a checkpoint is verified.
-const PARALLEL_READS: usize = 4;
+/// From which size on a part's checksum is computed apart from other work.
+const LARGE: usize = 1 << 20;
 
 /// The checkpoints of one run.
 #[derive(Clone)]
 pub struct Checkpoints {
-    run: RunStore,
+    pub(crate) run: RunStore,
 }
 
 /// A checkpoint with a readable manifest. Its parts have not been read.
@@ -51,19 +51,6 @@ pub struct CheckpointList {
     pub unreadable: Vec<(Step, CheckpointError)>,
     /// Those without a manifest, which are no checkpoints.
     pub leftovers: Vec<Leftover>,
-}
-
-/// What was deleted of checkpoints that were never published.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Collected {
-    /// The steps they would have been of.
-    pub steps: Vec<Step>,
-    /// How many objects.
-    pub objects: usize,
-    /// Their size in bytes.
-    pub bytes: u64,
-    /// Interrupted uploads.
-    pub uploads: usize,
 }
 
 /// Which generation uses the plain names of a checkpoint's folder.
@@ -123,10 +110,10 @@ impl Checkpoints {
     /// Writes one part of the checkpoint after `step` steps, under the `prefix` that [`Checkpoints::begin`] gave.
     ///
     /// `path` is relative to the checkpoint: `banks/de.safetensors`. The part does not count before
-    /// [`Checkpoints::publish`]. Writing it again replaces it.
+    /// [`Checkpoints::publish`]. Writing it again replaces it. A large part is uploaded in pieces, several at a time.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`], [`ErrorKind::Config`] for a path that cannot be a part's.
+    /// [`ErrorKind::Io`], [`ErrorKind::Full`], [`ErrorKind::Denied`]; [`ErrorKind::Config`] for a path that cannot be a part's.
     pub async fn put_part(&self, step: Step, prefix: &str, path: &str, bytes: Bytes) -> Result<PartRecord> {
         if path == layout::MANIFEST || path == layout::WRITER {
             let problem = "it is the checkpoint's own".to_owned();
@@ -135,9 +122,11 @@ impl Checkpoints {
                 problem,
             });
         }
-        let mut record = PartRecord::of(path, &bytes);
+        let mut record = describe(path, &bytes).await;
         record.object = (!prefix.is_empty()).then(|| format!("{prefix}{path}"));
-        self.run.put(&part_path(step, record.object()), bytes).await?;
+        self.run
+            .put_large(&part_path(step, record.object()), bytes)
+            .await?;
         Ok(record)
     }
 
@@ -209,6 +198,9 @@ impl Checkpoints {
         };
         for (step, objects) in self.directories().await? {
             if !has_manifest(step, &objects) {
+                if is_only_claimed(step, &objects) {
+                    continue;
+                }
                 let bytes = objects.iter().map(|object| object.bytes).sum();
                 list.leftovers.push(Leftover {
                     step,
@@ -224,7 +216,9 @@ impl Checkpoints {
                         manifest,
                     });
                 }
-                Err(error) if error.kind() == ErrorKind::Io => return Err(error),
+                Err(error) if error.is_retryable() => return Err(error),
+                // It was retired while we looked.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) => list.unreadable.push((step, error)),
             }
         }
@@ -250,15 +244,27 @@ impl Checkpoints {
         Manifest::from_bytes(step, &self.run.object_url(&path), &bytes)
     }
 
-    /// Reads one part and checks every byte of it (`CKPT-2`).
+    /// Reads one part and checks every byte of it (`CKPT-2`). What is not right is read a second time before it counts as
+    /// damaged, because damage on the way is not damage in the store.
     ///
     /// # Errors
     /// [`ErrorKind::Damaged`] when it is missing or not what was written; the message names the object.
     pub async fn read_part(&self, step: Step, part: &PartRecord) -> Result<Bytes> {
+        match self.try_read_part(step, part).await {
+            Err(error) if error.kind() == ErrorKind::Damaged => {
+                tracing::warn!("{error}; it is read again");
+                self.try_read_part(step, part).await
+            }
+            result => result,
+        }
+    }
+
+    async fn try_read_part(&self, step: Step, part: &PartRecord) -> Result<Bytes> {
         let path = part_path(step, part.object());
-        match self.run.get(&path).await {
+        match self.run.get_sized(&path, part.bytes).await {
             Ok(bytes) => {
-                part.check(self.run.object_url(&path), &bytes)?;
+                let found = describe(&part.path, &bytes).await;
+                part.check(self.run.object_url(&path), &found)?;
                 Ok(bytes)
             }
             Err(CheckpointError::NotFound { object }) => {
@@ -277,21 +283,29 @@ impl Checkpoints {
     ///
     /// # Errors
     /// As [`Checkpoints::load_manifest`] and [`Checkpoints::read_part`], for the first part that is not right.
+    /// [`ErrorKind::NotFound`], too, when it was removed meanwhile.
     pub async fn verify(&self, step: Step) -> Result<Manifest> {
         let manifest = self.load_manifest(step).await?;
-        stream::iter(&manifest.parts)
+        let parts = stream::iter(&manifest.parts)
             .map(|part| self.read_part(step, part))
-            .buffered(PARALLEL_READS)
+            .buffered(PARALLEL)
             .try_for_each(async |_| Ok(()))
-            .await?;
-        Ok(manifest)
+            .await;
+        match parts {
+            // It was retired while we read: the manifest goes first.
+            Err(error) if error.kind() == ErrorKind::Damaged && !self.is_published(step).await? => {
+                let object = self.run.object_url(&manifest_path(step));
+                Err(CheckpointError::NotFound { object })
+            }
+            parts => parts.map(|()| manifest),
+        }
     }
 
     /// The newest checkpoint of which every byte is right, and the newer ones that are damaged.
     ///
     /// # Errors
-    /// Only damage is passed over. A store that cannot be read ([`ErrorKind::Io`]) or a manifest of a newer version of
-    /// Zipper ([`ErrorKind::Config`]) is an error: going back to an older checkpoint would throw work away.
+    /// Only damage is passed over. A store that cannot be read ([`ErrorKind::is_retryable`]) or a manifest of a newer version
+    /// of Zipper ([`ErrorKind::Config`]) is an error: going back to an older checkpoint would throw work away.
     pub async fn latest_readable(&self) -> Result<LatestReadable> {
         let mut damaged = Vec::new();
         for step in self.published().await?.into_iter().rev() {
@@ -303,6 +317,8 @@ impl Checkpoints {
                     });
                 }
                 Err(error) if error.kind() == ErrorKind::Damaged => damaged.push((step, error)),
+                // Retired while we looked: so there is a newer one.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
         }
@@ -312,41 +328,8 @@ impl Checkpoints {
         })
     }
 
-    /// Deletes a checkpoint or a leftover, manifest first, so that it is never half there. What is not there counts as
-    /// deleted. A run that goes on from before a damaged checkpoint has to remove it to write that step again.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Io`].
-    pub async fn remove(&self, step: Step) -> Result<()> {
-        self.run.delete(&manifest_path(step)).await?;
-        for path in self.run.list(&layout::checkpoint_dir(step)).await? {
-            self.run.delete(&path).await?;
-        }
-        Ok(())
-    }
-
-    /// Deletes what was left of checkpoints before `newest` that were never published.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Io`].
-    pub async fn collect(&self, newest: Step) -> Result<Collected> {
-        let mut collected = Collected::default();
-        for (step, objects) in self.directories().await? {
-            if step >= newest || has_manifest(step, &objects) {
-                continue;
-            }
-            for object in &objects {
-                self.run.delete(&object.path).await?;
-                collected.objects += 1;
-                collected.bytes += object.bytes;
-            }
-            collected.steps.push(step);
-        }
-        Ok(collected)
-    }
-
     /// The objects in the checkpoints directory, by step.
-    async fn directories(&self) -> Result<BTreeMap<Step, Vec<ObjectInfo>>> {
+    pub(crate) async fn directories(&self) -> Result<BTreeMap<Step, Vec<ObjectInfo>>> {
         let mut directories: BTreeMap<Step, Vec<ObjectInfo>> = BTreeMap::new();
         for object in self.run.list_with_sizes(layout::CHECKPOINTS).await? {
             let step = object.path.split('/').nth(1).and_then(layout::step_of_id);
@@ -368,15 +351,32 @@ impl Checkpoints {
     }
 }
 
-fn part_path(step: Step, part: &str) -> String {
+pub(crate) fn part_path(step: Step, part: &str) -> String {
     format!("{}/{part}", layout::checkpoint_dir(step))
 }
 
-fn manifest_path(step: Step) -> String {
+pub(crate) fn manifest_path(step: Step) -> String {
     part_path(step, layout::MANIFEST)
 }
 
-fn has_manifest(step: Step, objects: &[ObjectInfo]) -> bool {
+pub(crate) fn has_manifest(step: Step, objects: &[ObjectInfo]) -> bool {
     let manifest = manifest_path(step);
     objects.iter().any(|object| object.path == manifest)
+}
+
+/// Nothing is there but the claim of a writer: what stays of a checkpoint that was removed.
+fn is_only_claimed(step: Step, objects: &[ObjectInfo]) -> bool {
+    let writer = part_path(step, layout::WRITER);
+    objects.iter().all(|object| object.path == writer)
+}
+
+/// The part at `path`, its checksum computed where it keeps nobody waiting.
+async fn describe(path: &str, bytes: &Bytes) -> PartRecord {
+    if bytes.len() < LARGE {
+        return PartRecord::of(path, bytes);
+    }
+    let (path, bytes) = (path.to_owned(), bytes.clone());
+    tokio::task::spawn_blocking(move || PartRecord::of(&path, &bytes))
+        .await
+        .expect("a checksum cannot panic")
 }

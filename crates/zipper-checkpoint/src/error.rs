@@ -1,5 +1,8 @@
 //! What can go wrong with a run's objects.
 
+use std::error::Error;
+use std::{io, iter};
+
 /// What a caller can do about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
@@ -11,8 +14,21 @@ pub enum ErrorKind {
     Damaged,
     /// The run URL, the environment or the version of Zipper does not fit: a person has to change something.
     Config,
+    /// There is no room: the disk is full, or a quota is used up.
+    Full,
+    /// The store refuses the credentials, or what they may do.
+    Denied,
     /// The store could not be read or written.
     Io,
+}
+
+impl ErrorKind {
+    /// Whether the same request may succeed later, when nothing is changed but the world: a server comes back, somebody makes
+    /// room, credentials are renewed.
+    #[must_use]
+    pub fn is_retryable(self) -> bool {
+        matches!(self, Self::Full | Self::Denied | Self::Io)
+    }
 }
 
 /// A failed operation on a run's objects. Objects are named by their full URL.
@@ -71,6 +87,47 @@ pub enum CheckpointError {
         /// What is wrong with it.
         problem: String,
     },
+    /// The bucket of the run URL is not there.
+    #[error("cannot {action} `{object}`: there is no such bucket")]
+    NoBucket {
+        /// `read`, `write`, `list` or `delete`.
+        action: &'static str,
+        /// URL of the object.
+        object: String,
+        /// Whether it was there before: then it may come back.
+        was_there: bool,
+    },
+    /// The store does not keep the one promise that coordination rests on.
+    #[error(
+        "the object store of `{url}` ignores the condition of a conditional write (`If-None-Match: *`): two coordinators could \
+         write the same run; use a store that honours it"
+    )]
+    Unconditional {
+        /// The run.
+        url: String,
+    },
+    /// There is no room.
+    #[error("cannot {action} `{object}`: there is no room left")]
+    Full {
+        /// `write`, for the most part.
+        action: &'static str,
+        /// URL of the object.
+        object: String,
+        /// What the store said.
+        source: Box<object_store::Error>,
+    },
+    /// The store refused.
+    #[error("cannot {action} `{object}`: {reason}")]
+    Denied {
+        /// `read`, `write`, `list` or `delete`.
+        action: &'static str,
+        /// URL of the object.
+        object: String,
+        /// What is wrong and what to look at.
+        reason: &'static str,
+        /// What the store said.
+        source: Box<object_store::Error>,
+    },
     /// The store failed.
     #[error("cannot {action} `{object}`")]
     Io {
@@ -91,17 +148,76 @@ impl CheckpointError {
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::AlreadyExists { .. } => ErrorKind::AlreadyExists,
             Self::Damaged { .. } => ErrorKind::Damaged,
-            Self::FutureFormat { .. } | Self::Url { .. } | Self::Path { .. } => ErrorKind::Config,
+            Self::FutureFormat { .. } | Self::Url { .. } | Self::Path { .. } | Self::Unconditional { .. } => {
+                ErrorKind::Config
+            }
+            Self::NoBucket { was_there, .. } => {
+                if *was_there {
+                    ErrorKind::Io
+                } else {
+                    ErrorKind::Config
+                }
+            }
+            Self::Full { .. } => ErrorKind::Full,
+            Self::Denied { .. } => ErrorKind::Denied,
             Self::Io { .. } => ErrorKind::Io,
         }
     }
 
-    pub(crate) fn from_store(action: &'static str, object: String, source: object_store::Error) -> Self {
+    /// [`ErrorKind::is_retryable`] of its kind.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        self.kind().is_retryable()
+    }
+
+    /// `was_there`: the store has answered before.
+    pub(crate) fn from_store(
+        action: &'static str,
+        object: String,
+        source: object_store::Error,
+        was_there: bool,
+    ) -> Self {
+        let said = everything_said(&source);
+        if said.contains("NoSuchBucket") {
+            return Self::NoBucket {
+                action,
+                object,
+                was_there,
+            };
+        }
+        let system = system_error(&source);
+        if matches!(
+            system,
+            Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        ) || ["QuotaExceeded", "StorageFull", "507 Insufficient Storage"]
+            .iter()
+            .any(|word| said.contains(word))
+        {
+            let source = Box::new(source);
+            return Self::Full {
+                action,
+                object,
+                source,
+            };
+        }
         match source {
             object_store::Error::NotFound { .. } => Self::NotFound { object },
             object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. } => {
                 Self::AlreadyExists { object, detail: "" }
             }
+            source @ (object_store::Error::PermissionDenied { .. }
+            | object_store::Error::Unauthenticated { .. }) => Self::Denied {
+                action,
+                object,
+                reason: reason(&said),
+                source: Box::new(source),
+            },
+            source if system == Some(io::ErrorKind::PermissionDenied) => Self::Denied {
+                action,
+                object,
+                reason: "permission denied",
+                source: Box::new(source),
+            },
             source => Self::Io {
                 action,
                 object,
@@ -109,4 +225,48 @@ impl CheckpointError {
             },
         }
     }
+}
+
+/// Why an S3 server refuses, by the code in its answer.
+fn reason(said: &str) -> &'static str {
+    let known = [
+        (
+            "ExpiredToken",
+            "the credentials have expired; renew them (a profile's files are read again by themselves)",
+        ),
+        (
+            "RequestTimeTooSkewed",
+            "the clock of this machine and that of the server are too far apart; set it right",
+        ),
+        (
+            "SignatureDoesNotMatch",
+            "the secret access key is not that of the access key; check AWS_SECRET_ACCESS_KEY or the profile",
+        ),
+        (
+            "InvalidAccessKeyId",
+            "the server does not know the access key; check AWS_ACCESS_KEY_ID or the profile",
+        ),
+    ];
+    let found = known.iter().find(|(code, _)| said.contains(code));
+    found.map_or(
+        "the store denies access; check the credentials and what they may do in this bucket",
+        |(_, reason)| reason,
+    )
+}
+
+/// The messages of an error and of all that caused it.
+fn everything_said(error: &(dyn Error + 'static)) -> String {
+    chain(error)
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+/// The operating system's error below it, if there is one.
+fn system_error(error: &(dyn Error + 'static)) -> Option<io::ErrorKind> {
+    chain(error).find_map(|error| Some(error.downcast_ref::<io::Error>()?.kind()))
+}
+
+fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    iter::successors(Some(error), |&error| error.source())
 }

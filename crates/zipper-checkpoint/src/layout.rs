@@ -7,6 +7,7 @@
 //! eval/<name>.json                results of evaluations
 //! data/skipped.json               utterances that were left out
 //! lease/000000000001/claim.json   which coordinator has the run; the newest claim counts
+//! uploads/<name>.json              an upload in pieces that is under way, or was interrupted
 //! flight/generation-3/rank-1.json the last collective operations of a rank on which one failed
 //! checkpoints/step-00000500/      the state after 500 steps
 //!     shared.safetensors          projector, shared adapter parameters
@@ -47,6 +48,9 @@ pub const WRITER: &str = "WRITER.json";
 /// Directory of the claims on the run.
 pub const LEASE: &str = "lease";
 
+/// Directory of the notes on uploads in pieces.
+pub const UPLOADS: &str = "uploads";
+
 /// Who made claim number `epoch` on the run.
 #[must_use]
 pub fn lease_claim(epoch: u64) -> String {
@@ -73,10 +77,13 @@ pub fn epoch_of_claim(path: &str) -> Option<u64> {
     (lease_claim(epoch) == path).then_some(epoch)
 }
 
+/// What the prefixes of [`generation_prefix`] begin with.
+pub const GENERATION_PREFIX: &str = "generation-";
+
 /// Prefix of the objects of a checkpoint whose plain names belong to another generation.
 #[must_use]
 pub fn generation_prefix(generation: Generation) -> String {
-    format!("generation-{generation}/")
+    format!("{GENERATION_PREFIX}{generation}/")
 }
 
 /// Directory of the flight records of a generation.

@@ -7,29 +7,37 @@
 //! Three facts that everything rests on:
 //! - `CKPT-1`: a checkpoint exists if and only if its manifest does; the manifest is written last, create-if-absent.
 //! - `CKPT-2`: every byte of a part that is handed out has been checked against the manifest's checksum.
-//!
 //! - `CKPT-3`: no two generations ever write the same object of a checkpoint.
 //!
 //! Only create-if-absent and plain replacement are asked of the store, because that is all a local directory has.
 //!
-//! Reading order: [`layout`], [`store`] (run URLs), [`manifest`], [`checkpoints`], [`retention`], [`journal`],
+//! Reading order: [`layout`], [`store`] (run URLs), [`options`], [`manifest`], [`checkpoints`], [`collection`], [`retention`], [`journal`],
 //! [`lease`], [`error`].
 
+mod aws;
 pub mod checkpoints;
+pub mod collection;
 pub mod error;
+mod folder;
 pub mod journal;
 pub mod layout;
 pub mod lease;
 mod location;
 pub mod manifest;
+pub mod options;
 pub mod retention;
 pub mod store;
+mod upload;
+mod usage;
 
-pub use checkpoints::{CheckpointList, CheckpointSummary, Checkpoints, Collected, LatestReadable, Leftover};
+pub use checkpoints::{CheckpointList, CheckpointSummary, Checkpoints, LatestReadable, Leftover};
+pub use collection::Collected;
 pub use error::{CheckpointError, ErrorKind};
 pub use journal::Journal;
 pub use manifest::{FORMAT_VERSION, Manifest, PartRecord};
+pub use options::{Environment, StoreOptions};
 pub use store::RunStore;
+pub use usage::StoreUsage;
 
 /// What every function here returns.
 pub type Result<T> = std::result::Result<T, CheckpointError>;

@@ -45,12 +45,11 @@ impl PartRecord {
         }
     }
 
-    /// Whether `bytes` are what was written. `object` is the URL for the message.
+    /// Whether what was `found` is what was written. `object` is the URL for the message.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Damaged`], naming the object, what was expected and what was found.
-    pub fn check(&self, object: String, bytes: &[u8]) -> Result<()> {
-        let found = Self::of(&self.path, bytes);
+    pub(crate) fn check(&self, object: String, found: &Self) -> Result<()> {
         if found.bytes != self.bytes {
             let (expected, found) = (format!("{} bytes", self.bytes), format!("{} bytes", found.bytes));
             return Err(CheckpointError::Damaged {
