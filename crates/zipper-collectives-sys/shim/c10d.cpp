@@ -167,3 +167,29 @@ zipper_c10d_status zipper_c10d_barrier(zipper_c10d_group* group, int64_t timeout
     run_to_end(*group, timeout_ms, [&] { return group->backend->barrier(options); });
   });
 }
+
+zipper_c10d_status zipper_c10d_exchange(
+    zipper_c10d_group* group, void* sent, int to, void* received, int from, int64_t timeout_ms, char** error) {
+  return guarded(error, [&] {
+    const auto send = [&] {
+      if (sent != nullptr) {
+        std::vector<at::Tensor> tensors{tensor_at(sent)};
+        run_to_end(*group, timeout_ms, [&] { return group->backend->send(tensors, to, 0); });
+      }
+    };
+    const auto receive = [&] {
+      if (received != nullptr) {
+        std::vector<at::Tensor> tensors{tensor_at(received)};
+        run_to_end(*group, timeout_ms, [&] { return group->backend->recv(tensors, from, 0); });
+      }
+    };
+    // A backend may wait in `send` for the receiver: in a ring in which everybody sends first, nobody would receive.
+    if (group->backend->getRank() % 2 == 0) {
+      send();
+      receive();
+    } else {
+      receive();
+      send();
+    }
+  });
+}

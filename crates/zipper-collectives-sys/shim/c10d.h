@@ -16,7 +16,7 @@ extern "C" {
 #endif
 
 // Raised with every change of this interface; the Rust side checks it before the first call.
-#define ZIPPER_C10D_ABI_VERSION 3
+#define ZIPPER_C10D_ABI_VERSION 4
 
 typedef int32_t zipper_c10d_status;
 enum {
@@ -80,6 +80,10 @@ zipper_c10d_status zipper_c10d_all_gather(
     zipper_c10d_group* group, void* const* outputs, uint32_t num_outputs, void* tensor, int64_t timeout_ms,
     char** error);
 zipper_c10d_status zipper_c10d_barrier(zipper_c10d_group* group, int64_t timeout_ms, char** error);
+// Sends a tensor to rank `to` and fills one from rank `from`; either may be null. Whoever sends to a rank that receives, and the
+// other way round, calls it at the same time with tensors of the same size.
+zipper_c10d_status zipper_c10d_exchange(
+    zipper_c10d_group* group, void* sent, int to, void* received, int from, int64_t timeout_ms, char** error);
 
 // Gradients that are summed over ranks in buckets, while the backward pass is still under way.
 //

@@ -290,6 +290,26 @@ impl RawGroup {
         })
     }
 
+    pub(crate) fn exchange(
+        &self,
+        sent: Option<(&Tensor, u32)>,
+        received: Option<(&Tensor, u32)>,
+        timeout: Duration,
+    ) -> Result<(), Failure> {
+        let end = |end: Option<(&Tensor, u32)>| {
+            end.map_or((std::ptr::null_mut(), 0), |(tensor, rank)| {
+                let rank = c_int::try_from(rank).expect("a rank, checked when the group was made");
+                (pointer(tensor), rank)
+            })
+        };
+        let ((sent, to), (received, from)) = (end(sent), end(received));
+        let timeout = milliseconds(timeout);
+        // SAFETY: as in `all_reduce_sum`; a null pointer stands for no tensor.
+        checked(|error| unsafe {
+            sys::zipper_c10d_exchange(self.0.as_ptr(), sent, to, received, from, timeout, error)
+        })
+    }
+
     pub(crate) fn barrier(&self, timeout: Duration) -> Result<(), Failure> {
         // SAFETY: the group lives during the call.
         checked(|error| unsafe { sys::zipper_c10d_barrier(self.0.as_ptr(), milliseconds(timeout), error) })

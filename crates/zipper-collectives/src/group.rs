@@ -246,6 +246,36 @@ impl ProcessGroup {
         Ok(outputs)
     }
 
+    /// Sends a tensor to one rank and receives one from another; `what` names it in errors. Every rank of the group calls it, also
+    /// one that does neither. What one rank sends, the other one receives: of the same length and kind.
+    ///
+    /// # Errors
+    /// Any [`crate::ErrorKind`]; the values of what was to be received are then undefined.
+    pub fn exchange(
+        &self,
+        sent: Option<(&Tensor, Rank)>,
+        received: Option<(&Tensor, Rank)>,
+        what: &str,
+    ) -> Result<(), CollectiveError> {
+        for (tensor, rank) in [sent, received].into_iter().flatten() {
+            let problem = if rank.0 >= self.inner.world_size.0 || rank == self.inner.rank {
+                Some(format!("rank {rank} is not another rank of the group"))
+            } else {
+                self.inner.unusable(tensor)
+            };
+            if let Some(problem) = problem {
+                return Err(self.inner.invalid("exchange", what, problem));
+            }
+        }
+        self.inner.run("exchange", what, "", None, |raw, timeout| {
+            raw.exchange(
+                sent.map(|(tensor, rank)| (tensor, rank.0)),
+                received.map(|(tensor, rank)| (tensor, rank.0)),
+                timeout,
+            )
+        })
+    }
+
     /// Returns when every rank has called it. `what` names it in errors.
     ///
     /// # Errors

@@ -442,7 +442,7 @@ impl State {
             } => {
                 self.parts_stored(rank, step, stage, parts, &mut effects);
             }
-            Event::Published { step, error } => self.published(step, error, &mut effects),
+            Event::Published { step, error } => self.published(now, step, error, &mut effects),
             Event::Scored { step, loss } => {
                 self.validation_losses.extend(loss.map(|loss| (step, loss)));
             }

@@ -19,6 +19,7 @@ pub struct SpeechLlm {
     llm: CausalLm,
     prompt: Prompt,
     device: Device,
+    d_encoder: i64,
 }
 
 /// One utterance as the Speech-LLM sees it.
@@ -74,7 +75,15 @@ impl SpeechLlm {
             llm,
             prompt,
             device,
+            d_encoder,
         })
+    }
+
+    /// Gives the projector the initial values of `seed` again, in new parameters.
+    pub fn reset_projector(&mut self, config: &ModelConfig, seed: u64) {
+        let kind = self.projector.params()[0].tensor.kind();
+        let d_llm = self.llm.config().hidden_size;
+        self.projector = Projector::new(&config.projector, self.d_encoder, d_llm, seed, self.device, kind);
     }
 
     /// The trained part.

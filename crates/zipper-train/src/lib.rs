@@ -5,14 +5,18 @@
 //! not decide which utterances are in a batch ([`zipper_plan`]) or when to stop, validate and save (the coordinator).
 //!
 //! Reading order: [`replica`] (one copy of the model), [`team`] (the other ranks), [`session`] (what a rank holds),
-//! [`step`] (one optimizer step), `reduction` (which gradients are summed when), [`frames`], [`optimizer`], [`state`],
+//! `regroup` (how it changes teams), [`memory`] (what it remembers for that),
+//! [`capture`] (checkpoints), [`step`] (one optimizer step), `reduction` (which gradients are summed when), [`frames`], [`optimizer`], [`state`],
 //! [`evaluate`].
 
+pub mod capture;
 mod error;
 pub mod evaluate;
 pub mod frames;
+pub mod memory;
 pub mod optimizer;
 mod reduction;
+mod regroup;
 pub mod replica;
 pub mod session;
 pub mod state;

@@ -121,6 +121,41 @@ impl AdamW {
             .collect()
     }
 
+    /// Parameters, first and second moments of `scope`, each in the order of `params`, as flat pieces of one row.
+    ///
+    /// # Shapes
+    /// - returns: pieces of `[3 * numel]` in all, detached; they share memory with what is trained
+    pub(crate) fn row(&self, params: &[&Param], scope: ParamScope) -> Vec<Tensor> {
+        let of_scope = || {
+            let both = params.iter().zip(&self.moments);
+            both.filter(move |(param, _)| param.scope == scope)
+        };
+        let flat = |tensor: &Tensor| tensor.detach().reshape([-1]);
+        of_scope()
+            .map(|(param, _)| flat(&param.tensor))
+            .chain(of_scope().map(|(_, moments)| flat(&moments.exp_avg)))
+            .chain(of_scope().map(|(_, moments)| flat(&moments.exp_avg_sq)))
+            .collect()
+    }
+
+    /// Takes parameters and moments of `scope` from a row of [`AdamW::row`].
+    ///
+    /// # Panics
+    /// If the row has another length.
+    pub(crate) fn set_row(&mut self, params: &[&Param], scope: ParamScope, row: &Tensor) {
+        let pieces = self.row(params, scope);
+        let numel: i64 = pieces.iter().map(|piece| piece.numel() as i64).sum();
+        assert_eq!(row.size(), [numel], "a whole scope in one row");
+        let mut offset = 0;
+        tch::no_grad(|| {
+            for mut piece in pieces {
+                let len = piece.numel() as i64;
+                piece.copy_(&row.narrow(0, offset, len));
+                offset += len;
+            }
+        });
+    }
+
     /// Sets how many steps `scope` has made.
     pub fn restore_steps(&mut self, scope: ParamScope, steps: u64) {
         if steps > 0 {

@@ -134,6 +134,23 @@ impl Replica {
             .collect()
     }
 
+    /// Makes projector and adapters of `stage` anew from the run's seed, of the banks only `banks`; the frozen models stay.
+    ///
+    /// # Errors
+    /// [`TrainError::Model`] if an adapter cannot have this shape.
+    pub fn rebuild(&mut self, stage: Stage, banks: BTreeSet<usize>) -> Result<(), TrainError> {
+        self.place.banks = banks;
+        self.speech.reset_projector(&self.config.model, self.config.seed);
+        self.adapters = Adapters::sharded(
+            spec(&self.config, stage),
+            &self.sites,
+            self.config.seed,
+            self.place.clone(),
+        )?;
+        self.stage = stage;
+        Ok(())
+    }
+
     /// Goes from stage 1 to stage 2: new adapters of the configured variant, started from those of stage 1
     /// (Initial-B, DESIGN 2). The projector stays.
     ///

@@ -1,5 +1,7 @@
-//! What one rank holds between two steps, and how it becomes the parts of a checkpoint and back.
+//! What one rank holds between two steps, and how it becomes the parts of a checkpoint and back. How it changes teams is in
+//! `regroup`.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use zipper_collectives::CollectiveError;
@@ -10,23 +12,51 @@ use zipper_plan::{Placement, PlacementProblem, Sampler, SamplerProblem};
 use zipper_types::{Rank, Stage, Step};
 
 use crate::TrainError;
+use crate::capture::Pool;
+use crate::memory::{Memory, Remembered};
 use crate::optimizer::AdamW;
 use crate::reduction::Reduction;
 use crate::replica::Replica;
-use crate::state::{self, STATE_PART, TrainState};
+use crate::state::{self, TrainState};
 use crate::team::Team;
 
 /// The training state of one rank.
+///
+/// A session is made alone. [`Session::regroup`] takes it into a team, [`Session::leave`] out of it, and it remembers what it
+/// had: so it can go on in another team, from the newest step that all of them remember.
 pub struct Session {
     pub(crate) replica: Replica,
-    pub(crate) team: Team,
-    pub(crate) reduction: Reduction,
+    /// The ranks that train together, and what sums their gradients; nothing outside of a team.
+    pub(crate) team: Option<Team>,
+    pub(crate) reduction: Option<Reduction>,
     pub(crate) optimizer: AdamW,
     pub(crate) sampler: Sampler,
     /// Training utterances by language ordinal.
     pub(crate) corpus: Arc<Vec<Vec<Utterance>>>,
     pub(crate) step: Step,
     pub(crate) skipped_updates: u64,
+    /// Everything that is not a tensor after the last step. Nothing while parameters and optimizer are of no step: when a team
+    /// was left, and between the entry into a stage and its first step.
+    pub(crate) boundary: Option<TrainState>,
+    pub(crate) memory: Memory,
+    /// Host memory for checkpoints.
+    pub(crate) pool: Pool,
+}
+
+/// Where the state of a new team comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// Initial values.
+    Fresh,
+    /// A checkpoint, which [`Session::restore`] reads.
+    Checkpoint,
+    /// What its ranks remember.
+    Memory {
+        /// The rank that gives the shared parameters to those who lack them.
+        shared: Rank,
+        /// The rank that gives each bank; empty in a stage without banks.
+        banks: Vec<Rank>,
+    },
 }
 
 /// One object of a checkpoint: its name below the checkpoint's folder and its contents.
@@ -39,14 +69,11 @@ pub struct Part {
 }
 
 impl Session {
-    /// A run that has made no step. `replica` has the banks that this rank owns in `team`.
-    ///
-    /// # Collective
-    /// Every rank of the team calls it.
+    /// A run that has made no step, in no team yet.
     ///
     /// # Errors
-    /// [`TrainError::Plan`] if no global batch can be drawn, [`TrainError::Collective`] if a peer is lost.
-    pub fn new(replica: Replica, utterances: Vec<Utterance>, team: Team) -> Result<Self, TrainError> {
+    /// [`TrainError::Plan`] if no global batch can be drawn.
+    pub fn new(replica: Replica, utterances: Vec<Utterance>) -> Result<Self, TrainError> {
         let config = replica.config();
         let mut corpus: Vec<Vec<Utterance>> = config.data.languages.iter().map(|_| Vec::new()).collect();
         for utterance in utterances {
@@ -54,16 +81,18 @@ impl Session {
         }
         let sampler = Sampler::new(sampler_problem(config, &corpus))?;
         let optimizer = AdamW::new(&config.training.optimizer, &replica.params());
-        let reduction = reduction(&replica, &team)?;
         Ok(Self {
             replica,
-            team,
-            reduction,
+            team: None,
+            reduction: None,
             optimizer,
             sampler,
             corpus: Arc::new(corpus),
             step: Step(0),
             skipped_updates: 0,
+            boundary: None,
+            memory: Memory::default(),
+            pool: Pool::default(),
         })
     }
 
@@ -73,8 +102,15 @@ impl Session {
     }
 
     /// The ranks that train together.
+    ///
+    /// # Panics
+    /// Outside of a team.
     pub fn team(&self) -> &Team {
-        &self.team
+        self.team.as_ref().expect("a session works in a team")
+    }
+
+    pub(crate) fn reduction(&self) -> &Reduction {
+        self.reduction.as_ref().expect("a session works in a team")
     }
 
     /// Training utterances by language ordinal.
@@ -119,9 +155,14 @@ impl Session {
     /// [`TrainError::Model`] if an adapter cannot have the configured shape, [`TrainError::Collective`] if a peer is lost.
     pub fn enter(&mut self, stage: Stage) -> Result<(), TrainError> {
         if stage == Stage::Zipper && self.replica.stage() == Stage::Align {
+            if let Some(state) = self.boundary.take() {
+                // Until the first step of the stage, others go on from the end of the one before.
+                let ended = Remembered::of(state, &self.replica.params(), &self.optimizer);
+                self.memory.enter_stage(ended);
+            }
             self.replica.enter_zipper_stage()?;
             self.optimizer = AdamW::new(&self.replica.config().training.optimizer, &self.replica.params());
-            self.reduction = reduction(&self.replica, &self.team)?;
+            self.reduction = Some(self.new_reduction(self.team())?);
         }
         Ok(())
     }
@@ -141,11 +182,11 @@ impl Session {
     ) -> Result<Vec<&'a Utterance>, TrainError> {
         let mut work = vec![0.0; self.replica.config().data.languages.len()];
         for utterance in utterances {
-            work[utterance.language] += self.team.cost(utterance);
+            work[utterance.language] += self.team().cost(utterance);
         }
         let placement = Placement::solve(&PlacementProblem {
             work,
-            world_size: self.team.placement().world_size(),
+            world_size: self.team().placement().world_size(),
             max_banks_per_rank: None,
         })?;
         if self.replica.has_banks() {
@@ -153,26 +194,26 @@ impl Session {
                 self.lend(language, &placement)?;
             }
         }
-        Ok(self.team.hand(&placement, utterances))
+        Ok(self.team().hand(&placement, utterances))
     }
 
     /// Sends a bank to the ranks that need it and do not own it, if there are any.
     fn lend(&mut self, language: usize, needed: &Placement) -> Result<(), TrainError> {
-        let owned = self.team.placement();
+        let owned = self.team().placement();
         if needed
             .owners(language)
             .all(|rank| owned.owns(Rank(rank), language))
         {
             return Ok(());
         }
-        let (own, lender) = (self.team.rank(), owned.first_owner(language));
+        let (own, lender) = (self.team().rank(), owned.first_owner(language));
         let weights = if own == lender {
             self.replica.adapters().bank_weights(language)
         } else {
             self.replica.adapters().empty_bank()
         };
         let what = format!("bank {language} for decoding");
-        self.team.world().broadcast(&weights, lender, &what)?;
+        self.team().world().broadcast(&weights, lender, &what)?;
         if needed.owns(own, language) && !self.replica.adapters().has_bank(language) {
             self.replica.adapters_mut().borrow_bank(language, &weights);
         }
@@ -184,42 +225,12 @@ impl Session {
         self.replica.adapters_mut().return_banks();
     }
 
-    /// The parts of the checkpoint of this step that this rank writes: rank 0 the shared ones, the first owner of a bank
-    /// that bank.
+    /// The parts of the checkpoint of this step that this rank writes, at once; see [`Session::capture`].
     ///
     /// # Errors
     /// [`TrainError::State`] if a part cannot be built.
     pub fn parts(&self) -> Result<Vec<Part>, TrainError> {
-        let rank = self.team.rank();
-        let params = self.replica.params();
-        let mut parts = Vec::new();
-        for (scope, name) in self.replica.scopes() {
-            let writer = match scope {
-                ParamScope::Shared => Rank(0),
-                ParamScope::Bank(language) => self.team.placement().first_owner(language),
-            };
-            if writer != rank {
-                continue;
-            }
-            let moments = self.optimizer.state(&params, scope);
-            parts.push(Part {
-                name: format!("{name}.safetensors"),
-                bytes: self.replica.scope_to_bytes(scope)?,
-            });
-            parts.push(Part {
-                name: format!("optimizer/{name}.safetensors"),
-                bytes: state::to_safetensors(moments.iter().map(|(name, tensor)| (name.clone(), tensor)))?,
-            });
-        }
-        if rank.0 == 0 {
-            let bytes = serde_json::to_vec_pretty(&self.train_state())
-                .map_err(|error| TrainError::State(error.to_string()))?;
-            parts.push(Part {
-                name: STATE_PART.to_owned(),
-                bytes,
-            });
-        }
-        Ok(parts)
+        self.capture()?.parts()
     }
 
     /// Goes to the state of a checkpoint, whose parts `read` returns by name. Reads no bank but this rank's own.
@@ -234,13 +245,31 @@ impl Session {
         mut read: impl FnMut(&str) -> Result<Vec<u8>, E>,
     ) -> Result<(), E> {
         let saved = TrainState::read(&mut read)?;
-        self.enter(saved.stage)?;
+        // Half a checkpoint is no state that others could go on from.
+        self.boundary = None;
+        self.rebuild(saved.stage, self.team().own_banks())?;
         self.replica.restore(&mut read)?;
         for (scope, name) in self.replica.scopes() {
             let part = format!("optimizer/{name}.safetensors");
             let tensors = state::from_safetensors(&part, &read(&part)?)?;
             self.optimizer.restore(&self.replica.params(), scope, &tensors)?;
         }
+        self.adopt(saved)?;
+        self.reduction = Some(self.new_reduction(self.team()).map_err(TrainError::from)?);
+        Ok(())
+    }
+
+    /// Makes parameters and optimizer of `stage` anew.
+    pub(crate) fn rebuild(&mut self, stage: Stage, banks: BTreeSet<usize>) -> Result<(), TrainError> {
+        // Its hooks are on the parameters that go.
+        self.reduction = None;
+        self.replica.rebuild(stage, banks)?;
+        self.optimizer = AdamW::new(&self.replica.config().training.optimizer, &self.replica.params());
+        Ok(())
+    }
+
+    /// Takes in everything that is not a tensor.
+    pub(crate) fn adopt(&mut self, saved: TrainState) -> Result<(), TrainError> {
         self.optimizer
             .restore_steps(ParamScope::Shared, saved.shared_optimizer_steps);
         for (language, code) in self.replica.config().data.languages.iter().enumerate() {
@@ -249,13 +278,37 @@ impl Session {
             }
         }
         let problem = sampler_problem(self.replica.config(), &self.corpus);
-        self.sampler = Sampler::restore(problem, saved.sampler).map_err(TrainError::from)?;
+        self.sampler = Sampler::restore(problem, saved.sampler.clone())?;
         self.step = saved.step;
         self.skipped_updates = saved.skipped_updates;
+        self.boundary = Some(saved);
         Ok(())
     }
 
-    fn train_state(&self) -> TrainState {
+    /// The state of a run that has made no step.
+    pub(crate) fn initial_state(&self) -> Result<TrainState, TrainError> {
+        let problem = sampler_problem(self.replica.config(), &self.corpus);
+        Ok(TrainState {
+            stage: Stage::Align,
+            step: Step(0),
+            sampler: Sampler::new(problem)?.state(),
+            shared_optimizer_steps: 0,
+            bank_optimizer_steps: BTreeMap::new(),
+            skipped_updates: 0,
+        })
+    }
+
+    pub(crate) fn new_reduction(&self, team: &Team) -> Result<Reduction, CollectiveError> {
+        let runtime = &self.replica.config().runtime;
+        Reduction::new(
+            &self.replica.params(),
+            self.replica.num_llm_sites(),
+            team,
+            runtime,
+        )
+    }
+
+    pub(crate) fn train_state(&self) -> TrainState {
         let languages = &self.replica.config().data.languages;
         let steps = self.optimizer.steps();
         TrainState {
@@ -275,11 +328,6 @@ impl Session {
             skipped_updates: self.skipped_updates,
         }
     }
-}
-
-fn reduction(replica: &Replica, team: &Team) -> Result<Reduction, CollectiveError> {
-    let runtime = &replica.config().runtime;
-    Reduction::new(&replica.params(), replica.num_llm_sites(), team, runtime)
 }
 
 fn sampler_problem(config: &RunConfig, corpus: &[Vec<Utterance>]) -> SamplerProblem {

@@ -38,10 +38,27 @@ pub struct StepReport {
     pub skipped: bool,
     /// Whether some rank was asked to stop: then all stop after this step.
     pub stop: bool,
+    /// Whether some rank was asked to let others in: then all leave after this step.
+    pub regroup: bool,
+    /// Work that was expected of this rank, in the units of the work model.
+    pub own_work: f64,
+    /// Time of this rank's forward and backward passes.
+    pub own_compute: Duration,
+    /// Time of this rank for remembering the step before, and for copies to and from peers.
+    pub memory: Duration,
     /// Loss by language code.
     pub by_language: BTreeMap<String, LanguageLoss>,
     /// What it cost.
     pub cost: StepCost,
+}
+
+/// What a rank was asked, and brings into the next step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Votes {
+    /// Stop after the step.
+    pub stop: bool,
+    /// Leave after the step, because others wait to take part.
+    pub regroup: bool,
 }
 
 /// What a step cost; the same on all ranks, except where it says otherwise.
@@ -75,12 +92,12 @@ impl Session {
     /// Makes one optimizer step.
     ///
     /// # Collective
-    /// Every rank of the team calls it, with its own answer to `stop_requested`.
+    /// Every rank of the team calls it, with its own votes.
     ///
     /// # Errors
     /// [`TrainError::Collective`] if a peer is lost, [`TrainError::NonFinite`] as configured,
     /// [`TrainError::Audio`] if an utterance became unreadable.
-    pub fn train_step(&mut self, stop_requested: bool) -> Result<StepReport, TrainError> {
+    pub fn train_step(&mut self, votes: Votes) -> Result<StepReport, TrainError> {
         let step = self.step.next();
         let batch = self.sampler.next_batch();
         let corpus = Arc::clone(&self.corpus);
@@ -90,13 +107,13 @@ impl Session {
             .map(|at| &corpus[at.language][at.index])
             .collect();
         let in_batch = languages_of(&utterances);
-        let mine = self.team.deal(&utterances, self.replica.has_banks());
+        let mine = self.team().deal(&utterances, self.replica.has_banks());
 
         let started = Instant::now();
         let losses = self.accumulate_gradients(step, &mine, &in_batch)?;
         let compute = started.elapsed();
-        let traffic = self.reduction.finish()?;
-        let sums = self.sum_over_ranks(step, &in_batch, &losses, compute, traffic, stop_requested)?;
+        let traffic = self.reduction().finish()?;
+        let sums = self.sum_over_ranks(step, &in_batch, &losses, compute, traffic, votes)?;
 
         let loss = sums.nll / sums.tokens;
         let grad_norm = sums.squared_norm.sqrt() / sums.tokens;
@@ -104,9 +121,16 @@ impl Session {
         let rates = self.rates(step);
         if skipped {
             self.refuse_or_count(step, loss, &in_batch)?;
-        } else {
+        }
+        let mut memory = self.keep_this_step();
+        if !skipped {
             self.update(&in_batch, sums.tokens, grad_norm, rates);
         }
+        self.step = step;
+        self.boundary = Some(self.train_state());
+        let copying = Instant::now();
+        self.snapshot_if_due(step)?;
+        memory += copying.elapsed();
         let report = StepReport {
             step,
             stage: self.replica.stage(),
@@ -117,11 +141,26 @@ impl Session {
             audio_seconds: utterances.iter().map(|utterance| utterance.duration).sum(),
             skipped,
             stop: sums.stop_votes > 0.0,
+            regroup: sums.regroup_votes > 0.0,
+            own_work: mine.iter().map(|utterance| self.team().cost(utterance)).sum(),
+            own_compute: compute,
+            memory,
             by_language: self.name_languages(&sums.by_language, &utterances),
             cost: sums.cost,
         };
-        self.step = step;
         Ok(report)
+    }
+
+    /// Before the update: remembers the state as it is, for ranks that do not get so far. Alone there are none; and before the
+    /// first step of a stage the end of the one before is remembered already.
+    fn keep_this_step(&mut self) -> Duration {
+        let started = Instant::now();
+        if self.team().placement().world_size().0 > 1
+            && let Some(state) = self.boundary.take()
+        {
+            self.memory.keep(state, &self.replica.params(), &self.optimizer);
+        }
+        started.elapsed()
     }
 
     /// Forward and backward over this rank's part of the batch; gradients of the *summed* loss end up in the parameters,
@@ -133,7 +172,7 @@ impl Session {
         in_batch: &BTreeSet<usize>,
     ) -> Result<BTreeMap<usize, LanguageLoss>, TrainError> {
         let config = self.replica.config();
-        self.reduction.zero();
+        self.reduction().zero();
         let languages: Vec<usize> = languages_of(mine).into_iter().collect();
         let mut losses = BTreeMap::new();
         let merged = self.replica.adapters().merge(&languages);
@@ -161,7 +200,7 @@ impl Session {
                 in_batch,
                 in_last_pass: &in_last_pass,
             };
-            Ok(self.reduction.begin(step, &languages)?)
+            Ok(self.reduction().begin(step, &languages)?)
         };
         if last.is_empty() {
             begin()?;
@@ -214,14 +253,15 @@ impl Session {
         losses: &BTreeMap<usize, LanguageLoss>,
         compute: Duration,
         traffic: Traffic,
-        stop_requested: bool,
+        votes: Votes,
     ) -> Result<Sums, TrainError> {
         let params = self.replica.params();
         let squared_norm_of =
             |scope| squared_norm(params.iter().copied().filter(move |param| param.scope == scope));
-        let placement = self.team.placement();
+        let placement = self.team().placement();
         let mut values = vec![
-            f64::from(u8::from(stop_requested)),
+            f64::from(u8::from(votes.stop)),
+            f64::from(u8::from(votes.regroup)),
             compute.as_secs_f64(),
             traffic.exposed.as_secs_f64(),
             traffic.bank_bytes as f64,
@@ -230,7 +270,7 @@ impl Session {
         for &language in in_batch {
             let loss = losses.get(&language).copied().unwrap_or_default();
             // A bank is counted once, however many ranks have a copy.
-            let counts_bank = placement.first_owner(language) == self.team.rank();
+            let counts_bank = placement.first_owner(language) == self.team().rank();
             let bank = if counts_bank {
                 squared_norm_of(ParamScope::Bank(language))
             } else {
@@ -240,20 +280,21 @@ impl Session {
         }
         let values = Tensor::from_slice(&values).to_device(self.replica.device());
         let started = Instant::now();
-        self.team
+        self.team()
             .world()
             .all_reduce_sum(&values, &format!("losses, norms and stop votes of step {step}"))?;
         let waited = started.elapsed();
         let values = Vec::<f64>::try_from(values)?;
         let mut sums = Sums {
             stop_votes: values[0],
+            regroup_votes: values[1],
             squared_norm: squared_norm_of(ParamScope::Shared),
             cost: StepCost {
                 shared_bytes: traffic.shared_bytes,
-                bank_bytes: values[3] as u64,
-                exposed: Duration::from_secs_f64(values[2] / f64::from(placement.world_size().0)) + waited,
+                bank_bytes: values[4] as u64,
+                exposed: Duration::from_secs_f64(values[3] / f64::from(placement.world_size().0)) + waited,
                 late_buckets: traffic.late_buckets,
-                compute: Duration::from_secs_f64(values[1]),
+                compute: Duration::from_secs_f64(values[2]),
             },
             ..Sums::default()
         };
@@ -286,6 +327,7 @@ impl Session {
             }
         });
         self.optimizer.step(&params, &updated, rates);
+        self.memory.updated(&updated);
     }
 
     fn rates(&self, step: Step) -> LearningRates {
@@ -377,6 +419,7 @@ struct Sums {
     nll: f64,
     tokens: f64,
     stop_votes: f64,
+    regroup_votes: f64,
     /// Of the gradient of the summed loss, over shared parameters and banks, each counted once.
     squared_norm: f64,
     by_language: BTreeMap<usize, LanguageLoss>,

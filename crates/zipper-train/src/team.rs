@@ -94,6 +94,15 @@ impl Team {
         self.placement.languages_of(self.rank()).into_iter().collect()
     }
 
+    /// The languages whose banks nobody but `rank` owns.
+    pub(crate) fn owned_alone(&self, rank: Rank) -> BTreeSet<usize> {
+        let alone = |language: &usize| {
+            let owners = self.placement.owners(*language);
+            *owners.start() == rank.0 && *owners.end() == rank.0
+        };
+        (0..self.placement.num_languages()).filter(alone).collect()
+    }
+
     /// What ends the collectives of all groups of this rank from another thread.
     pub fn abort_handles(&self) -> Vec<AbortHandle> {
         let groups = std::iter::once(&self.world).chain(self.owners.values());

@@ -1,12 +1,15 @@
 //! `zipper-worker train`: joins a run, then does what the coordinator asks until it says to finish.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tch::Device;
 use tokio::runtime::{Handle, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
 use zipper_checkpoint::{RunStore, layout};
 use zipper_cli::{ExitStatus, UserError, when_parent_is_gone};
 use zipper_collectives::{Backend, FlightRecorder, GroupOptions, RollCall, Store};
@@ -16,14 +19,16 @@ use zipper_plan::{Placement, WorkModel};
 use zipper_proto::v1::complete_task_request::Outcome;
 use zipper_proto::v1::{self, evaluate_task, task, verdict};
 use zipper_train::evaluate::{DecodeOptions, decode};
+use zipper_train::TrainError;
+use zipper_train::memory::HeldState;
 use zipper_train::replica::Replica;
-use zipper_train::session::Session;
+use zipper_train::session::{Origin, Session};
 use zipper_train::step::StepReport;
 use zipper_train::team::Team;
-use zipper_types::{Generation, Rank, Stage, Step, WorkerId, WorldSize};
+use zipper_types::{Rank, Stage, Step, WorkerId, WorldSize};
 
 use crate::checkpoint::Parts;
-use crate::control::{self, Control};
+use crate::control::{Control, Failure, Identity, Joined, Refused};
 use crate::diagnosis;
 use crate::eval::user_error_if_config;
 
@@ -44,6 +49,9 @@ pub(crate) struct Arguments {
     /// Torch threads.
     #[arg(long)]
     threads: i32,
+    /// Which process of its slot this is: higher than all before it.
+    #[arg(long)]
+    incarnation: u64,
     /// Address of this machine that other workers can reach.
     #[arg(long, default_value = "127.0.0.1")]
     host: String,
@@ -84,12 +92,58 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     let runtime = Runtime::new().context("the async runtime cannot start")?;
     let store = RunStore::open(&arguments.run).map_err(|error| UserError::new(error.to_string()))?;
     let (config, skipped) = runtime.block_on(read_run(&store))?;
-    let mut worker = Worker::join(arguments, runtime.handle(), store, config, skipped)?;
-    let verdict = worker.work();
-    let finished = worker.control.finish();
-    let verdict = verdict?;
-    finished?;
-    Ok(verdict)
+    let recorder = FlightRecorder::default();
+    let identity = Identity {
+        run: config.name.clone(),
+        worker: WorkerId::new(arguments.node_rank, arguments.local_rank).to_string(),
+        incarnation: arguments.incarnation,
+        node_rank: arguments.node_rank,
+        local_rank: arguments.local_rank,
+        hostname: hostname(),
+    };
+    let control = Control::start(
+        runtime.handle().clone(),
+        &arguments.coordinator,
+        identity,
+        &config,
+        &store,
+        recorder.clone(),
+    )?;
+    stop_on_signals(&runtime, &control)?;
+    let mut worker = Worker {
+        runtime: runtime.handle().clone(),
+        store,
+        config,
+        skipped,
+        control,
+        recorder,
+        place: Place {
+            host: arguments.host.clone(),
+            device: arguments.device,
+            backend: arguments.backend,
+        },
+    };
+    worker.work()
+}
+
+/// A signal to one worker stops the whole run at the next step, with a checkpoint.
+fn stop_on_signals(runtime: &Runtime, control: &Control) -> anyhow::Result<()> {
+    let _entered = runtime.enter();
+    for (kind, name) in [
+        (SignalKind::terminate(), "SIGTERM"),
+        (SignalKind::interrupt(), "SIGINT"),
+        (SignalKind::user_defined1(), "SIGUSR1"),
+    ] {
+        let mut signals = signal(kind).with_context(|| format!("{name} cannot be handled"))?;
+        let shared = Arc::clone(control.shared());
+        runtime.spawn(async move {
+            while signals.recv().await.is_some() {
+                tracing::info!("{name}: asking for a stop at the next step");
+                shared.request_stop();
+            }
+        });
+    }
+    Ok(())
 }
 
 /// The resolved configuration and the ids of utterances that the launcher found to be unreadable.
@@ -105,7 +159,7 @@ async fn read_run(store: &RunStore) -> anyhow::Result<(RunConfig, Vec<String>)> 
     Ok((config, skipped))
 }
 
-/// One rank of one generation.
+/// One worker process: a rank of one generation after the other.
 struct Worker {
     runtime: Handle,
     store: RunStore,
@@ -113,182 +167,215 @@ struct Worker {
     skipped: Vec<String>,
     control: Control,
     recorder: FlightRecorder,
-    /// Serves the rendezvous of the process groups if this is rank 0; must outlive the groups.
-    _own_store: Store,
-    rendezvous: Rendezvous,
-    /// Loaded with the first task, so that a broken model is reported as that task's failure.
-    session: Option<Session>,
+    place: Place,
 }
 
-/// This rank's place among the others, and where they meet.
-struct Rendezvous {
-    rank: Rank,
-    generation: Generation,
-    placement: Placement,
-    work: WorkModel,
-    store_address: String,
+/// What a worker is given for all its generations.
+struct Place {
     host: String,
     device: Device,
     backend: Backend,
 }
 
+/// Why a worker leaves its generation.
+enum Left {
+    /// The run has ended.
+    Finished(v1::Verdict),
+    /// The generation is over.
+    Over,
+}
+
 impl Worker {
-    fn join(
-        arguments: &Arguments,
-        runtime: &Handle,
-        store: RunStore,
-        config: RunConfig,
-        skipped: Vec<String>,
-    ) -> anyhow::Result<Self> {
-        let (own_store, port) = Store::serve(&arguments.host, config.runtime.collective_timeout)?;
-        let mut client = runtime.block_on(control::connect(&arguments.coordinator))?;
-        let incarnation = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_nanos() as u64);
-        let mut member = v1::MemberContext {
-            run: config.name.clone(),
-            worker_id: WorkerId::new(arguments.node_rank, arguments.local_rank).to_string(),
-            incarnation,
-            generation: None,
+    /// Loads the model, then works in one generation after the other until the run ends.
+    fn work(&mut self) -> anyhow::Result<ExitStatus> {
+        // Serves the rendezvous of the process groups while this is rank 0; must outlive them.
+        let (_own_store, port) = Store::serve(&self.place.host, self.config.runtime.collective_timeout)?;
+        let store_address = format!("{}:{port}", self.place.host);
+        self.control.shared().set_doing("loading the model");
+        let mut session = match self.load() {
+            Ok(session) => session,
+            Err(error) => return Err(self.fail(error, false)),
         };
-        let request = v1::JoinRequest {
-            member: Some(member.clone()),
-            node_rank: arguments.node_rank,
-            local_rank: arguments.local_rank,
-            store_address: format!("{}:{port}", arguments.host),
-            hostname: hostname(),
-            pid: std::process::id(),
-        };
-        let joined = runtime.block_on(control::join(
-            &mut client,
-            request,
-            config.runtime.rendezvous_timeout,
-        ))?;
-        member.generation = Some(joined.generation);
-        tracing::info!(
-            "joined generation {} as rank {} of {}",
-            joined.generation,
-            joined.rank,
-            joined.world_size
-        );
-        let recorder = FlightRecorder::default();
-        let latest = {
-            let recorder = recorder.clone();
-            move || diagnosis::latest(&recorder)
-        };
-        let control = Control::start(runtime.clone(), client, member, &config.runtime, &store, latest);
-        let (placement, work) = placement(&joined, config.data.languages.len())?;
-        Ok(Self {
-            runtime: runtime.clone(),
-            store,
-            config,
-            skipped,
-            control,
-            recorder,
-            _own_store: own_store,
-            rendezvous: Rendezvous {
-                rank: Rank(joined.rank),
-                generation: Generation(joined.generation),
-                placement,
-                work,
-                store_address: joined.store_address,
-                host: arguments.host.clone(),
-                device: arguments.device,
-                backend: arguments.backend,
-            },
-            session: None,
-        })
+        loop {
+            let held = session.held().iter().map(wire_held).collect();
+            let assignment = match self.control.join(&store_address, held)? {
+                Joined::Assigned(assignment) => assignment,
+                Joined::Finished(verdict) => return exit_status(&verdict),
+            };
+            let rank = Rank(assignment.rank);
+            tracing::info!(
+                "joined generation {} as rank {rank} of {}, from step {}",
+                assignment.generation,
+                assignment.world_size,
+                assignment.step
+            );
+            let left = self.take_part(&mut session, &assignment);
+            if let Err(error) = &left {
+                self.record_flight(rank, error);
+            }
+            session.leave();
+            match left {
+                Ok(Left::Finished(verdict)) => {
+                    self.control.leave();
+                    return exit_status(&verdict);
+                }
+                Ok(Left::Over) => tracing::info!("generation {} is over", assignment.generation),
+                Err(error) if is_over(&error) => {
+                    tracing::info!("generation {} is over: {error:#}", assignment.generation);
+                }
+                Err(error) if diagnosis::failed_collective(&error).is_some() => {
+                    tracing::warn!("generation {} is broken: {error:#}", assignment.generation);
+                    self.report(&error, false)?;
+                }
+                Err(error) => return Err(self.fail(error, true)),
+            }
+            self.control.leave();
+        }
     }
 
-    /// Does one task after the other.
-    fn work(&mut self) -> anyhow::Result<ExitStatus> {
+    fn load(&self) -> anyhow::Result<Session> {
+        let corpus = self.corpus(&self.config.data.train)?;
+        let replica = Replica::load(&self.config, Stage::Align, self.place.device, BTreeSet::new())
+            .map_err(user_error_if_config)?;
+        Session::new(replica, corpus.utterances).map_err(user_error_if_config)
+    }
+
+    /// Works in one generation until it is over.
+    fn take_part(&mut self, session: &mut Session, assignment: &v1::Assignment) -> anyhow::Result<Left> {
+        self.control.shared().set_doing("meeting the others");
+        let step = Step(assignment.step);
+        let team = self.form_team(assignment)?;
+        self.control.shared().abort_when_over(team.abort_handles());
+        let origin = origin(assignment)?;
+        session
+            .regroup(team, step, &origin)
+            .map_err(user_error_if_config)?;
+        if origin == Origin::Checkpoint {
+            let checkpoints = self.store.checkpoints();
+            let manifest = self.runtime.block_on(checkpoints.load_manifest(step))?;
+            let parts = Parts::new(self.runtime.clone(), checkpoints, manifest);
+            session
+                .restore(|name| parts.read(name))
+                .with_context(|| format!("checkpoint of step {step}"))?;
+            tracing::info!("resumed from the checkpoint of step {step}");
+        }
         let mut completed = None;
         loop {
             let task = self.control.next_task(completed)?;
-            let outcome = match task
+            let kind = task
                 .kind
-                .context("the coordinator gave a task of a kind that this worker does not know")?
-            {
-                task::Kind::Train(train) => self.train(&train),
-                task::Kind::Evaluate(evaluate) => self.evaluate(&evaluate),
-                task::Kind::Finish(finish) => return exit_status(&finish.verdict.unwrap_or_default()),
-            };
-            match outcome {
-                Ok(outcome) => {
-                    self.control.flush_reports();
-                    self.control.complete_task(task.id, outcome)?;
+                .context("the coordinator gave a task of a kind that this worker does not know")?;
+            let outcome = match kind {
+                task::Kind::Train(train) => self.train(session, &train)?,
+                task::Kind::Evaluate(evaluate) => self.evaluate(session, &evaluate)?,
+                task::Kind::Save(_) => {
+                    self.control.upload(session.capture()?);
+                    Some(Outcome::Saved(v1::Saved {}))
                 }
-                Err(error) => return Err(self.fail(task.id, error)),
-            }
+                task::Kind::Finish(finish) => return Ok(Left::Finished(finish.verdict.unwrap_or_default())),
+            };
+            let Some(outcome) = outcome else {
+                return Ok(Left::Over);
+            };
+            self.control.flush_reports();
+            self.control.complete_task(task.id, outcome)?;
             completed = Some(task.id);
         }
     }
 
-    /// Tells the coordinator that a task has failed. If a collective did, another worker is probably the cause: what the
-    /// coordinator finds out is added to the error.
-    fn fail(&self, task: u64, error: anyhow::Error) -> anyhow::Error {
-        let failed_collective = diagnosis::failed_collective(&error);
-        let collective = failed_collective.is_some();
-        if collective {
+    /// Stores what this rank last did with the others, if that is what failed.
+    fn record_flight(&self, rank: Rank, error: &anyhow::Error) {
+        if diagnosis::failed_collective(error).is_some() {
             let bytes = diagnosis::flight_file(&self.recorder);
-            if let Err(error) = self.control.write_flight_record(self.rendezvous.rank, bytes) {
+            if let Err(error) = self.control.write_flight_record(rank, bytes) {
                 tracing::warn!("the flight record cannot be written: {error:#}");
             }
         }
-        let failed = v1::Failed {
+    }
+
+    /// Tells the coordinator what went wrong.
+    fn report(&self, error: &anyhow::Error, fatal: bool) -> Result<(), Refused> {
+        self.control.report_failure(Failure {
             config: error.chain().any(<dyn std::error::Error>::is::<UserError>),
+            fatal,
             message: format!("{error:#}"),
-            collective,
-            failed_collective,
-        };
-        if let Err(unreported) = self.control.complete_task(task, Outcome::Failed(failed)) {
-            tracing::warn!("the failure cannot be reported: {unreported:#}");
+            collective: diagnosis::failed_collective(error),
+        })
+    }
+
+    /// Tells the coordinator that this process ends, and waits for what becomes of the run if that ends it, too.
+    fn fail(&self, error: anyhow::Error, training: bool) -> anyhow::Error {
+        if matches!(error.downcast_ref(), Some(Refused::GivenUp(_) | Refused::Away { .. })) {
             return error;
         }
-        match self.control.verdict_after_failure().filter(|_| collective) {
-            Some(verdict) => error.context(format!("the run ended: {}", control::first_line(&verdict))),
-            None => error,
+        let fatal = training
+            && matches!(
+                error.downcast_ref(),
+                Some(TrainError::NonFinite { .. })
+            );
+        let config = error.chain().any(<dyn std::error::Error>::is::<UserError>);
+        if let Err(unreported) = self.report(&error, fatal) {
+            tracing::warn!("the failure cannot be reported: {unreported}");
+        } else if fatal || config {
+            let _ = self.control.verdict_after_failure();
         }
+        error
     }
 
-    fn train(&mut self, task: &v1::TrainTask) -> anyhow::Result<Outcome> {
+    /// Trains up to a step; nothing if the generation is over.
+    fn train(&mut self, session: &mut Session, task: &v1::TrainTask) -> anyhow::Result<Option<Outcome>> {
         let stage = zipper_proto::stage(task.stage)?;
-        self.go_to(Step(task.from_step))?;
-        let rank = self.rendezvous.rank;
-        let session = self.session.as_mut().context("a worker trains with a session")?;
+        let shared = Arc::clone(self.control.shared());
+        shared.task_begins(session.step(), "training");
         session.enter(stage).map_err(user_error_if_config)?;
+        let rank = session.team().rank();
+        let world_size = session.team().placement().world_size();
         let checkpoint_every = self.config.checkpoint.every_steps;
+        let mut held_up = Duration::ZERO;
         while session.step().0 < task.until_step {
+            if shared.is_over() {
+                return Ok(None);
+            }
             let started = Instant::now();
             let report = session
-                .train_step(self.control.shared().stop_requested())
+                .train_step(shared.votes())
                 .map_err(user_error_if_config)?;
-            self.control.shared().completed(report.step);
+            shared.completed(&report);
             let last = report.step.0 == task.until_step;
+            let leaves = report.stop || (report.regroup && !last);
             if rank.0 == 0
-                && (report.step.0.is_multiple_of(self.config.training.log_every) || last || report.stop)
+                && (report.step.0.is_multiple_of(self.config.training.log_every) || last || leaves)
             {
-                let world_size = session.team().placement().world_size();
                 self.control
-                    .report_step(metrics(&report, started.elapsed(), world_size));
+                    .report_step(metrics(&report, started.elapsed() + held_up, held_up, world_size));
             }
             let due = checkpoint_every > 0 && report.step.0.is_multiple_of(checkpoint_every);
+            held_up = Duration::ZERO;
             if due || report.stop || (last && task.checkpoint_at_end) {
-                self.control.upload(report.step, stage, session.parts()?)?;
+                let capturing = Instant::now();
+                self.control.upload(session.capture()?);
+                held_up = capturing.elapsed();
             }
             if report.stop {
-                return Ok(Outcome::Stopped(v1::Stopped {
+                return Ok(Some(Outcome::Stopped(v1::Stopped {
                     reached_step: report.step.0,
-                }));
+                })));
+            }
+            if leaves {
+                return Ok(Some(Outcome::Yielded(v1::Yielded {
+                    reached_step: report.step.0,
+                })));
             }
         }
-        Ok(Outcome::Trained(v1::Trained {
+        Ok(Some(Outcome::Trained(v1::Trained {
             reached_step: session.step().0,
-        }))
+        })))
     }
 
-    fn evaluate(&mut self, task: &v1::EvaluateTask) -> anyhow::Result<Outcome> {
-        self.go_to(Step(task.step))?;
+    /// Decodes this rank's part of a set; nothing if the generation is over.
+    fn evaluate(&self, session: &mut Session, task: &v1::EvaluateTask) -> anyhow::Result<Option<Outcome>> {
+        let shared = self.control.shared();
+        shared.task_begins(session.step(), "evaluating");
         let (manifests, with_nll) = match task.set.as_ref().context("the task names no set to evaluate")? {
             evaluate_task::Set::Validation(_) => (self.config.data.validation.clone(), true),
             evaluate_task::Set::Test(name) => {
@@ -309,24 +396,21 @@ impl Worker {
             }
         };
         let corpus = self.corpus(&manifests)?;
-        let session = self
-            .session
-            .as_mut()
-            .context("a worker evaluates with a session")?;
         let utterances: Vec<&Utterance> = corpus.utterances.iter().collect();
         let mine = session.borrow_banks(&utterances)?;
         let options = DecodeOptions {
             silenced: task.silenced,
             with_nll,
         };
-        let shared = self.control.shared();
-        let decoded = decode(session.replica(), &mine, options, |_| !shared.stop_requested());
+        let go_on = |_| !shared.stop_requested() && !shared.is_over();
+        let decoded = decode(session.replica(), &mine, options, go_on);
         session.return_banks();
         let decoded = decoded?;
         Ok(match decoded {
-            None => Outcome::Stopped(v1::Stopped {
+            None if shared.is_over() => None,
+            None => Some(Outcome::Stopped(v1::Stopped {
                 reached_step: session.step().0,
-            }),
+            })),
             Some(utterances) => {
                 let utterances = utterances.into_iter().map(|utterance| v1::Decoded {
                     id: utterance.id,
@@ -336,63 +420,28 @@ impl Worker {
                     nll: utterance.nll.map(|(nll, _)| nll),
                     tokens: utterance.nll.map(|(_, tokens)| tokens),
                 });
-                Outcome::Evaluated(v1::Evaluated {
+                Some(Outcome::Evaluated(v1::Evaluated {
                     utterances: utterances.collect(),
-                })
+                }))
             }
         })
     }
 
-    /// Loads model and data if that has not been done, and the checkpoint of `step` if this rank stands elsewhere.
-    fn go_to(&mut self, step: Step) -> anyhow::Result<()> {
-        if self.session.is_none() {
-            let Rendezvous {
-                rank,
-                placement,
-                device,
-                ..
-            } = &self.rendezvous;
-            let banks = placement.languages_of(*rank).into_iter().collect();
-            let replica =
-                Replica::load(&self.config, Stage::Align, *device, banks).map_err(user_error_if_config)?;
-            let corpus = self.corpus(&self.config.data.train)?;
-            let team = self.form_team()?;
-            self.control.abort_on_failure(team.abort_handles());
-            let session = Session::new(replica, corpus.utterances, team);
-            self.session = Some(session.map_err(user_error_if_config)?);
-        }
-        let session = self.session.as_mut().context("the session was just made")?;
-        if session.step() != step {
-            let checkpoints = self.store.checkpoints();
-            let manifest = self.runtime.block_on(checkpoints.load_manifest(step))?;
-            let parts = Parts::new(self.runtime.clone(), checkpoints, manifest);
-            session
-                .restore(|name| parts.read(name))
-                .with_context(|| format!("checkpoint of step {step}"))?;
-            self.control.shared().completed(step);
-            tracing::info!("resumed from the checkpoint of step {step}");
-        }
-        Ok(())
-    }
-
-    fn form_team(&self) -> anyhow::Result<Team> {
-        let Rendezvous {
-            rank,
-            generation,
-            placement,
-            work,
-            store_address,
+    fn form_team(&self, assignment: &v1::Assignment) -> anyhow::Result<Team> {
+        let Place {
             host,
             device,
             backend,
-        } = &self.rendezvous;
+        } = &self.place;
+        let (placement, work) = placement(assignment, self.config.data.languages.len())?;
         let runtime = &self.config.runtime;
-        let (store_host, port) = store_address
+        let address = &assignment.store_address;
+        let (store_host, port) = address
             .rsplit_once(':')
             .and_then(|(host, port)| Some((host, port.parse().ok()?)))
-            .with_context(|| format!("`{store_address}` is not host:port"))?;
+            .with_context(|| format!("`{address}` is not host:port"))?;
         let store = Store::connect(store_host, port, runtime.collective_timeout)?
-            .prefix(&format!("generation-{generation}"))?;
+            .prefix(&format!("generation-{}", assignment.generation))?;
         let options = GroupOptions {
             backend: *backend,
             device: *device,
@@ -402,15 +451,8 @@ impl Worker {
             roll_call: Some(RollCall::new(&store)?),
             ..GroupOptions::gloo(host, runtime.collective_timeout)
         };
-        let team = Team::form(
-            &store,
-            *rank,
-            &self.config,
-            placement.clone(),
-            work.clone(),
-            &options,
-        )?;
-        Ok(team)
+        let rank = Rank(assignment.rank);
+        Ok(Team::form(&store, rank, &self.config, placement, work, &options)?)
     }
 
     fn corpus(&self, manifests: &[std::path::PathBuf]) -> anyhow::Result<Corpus> {
@@ -429,9 +471,9 @@ impl Worker {
 }
 
 /// The coordinator's placement.
-fn placement(joined: &v1::JoinResponse, num_languages: usize) -> anyhow::Result<(Placement, WorkModel)> {
-    let world_size = WorldSize(joined.world_size);
-    let sent = joined.placement.clone().unwrap_or_default();
+fn placement(assignment: &v1::Assignment, num_languages: usize) -> anyhow::Result<(Placement, WorkModel)> {
+    let world_size = WorldSize(assignment.world_size);
+    let sent = assignment.placement.clone().unwrap_or_default();
     let placement = if sent.owners.is_empty() {
         Placement::everywhere(num_languages, world_size)
     } else {
@@ -460,6 +502,33 @@ fn placement(joined: &v1::JoinResponse, num_languages: usize) -> anyhow::Result<
     Ok((placement, work))
 }
 
+fn origin(assignment: &v1::Assignment) -> anyhow::Result<Origin> {
+    use v1::assignment::Origin as Wire;
+    let origin = assignment.origin.as_ref();
+    Ok(match origin.context("the coordinator does not say where the state comes from")? {
+        Wire::Fresh(v1::FreshOrigin {}) => Origin::Fresh,
+        Wire::Checkpoint(v1::CheckpointOrigin {}) => Origin::Checkpoint,
+        Wire::Memory(memory) => Origin::Memory {
+            shared: Rank(memory.shared_rank),
+            banks: memory.bank_ranks.iter().copied().map(Rank).collect(),
+        },
+    })
+}
+
+fn wire_held(held: &HeldState) -> v1::HeldState {
+    v1::HeldState {
+        step: held.step.0,
+        stage: v1::Stage::from(held.stage).into(),
+        shared: held.shared,
+        banks: held.banks.iter().map(|&bank| bank as u32).collect(),
+    }
+}
+
+/// Whether the coordinator says that the generation is over.
+fn is_over(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(Refused::Over(_)))
+}
+
 fn exit_status(verdict: &v1::Verdict) -> anyhow::Result<ExitStatus> {
     match verdict.outcome() {
         verdict::Outcome::Done => Ok(ExitStatus::Done),
@@ -471,7 +540,12 @@ fn exit_status(verdict: &v1::Verdict) -> anyhow::Result<ExitStatus> {
     }
 }
 
-fn metrics(report: &StepReport, seconds: Duration, world_size: WorldSize) -> v1::StepMetrics {
+fn metrics(
+    report: &StepReport,
+    seconds: Duration,
+    held_up: Duration,
+    world_size: WorldSize,
+) -> v1::StepMetrics {
     let by_language = report.by_language.iter().map(|(lang, loss)| {
         let loss = v1::LanguageMetrics {
             nll: loss.nll,
@@ -496,6 +570,9 @@ fn metrics(report: &StepReport, seconds: Duration, world_size: WorldSize) -> v1:
         comm_exposed_seconds: report.cost.exposed.as_secs_f64(),
         compute_seconds: report.cost.compute.as_secs_f64(),
         world_size: world_size.0,
+        spike: false,
+        checkpoint_seconds: held_up.as_secs_f64(),
+        memory_seconds: report.memory.as_secs_f64(),
     }
 }
 

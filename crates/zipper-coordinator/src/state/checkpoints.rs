@@ -87,11 +87,18 @@ impl State {
         }
     }
 
-    pub(super) fn published(&mut self, step: Step, error: Option<String>, effects: &mut Vec<Effect>) {
+    pub(super) fn published(
+        &mut self,
+        now: Now,
+        step: Step,
+        error: Option<String>,
+        effects: &mut Vec<Effect>,
+    ) {
         self.pending.remove(&step);
         self.expected.remove(&step);
         if let Some(error) = error {
-            tracing::error!("the checkpoint of step {step} cannot be published: {error}");
+            let reason = format!("the checkpoint of step {step} cannot be published: {error}");
+            self.end(now, Verdict::Failed(reason), effects);
             return;
         }
         self.published.insert(step);

@@ -390,7 +390,10 @@ impl State {
         let others = self.members.iter();
         others
             .filter(|(_, member)| member.status != Status::Ready)
-            .map(|(worker, member)| format!("`{worker}` is {}", member.doing))
+            .map(|(worker, member)| match member.status {
+                Status::Leaving => format!("`{worker}` has not come back yet"),
+                _ => format!("`{worker}` is {}", member.doing),
+            })
             .collect()
     }
 

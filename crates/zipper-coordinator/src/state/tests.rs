@@ -2,12 +2,14 @@
 
 mod checkpoints;
 mod diagnosis;
+mod elastic;
 
 use proptest::prelude::*;
 use zipper_types::Incarnation;
 
 use super::*;
 use crate::corpus::{Corpus, LanguageCorpus};
+use crate::schedule;
 use crate::schedule::tests::config;
 
 /// Checkpoints every 2 steps, stage ends at 5 and 9, one test set with both controls.
@@ -20,14 +22,40 @@ struct Play {
 
 const WORKERS: u32 = 2;
 
+/// The generation of the first formation.
+const FIRST: Generation = Generation(3);
+
 fn joining(local_rank: u32, incarnation: u64) -> Joining {
     Joining {
         worker: WorkerId::new(0, local_rank),
         incarnation: Incarnation(incarnation),
+        generation: None,
         node_rank: 0,
         local_rank,
         store_address: format!("host{local_rank}:7"),
         hostname: format!("host{local_rank}"),
+        held: Vec::new(),
+        idle: Duration::ZERO,
+    }
+}
+
+/// A sign of life of a member of the generation.
+fn sign(local_rank: u32, generation: Generation, step: u64) -> Sign {
+    Sign {
+        worker: WorkerId::new(0, local_rank),
+        incarnation: Incarnation(1),
+        generation: Some(generation),
+        node_rank: 0,
+        local_rank,
+        hostname: format!("host{local_rank}"),
+        step: Step(step),
+        idle: Duration::ZERO,
+        collective: None,
+        compute_seconds: 0.0,
+        work: 0.0,
+        store_reads: 0,
+        trouble: None,
+        doing: "training".to_owned(),
     }
 }
 
@@ -45,18 +73,23 @@ fn decoded(rank: u32) -> Decoded {
     }
 }
 
-fn failed(config: bool, collective: bool) -> Outcome {
-    Outcome::Failed {
+fn failed(local_rank: u32, config: bool, fatal: bool) -> Event {
+    Event::Failed(Failure {
+        worker: WorkerId::new(0, local_rank),
+        incarnation: Incarnation(1),
+        generation: Some(FIRST),
         config,
+        fatal,
         message: "it broke".to_owned(),
-        collective,
-        state: None,
-    }
+        collective: None,
+    })
 }
 
 fn exit(local_rank: u32, exit_code: Option<i32>, signal: Option<i32>) -> Event {
     Event::Exited(Ended {
+        node: 0,
         worker: WorkerId::new(0, local_rank),
+        incarnation: Incarnation(1),
         exit_code,
         signal,
         last_lines: vec!["out of memory".to_owned()],
@@ -85,7 +118,26 @@ fn state(config: RunConfig, workers: u32, resume: u64) -> State {
         languages: vec![language("en", 720), language("de", 360)],
     };
     let basis = PlacementBasis::new(&config, &corpus, std::iter::empty(), None).expect("there is data");
-    State::new(config, WorldSize(workers), Generation(3), basis, Step(resume))
+    let published = (resume > 0).then_some(Step(resume));
+    let past = Past {
+        generation: Generation(FIRST.0 - 1),
+        reached: Step(resume),
+        published: published.into_iter().collect(),
+        evaluated: [(EvaluationSet::Validation, false, Step(resume))].into(),
+        ..Past::default()
+    };
+    let crew = Crew {
+        min_workers: workers,
+        max_workers: workers,
+        nodes: 1,
+        workers_per_node: workers,
+    };
+    let mut state = State::new(config, crew, basis, past);
+    state.apply(
+        Duration::ZERO,
+        Event::Reserved(Generation(FIRST.0 + RESERVED_AT_A_TIME)),
+    );
+    state
 }
 
 impl Play {
@@ -142,6 +194,7 @@ impl Play {
         match self.state.task().expect("a task is under way").1 {
             Planned::Train { until, .. } => Outcome::Trained { reached: *until },
             Planned::Evaluate { .. } => Outcome::Evaluated(vec![decoded(rank)]),
+            Planned::Save { .. } => Outcome::Saved,
         }
     }
 
@@ -174,16 +227,14 @@ impl Play {
 
     fn wait(&mut self, time: Duration) -> Vec<Effect> {
         self.now += time;
-        self.apply(Event::Tick)
+        let mut effects = self.apply(Event::Tick);
+        effects.retain(|effect| !matches!(effect, Effect::Waiting(_)));
+        effects
     }
 
     fn all_alive(&mut self) {
         for local_rank in 0..WORKERS {
-            self.apply(Event::Heartbeat {
-                worker: WorkerId::new(0, local_rank),
-                step: Step(0),
-                collective: None,
-            });
+            self.apply(Event::Heartbeat(sign(local_rank, FIRST, 0)));
         }
     }
 
@@ -198,17 +249,28 @@ impl Play {
 /// Effects in a word each.
 fn words(effects: &[Effect]) -> Vec<String> {
     let words = effects.iter().map(|effect| match effect {
-        Effect::FormGeneration { workers, .. } => format!("form {}", workers.len()),
-        Effect::Begin(Planned::Train { from, until, .. }) => format!("train {from}-{until}"),
-        Effect::Begin(Planned::Evaluate { set, silenced, step }) => {
-            format!(
-                "evaluate {}@{step}{}",
-                set.name(),
-                if *silenced { " silenced" } else { "" }
-            )
+        Effect::Reserve(_) => "reserve".to_owned(),
+        Effect::FormGeneration {
+            seats, origin, step, ..
+        } => match origin {
+            Origin::Memory { .. } => format!("form {} from memory of {step}", seats.len()),
+            _ => format!("form {}", seats.len()),
+        },
+        Effect::Broken { step, .. } => format!("broken at {step}"),
+        Effect::Recovered(recovery) => {
+            format!("recovered, {} steps repeated", recovery.repeated_steps)
         }
+        Effect::Begin { planned, .. } => match planned {
+            Planned::Train { from, until, .. } => format!("train {from}-{until}"),
+            Planned::Save { step, .. } => format!("save {step}"),
+            Planned::Evaluate { set, silenced, step } => {
+                let silenced = if *silenced { " silenced" } else { "" };
+                format!("evaluate {}@{step}{silenced}", set.name())
+            }
+        },
         Effect::Publish { step, .. } => format!("publish {step}"),
-        Effect::Committed(step) => format!("committed {step}"),
+        Effect::Committed { step, retire } if retire.is_empty() => format!("committed {step}"),
+        Effect::Committed { step, retire } => format!("committed {step}, retired {retire:?}"),
         Effect::Evaluated {
             set,
             step,
@@ -217,7 +279,11 @@ fn words(effects: &[Effect]) -> Vec<String> {
         } => {
             format!("evaluated {}@{step}: {}", set.name(), utterances.len())
         }
-        Effect::End(verdict) => format!("end {verdict:?}"),
+        Effect::LeftOut { node, .. } => format!("left out node {node}"),
+        Effect::Alarm { cleared, .. } => format!("alarm {}", if *cleared { "over" } else { "raised" }),
+        Effect::Straggler { rank, .. } => format!("straggler {rank}"),
+        Effect::Waiting(what) => format!("waiting: {what}"),
+        Effect::End { verdict, .. } => format!("end {verdict:?}"),
     });
     words.collect()
 }
@@ -227,7 +293,7 @@ fn is_evaluation(planned: &Planned) -> bool {
 }
 
 fn is_training(planned: &Planned) -> bool {
-    !is_evaluation(planned)
+    matches!(planned, Planned::Train { .. })
 }
 
 #[test]
@@ -253,9 +319,9 @@ fn a_run_from_scratch_goes_through_its_schedule() {
             "evaluated validation@5: 2",
             "train 5-9",
             "publish 6",
-            "committed 6",
+            "committed 6, retired [Step(2)]",
             "publish 8",
-            "committed 8",
+            "committed 8, retired [Step(4)]",
             "publish 9",
             "committed 9",
             "evaluate validation@9",
@@ -294,8 +360,11 @@ fn ranks_follow_nodes_and_slots_not_the_order_of_joining() {
     for local_rank in 0..2 {
         let assignment = play
             .state
-            .assignment(&WorkerId::new(0, local_rank), Incarnation(1));
-        assert_eq!(assignment, Some((Rank(local_rank), "host0:7")));
+            .assignment(&WorkerId::new(0, local_rank), Incarnation(1))
+            .expect("it has a place");
+        assert_eq!(assignment.rank, Rank(local_rank));
+        assert_eq!(assignment.store_address, "host0:7");
+        assert_eq!((assignment.step, assignment.origin), (Step(0), Origin::Fresh));
     }
 }
 
@@ -330,14 +399,21 @@ fn banks_that_do_not_fit_end_the_run() {
     };
     let basis =
         PlacementBasis::new(&config, &corpus, std::iter::empty(), Some(1 << 20)).expect("there is data");
-    let mut state = State::new(config, WorldSize(1), Generation(1), basis, Step(0));
+    let crew = Crew {
+        min_workers: 1,
+        max_workers: 1,
+        nodes: 1,
+        workers_per_node: 1,
+    };
+    let mut state = State::new(config, crew, basis, Past::default());
+    state.apply(Duration::ZERO, Event::Reserved(Generation(8)));
     state.apply(Duration::ZERO, Event::Joined(joining(0, 1)));
     assert!(
         matches!(state.verdict(), Some(Verdict::Config(reason)) if reason.contains("or take 2 workers")),
         "{:?}",
         state.verdict()
     );
-    assert!(!state.is_formed());
+    assert_eq!(state.together(), None);
 }
 
 #[test]
@@ -347,14 +423,10 @@ fn a_restarted_worker_replaces_itself_before_the_generation_is_formed() {
     play.apply(Event::Joined(joining(0, 2)));
     // The first process asks again, late: it does not come back.
     play.apply(Event::Joined(joining(0, 1)));
-    assert!(!play.state.is_formed(), "the same slot does not count twice");
+    assert_eq!(play.state.together(), None, "the same slot does not count twice");
     play.apply(Event::Joined(joining(1, 1)));
     let worker = WorkerId::new(0, 0);
     assert_eq!(play.state.assignment(&worker, Incarnation(1)), None);
-    assert!(play.state.assignment(&worker, Incarnation(2)).is_some());
-    // And one that comes when the generation is formed gets no place.
-    play.apply(Event::Joined(joining(0, 3)));
-    assert_eq!(play.state.assignment(&worker, Incarnation(3)), None);
     assert!(play.state.assignment(&worker, Incarnation(2)).is_some());
 }
 
@@ -362,19 +434,21 @@ fn a_restarted_worker_replaces_itself_before_the_generation_is_formed() {
 fn only_members_of_the_generation_have_a_rank() {
     let play = Play::formed("", 0);
     let worker = WorkerId::new(0, 1);
-    let stale = Err(Refusal::Stale {
-        worker: worker.clone(),
-        current: Generation(3),
-    });
-    let member = |incarnation, generation| play.state.member(&worker, Incarnation(incarnation), generation);
-    assert_eq!(member(1, Some(Generation(3))), Ok(Rank(1)));
-    assert_eq!(member(1, Some(Generation(2))), stale, "an earlier generation");
-    assert_eq!(member(1, None), stale, "no generation");
-    assert_eq!(member(2, Some(Generation(3))), stale, "another process");
+    let standing =
+        |incarnation, generation| play.state.standing(&worker, Incarnation(incarnation), generation);
+    assert_eq!(standing(1, Some(FIRST)), Standing::Member(Rank(1)));
+    assert_eq!(
+        standing(1, Some(Generation(2))),
+        Standing::Outside,
+        "an earlier generation"
+    );
+    assert_eq!(standing(1, None), Standing::Outside, "no generation");
+    assert_eq!(standing(2, Some(FIRST)), Standing::Outside, "a newer process");
+    assert_eq!(standing(0, Some(FIRST)), Standing::GivenUp, "an older process");
     let stranger = WorkerId::new(7, 7);
     assert_eq!(
-        play.state.member(&stranger, Incarnation(1), Some(Generation(3))),
-        Err(Refusal::Unknown(stranger))
+        play.state.standing(&stranger, Incarnation(1), Some(FIRST)),
+        Standing::Outside
     );
 }
 
@@ -412,7 +486,7 @@ fn a_stop_while_evaluating_what_is_stored_ends_at_once() {
 }
 
 #[test]
-fn a_stop_while_evaluating_steps_that_are_not_stored_makes_a_step_and_a_checkpoint() {
+fn a_stop_while_evaluating_steps_that_are_not_stored_stores_them() {
     let mut play = Play::formed("  every_steps: 3", 0);
     play.do_tasks_until(is_training);
     play.do_task();
@@ -425,15 +499,36 @@ fn a_stop_while_evaluating_steps_that_are_not_stored_makes_a_step_and_a_checkpoi
     let effects = play.complete(1, Outcome::Stopped { reached: Step(3) });
     assert_eq!(
         words(&effects),
-        ["train 3-5"],
+        ["save 3"],
         "the checkpoint before is that of step 2"
     );
     for rank in 0..2 {
-        play.complete(rank, Outcome::Stopped { reached: Step(4) });
-        play.store(rank, 4);
+        play.complete(rank, Outcome::Saved);
+        play.store(rank, 3);
     }
-    play.publish(4);
+    assert_eq!(play.state.verdict(), None);
+    play.publish(3);
     assert_eq!(play.state.verdict(), Some(&stopped()));
+}
+
+/// A checkpoint that does not come in time is not waited for: something else ends the processes then.
+#[test]
+fn a_stop_takes_no_longer_than_the_grace_time() {
+    let mut play = Play::formed("", 5);
+    play.apply(stop());
+    play.now += Duration::from_secs(59);
+    play.all_alive();
+    play.apply(Event::Tick);
+    assert_eq!(play.state.verdict(), None);
+    play.wait(Duration::from_secs(2));
+    let Some(Verdict::Stopped(reason)) = play.state.verdict() else {
+        panic!("the verdict is {:?}", play.state.verdict());
+    };
+    assert!(
+        reason.starts_with("enough; the last checkpoint was not finished within `runtime.grace` = 1m"),
+        "{reason}"
+    );
+    assert!(reason.ends_with("it goes on from step 5"), "{reason}");
 }
 
 #[test]
@@ -458,15 +553,20 @@ fn a_stop_before_all_have_joined_ends_at_once() {
 }
 
 #[test]
-fn a_rank_that_fails_ends_the_run() {
+fn what_trying_again_cannot_help_ends_the_run() {
+    let reason = "worker `node0/1` (rank 1) on host1: it broke";
     let mut play = Play::formed("", 0);
-    play.complete(1, failed(false, false));
-    assert_eq!(play.failure(), "worker `node0/1` (rank 1) on host1: it broke");
+    play.apply(failed(1, false, true));
+    assert_eq!(play.failure(), reason);
     let mut play = Play::formed("", 0);
-    play.complete(1, failed(true, false));
-    let reason = "worker `node0/1` (rank 1) on host1: it broke".to_owned();
-    assert_eq!(play.state.verdict(), Some(&Verdict::Config(reason)));
+    play.apply(failed(1, true, false));
+    assert_eq!(play.state.verdict(), Some(&Verdict::Config(reason.to_owned())));
     assert!(play.state.stop_requested(), "the others need not go on");
+    // Also of a worker that has no rank yet: its model cannot be loaded.
+    let mut play = Play::new("", 0);
+    play.apply(failed(1, true, false));
+    let reason = "worker `node0/1`: it broke".to_owned();
+    assert_eq!(play.state.verdict(), Some(&Verdict::Config(reason)));
 }
 
 #[test]
@@ -474,11 +574,26 @@ fn the_rendezvous_names_who_came() {
     let mut play = Play::new("", 0);
     play.apply(Event::Joined(joining(1, 1)));
     let timeout = play.state.config().runtime.rendezvous_timeout;
-    assert_eq!(play.wait(timeout), []);
+    let alive = |play: &mut Play| {
+        let mut sign = sign(1, FIRST, 0);
+        sign.generation = None;
+        sign.doing = "waiting".to_owned();
+        play.apply(Event::Heartbeat(sign));
+        let mut loading = super::tests::sign(0, FIRST, 0);
+        loading.generation = None;
+        loading.doing = "loading the model".to_owned();
+        play.apply(Event::Heartbeat(loading));
+    };
+    play.now = timeout;
+    alive(&mut play);
+    assert_eq!(
+        words(&play.apply(Event::Tick)),
+        ["waiting: 1 of 2 workers are ready; `node0/0` is loading the model"]
+    );
     play.wait(Duration::from_millis(1));
     assert!(
         play.failure()
-            .ends_with("for 2 workers, but only 1 joined: node0/1"),
+            .ends_with("for 2 workers, but only 1 joined: node0/1; `node0/0` is loading the model"),
         "{}",
         play.failure()
     );
@@ -493,7 +608,7 @@ fn completions_of_other_tasks_and_repeated_ones_change_nothing() {
     let effects = play.complete(1, Outcome::Evaluated(vec![decoded(1)]));
     assert_eq!(words(&effects), ["evaluated t@0: 2", "train 0-5"]);
     for task in [first, first + 2] {
-        for outcome in [Outcome::Evaluated(Vec::new()), failed(false, false)] {
+        for outcome in [Outcome::Evaluated(Vec::new()), Outcome::Saved] {
             let rank = Rank(1);
             assert_eq!(play.apply(Event::Completed { rank, task, outcome }), []);
         }
@@ -536,7 +651,7 @@ proptest! {
             expected.do_task();
         }
         let without_checkpoints = |effects: &[Effect]| -> Vec<Effect> {
-            let counts = |effect: &&Effect| !matches!(effect, Effect::Publish { .. } | Effect::Committed(_));
+            let counts = |effect: &&Effect| !matches!(effect, Effect::Publish { .. } | Effect::Committed { .. } | Effect::End { .. });
             effects.iter().filter(counts).cloned().collect()
         };
 

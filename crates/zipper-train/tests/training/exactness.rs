@@ -10,7 +10,7 @@ use zipper_config::schema::{Dtype, RunConfig};
 use zipper_tests::Fixture;
 use zipper_types::Variant;
 
-use crate::support::{all_steps, assert_close, config, on_ranks, reports, values};
+use crate::support::{all_steps, assert_close, assert_same_parameters, config, on_ranks, reports, values};
 
 /// What a run came to, on all ranks together.
 struct Run {
@@ -78,20 +78,7 @@ fn check(variant: Variant, dtype: Dtype, steps_of_a_stage: u64, worlds: &[u32], 
         let what = format!("{variant}, {dtype:?}, {world_size} ranks");
         let many = run(&config, world_size);
         assert_close(&one.losses, &many.losses, tolerance, &what);
-        assert!(
-            one.parameters.keys().eq(many.parameters.keys()),
-            "{what}: nothing is lost or new"
-        );
-        for (name, expected) in &one.parameters {
-            let found = &many.parameters[name];
-            let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
-            let difference = norm(&mut expected.iter().zip(found).map(|(a, b)| a - b));
-            let norm = norm(&mut expected.iter().copied());
-            assert!(
-                difference <= tolerance * norm,
-                "{what}: `{name}` differs by {difference:e} of {norm:e}"
-            );
-        }
+        assert_same_parameters(&one.parameters, &many.parameters, tolerance, &what);
     }
 }
 

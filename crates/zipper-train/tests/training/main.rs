@@ -4,6 +4,7 @@
 mod cuda;
 mod exactness;
 mod optimizer;
+mod recovery;
 mod sharding;
 mod support;
 mod trajectory;

@@ -1,6 +1,6 @@
 //! Sessions on one rank or on several, which are threads of this process with real process groups between them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tch::{Device, Kind, Tensor};
@@ -12,13 +12,13 @@ use zipper_plan::{Placement, PlacementProblem, WorkModel};
 use zipper_tests::Fixture;
 use zipper_train::TrainError;
 use zipper_train::replica::Replica;
-use zipper_train::session::Session;
-use zipper_train::step::StepReport;
+use zipper_train::session::{Origin, Session};
+use zipper_train::step::{StepReport, Votes};
 use zipper_train::team::Team;
-use zipper_types::{Rank, Stage, WorldSize};
+use zipper_types::{Rank, Stage, Step, WorldSize};
 
-const HOST: &str = "127.0.0.1";
-const TIMEOUT: Duration = Duration::from_mins(1);
+pub(crate) const HOST: &str = "127.0.0.1";
+pub(crate) const TIMEOUT: Duration = Duration::from_mins(1);
 
 /// The fixture's configuration, edited.
 pub(crate) fn config(fixture: &Fixture, edit: impl Fn(&mut RunConfig)) -> RunConfig {
@@ -87,15 +87,35 @@ fn session(
     store: &Store,
     options: GroupOptions,
 ) -> Session {
+    let device = options.device;
+    let mut session = outside(config, device);
+    let team = team(config, rank, placement, store, options);
+    session
+        .regroup(team, Step(0), &Origin::Fresh)
+        .expect("the ranks begin together");
+    session
+}
+
+/// A session that has joined nobody yet.
+pub(crate) fn outside(config: &RunConfig, device: Device) -> Session {
+    let replica = Replica::load(config, Stage::Align, device, BTreeSet::new()).expect("valid models");
+    Session::new(replica, corpus(config)).expect("a batch can be drawn")
+}
+
+/// The process groups of one rank.
+pub(crate) fn team(
+    config: &RunConfig,
+    rank: Rank,
+    placement: Placement,
+    store: &Store,
+    options: GroupOptions,
+) -> Team {
     let options = GroupOptions {
         roll_call: Some(RollCall::new(store).expect("the store answers")),
         ..options
     };
     let work = WorkModel::unmeasured(config.data.languages.len());
-    let banks = placement.languages_of(rank).into_iter().collect();
-    let team = Team::form(store, rank, config, placement, work, &options).expect("the groups form");
-    let replica = Replica::load(config, Stage::Align, options.device, banks).expect("valid models");
-    Session::new(replica, corpus(config), team).expect("a batch can be drawn")
+    Team::form(store, rank, config, placement, work, &options).expect("the groups form")
 }
 
 /// The session of a world of one.
@@ -123,7 +143,7 @@ pub(crate) fn reports(session: &mut Session, until: u64) -> Vec<StepReport> {
         if session.step().0 == boundary {
             session.enter(Stage::Zipper).expect("stage 2 can begin");
         }
-        reports.push(session.train_step(false).expect("a step can be made"));
+        reports.push(session.train_step(Votes::default()).expect("a step can be made"));
     }
     reports
 }
@@ -177,6 +197,25 @@ pub(crate) fn assert_close(expected: &[f64], found: &[f64], tolerance: f64, what
             difference < tolerance,
             "{what}: step {}: {expected} and {found} differ by {difference:e}",
             step + 1
+        );
+    }
+}
+
+/// The parameters of two runs, each tensor's difference relative to its norm.
+pub(crate) fn assert_same_parameters(
+    expected: &BTreeMap<String, Vec<f64>>,
+    found: &BTreeMap<String, Vec<f64>>,
+    tolerance: f64,
+    what: &str,
+) {
+    assert!(expected.keys().eq(found.keys()), "{what}: nothing is lost or new");
+    for (name, expected) in expected {
+        let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+        let difference = norm(&mut expected.iter().zip(&found[name]).map(|(a, b)| a - b));
+        let norm = norm(&mut expected.iter().copied());
+        assert!(
+            difference <= tolerance * norm,
+            "{what}: `{name}` differs by {difference:e} of {norm:e}"
         );
     }
 }

@@ -6,6 +6,7 @@ use zipper_config::schema::{OnNonFinite, RunConfig};
 use zipper_tests::Fixture;
 use zipper_train::TrainError;
 use zipper_train::session::Session;
+use zipper_train::step::Votes;
 use zipper_types::{Stage, Variant};
 
 use crate::support::{all_steps, alone, assert_close, config, on_ranks, parts_of, read, train, value_of};
@@ -60,7 +61,10 @@ fn initial_b_continues_where_stage_1_ended() {
         let mut session = alone(&both);
         train(&mut session, 4);
         session.enter(Stage::Zipper).expect("stage 2 can begin");
-        let found = session.train_step(false).expect("a step can be made").loss;
+        let found = session
+            .train_step(Votes::default())
+            .expect("a step can be made")
+            .loss;
         assert_close(&[expected], &[found], 1e-6, variant.name());
     }
 }
@@ -110,14 +114,14 @@ fn updates_that_are_not_finite_follow_the_policy() {
     };
     let mut stopping = alone(&with(OnNonFinite::Stop));
     let error = (0..3)
-        .find_map(|_| stopping.train_step(false).err())
+        .find_map(|_| stopping.train_step(Votes::default()).err())
         .expect("it diverges");
     assert!(matches!(error, TrainError::NonFinite { .. }), "{error}");
     assert!(error.to_string().contains("training.on_non_finite"), "{error}");
 
     let mut skipping = alone(&with(OnNonFinite::Skip));
     let reports: Vec<_> = (0..4)
-        .map(|_| skipping.train_step(false).expect("the policy goes on"))
+        .map(|_| skipping.train_step(Votes::default()).expect("the policy goes on"))
         .collect();
     let first = reports
         .iter()

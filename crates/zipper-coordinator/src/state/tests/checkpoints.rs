@@ -11,11 +11,13 @@ fn parts_of_all_ranks_make_one_checkpoint() {
     let publish = Effect::Publish {
         step: Step(6),
         stage: Stage::Align,
+        generation: FIRST,
+        world_size: WorldSize(2),
         parts: vec![part(0), part(1)],
     };
     assert_eq!(play.store(0, 6), [publish]);
     assert_eq!(play.store(0, 6), [], "it is being published");
-    assert_eq!(play.publish(6), [Effect::Committed(Step(6))]);
+    assert_eq!(words(&play.publish(6)), ["committed 6"]);
     assert_eq!(play.store(0, 6), [], "it is published");
     assert_eq!(play.store(1, 6), []);
 }

@@ -1,4 +1,4 @@
-//! Goal: whatever goes wrong between ranks, the verdict names who is at fault, at which operation the others missed it, and
+//! Goal: whatever goes wrong between ranks, watchers are told who is at fault, at which operation the others missed it, and
 //! what is known of it.
 
 use super::*;
@@ -18,7 +18,7 @@ fn training() -> Play {
     play
 }
 
-fn collective(group: &str, sequence: u64, finished: bool) -> Collective {
+pub(super) fn collective(group: &str, sequence: u64, finished: bool) -> Collective {
     Collective {
         group: group.to_owned(),
         sequence,
@@ -32,25 +32,38 @@ fn collective(group: &str, sequence: u64, finished: bool) -> Collective {
 }
 
 /// How a rank reports that others had not come.
-fn missed(group: &str, sequence: u64, arrived: &[u32], missing: &[u32]) -> Outcome {
+fn missed(rank: u32, group: &str, sequence: u64, arrived: &[u32], missing: &[u32]) -> Event {
     let ranks = |ranks: &[u32]| ranks.iter().copied().map(Rank).collect();
-    Outcome::Failed {
+    Event::Failed(Failure {
+        worker: WorkerId::new(0, rank),
+        incarnation: Incarnation(1),
+        generation: Some(FIRST),
         config: false,
+        fatal: false,
         message: "a peer was lost".to_owned(),
-        collective: true,
-        state: Some(Collective {
+        collective: Some(Collective {
             arrived: ranks(arrived),
             missing: ranks(missing),
             ..collective(group, sequence, false)
         }),
-    }
+    })
 }
 
 fn heartbeat(local_rank: u32, step: u64, collective: Option<Collective>) -> Event {
-    Event::Heartbeat {
-        worker: WorkerId::new(0, local_rank),
-        step: Step(step),
+    Event::Heartbeat(Sign {
         collective,
+        ..sign(local_rank, FIRST, step)
+    })
+}
+
+impl Play {
+    /// What watchers were told of the loss.
+    fn told(&self) -> &str {
+        let told = self.effects.iter().find_map(|effect| match effect {
+            Effect::Broken { reason, .. } => Some(reason.as_str()),
+            _ => None,
+        });
+        told.expect("watchers were told")
     }
 }
 
@@ -64,33 +77,33 @@ const KILLED: &str = "worker `node0/1` (rank 1) on host1 was ended by signal 9; 
 /// the paragraph is the same.
 #[test]
 fn a_killed_worker_is_named_with_the_operation_that_it_missed() {
-    let report = || missed("world", 4, &[0, 2], &[1]);
+    let report = || missed(2, "world", 4, &[0, 2], &[1]);
     for exit_first in [true, false] {
         let mut play = training();
         play.apply(heartbeat(1, 6, Some(collective("world", 3, true))));
         play.now += Duration::from_millis(500);
         if exit_first {
             assert_eq!(play.apply(exit(1, None, Some(9))), [], "the others may know more");
-            play.complete(2, report());
+            play.apply(report());
         } else {
-            play.complete(2, report());
+            play.apply(report());
             // Rank 2 ends because of the failure; that is not the cause.
             assert_eq!(play.apply(exit(2, Some(1), None)), []);
             play.apply(exit(1, None, Some(9)));
         }
-        assert_eq!(play.failure(), KILLED);
+        assert_eq!(play.told(), KILLED);
     }
 }
 
-/// If nobody tells what the end of a process did to the others, the run ends all the same.
+/// If nobody tells what the end of a process did to the others, watchers are told what is known.
 #[test]
-fn a_worker_that_ends_in_training_ends_the_run() {
+fn a_loss_that_nobody_tells_more_of_is_told_all_the_same() {
     let mut play = training();
     play.apply(exit(1, Some(1), None));
     assert_eq!(play.wait(BLAME_TIMEOUT), []);
     play.wait(Duration::from_millis(1));
     assert_eq!(
-        play.failure(),
+        play.told(),
         "worker `node0/1` (rank 1) on host1 ended with exit code 1; at its last heartbeat, 6.0s ago, it had completed \
          step 0\nthe end of the log of `node0/1`:\nout of memory"
     );
@@ -110,7 +123,7 @@ fn a_stopped_worker_is_named_with_the_operation_in_which_others_wait_for_it() {
     assert_eq!(play.apply(Event::Tick), [], "the timeout is not over yet");
     play.wait(Duration::from_millis(100));
     assert_eq!(
-        play.failure(),
+        play.told(),
         "worker `node0/2` (rank 2) on host2: no heartbeat for 20.1s; at the last one it had completed step 6 and last \
          finished `all_reduce` (gradients 8 of step 7; number 8 of group `owners of en`). So the collective \
          operation `all_reduce` (gradients 5 of step 7; number 5 of group `world`) failed: worker `node0/0` (rank 0) on host0, \
@@ -123,8 +136,8 @@ fn a_stopped_worker_is_named_with_the_operation_in_which_others_wait_for_it() {
 #[test]
 fn a_rank_that_does_not_come_is_named_although_it_lives() {
     let mut play = training();
-    play.complete(0, missed("world", 4, &[0], &[1, 2]));
-    play.complete(2, missed("world", 4, &[0, 2], &[1]));
+    play.apply(missed(0, "world", 4, &[0], &[1, 2]));
+    play.apply(missed(2, "world", 4, &[0, 2], &[1]));
     play.now += Duration::from_secs(4);
     play.apply(heartbeat(1, 6, Some(collective("world", 3, true))));
     assert_eq!(
@@ -134,7 +147,7 @@ fn a_rank_that_does_not_come_is_named_although_it_lives() {
     );
     play.wait(Duration::from_millis(1));
     assert_eq!(
-        play.failure(),
+        play.told(),
         "worker `node0/1` (rank 1) on host1 did not come, although it lives: at its last heartbeat, 1.0s ago, it had \
          completed step 6 and last finished `all_reduce` (gradients 3 of step 7; number 3 of group `world`) (if its part \
          of a step may take so long, raise `runtime.collective_timeout`). So the collective operation `all_reduce` (gradients 4 of step 7; number 4 of group `world`) \
@@ -147,10 +160,10 @@ fn a_rank_that_does_not_come_is_named_although_it_lives() {
 #[test]
 fn whoever_others_wait_for_is_not_at_fault_if_it_waits_itself() {
     let mut play = training();
-    play.complete(0, missed("world", 4, &[0], &[1]));
-    play.complete(1, missed("owners of de", 2, &[1], &[2]));
+    play.apply(missed(0, "world", 4, &[0], &[1]));
+    play.apply(missed(1, "owners of de", 2, &[1], &[2]));
     play.wait(BLAME_TIMEOUT + Duration::from_millis(1));
-    let reason = play.failure();
+    let reason = play.told();
     assert!(
         reason.starts_with("worker `node0/2` (rank 2) on host2 did not come")
             && reason.contains("number 2 of group `owners of de`) failed: worker `node0/1` (rank 1)"),
@@ -162,20 +175,23 @@ fn whoever_others_wait_for_is_not_at_fault_if_it_waits_itself() {
 #[test]
 fn a_failed_collective_that_nobody_explains_is_told_as_it_was_reported() {
     let mut play = Play::formed("", 0);
-    play.complete(1, failed(false, true));
-    play.complete(0, failed(false, true));
+    for local_rank in [1, 0] {
+        let Event::Failed(failure) = failed(local_rank, false, false) else {
+            unreachable!("it is a failure");
+        };
+        play.apply(Event::Failed(failure));
+    }
     assert_eq!(play.wait(BLAME_TIMEOUT), []);
     play.wait(Duration::from_millis(1));
     assert_eq!(
-        play.failure(),
+        play.told(),
         "worker `node0/1` (rank 1) on host1: it broke. The ranks' flight records are in `flight/generation-3` of the run"
     );
 }
 
-/// Before all have joined, while nothing is trained, and with a configuration that no retry helps: the end of a process is the
-/// whole story.
+/// With a configuration that no retry helps, the end of a process is the end of the run.
 #[test]
-fn a_worker_that_ends_ends_the_run() {
+fn a_worker_that_refuses_its_configuration_ends_the_run() {
     for mut play in [Play::new("", 0), training()] {
         play.apply(exit(1, Some(2), None));
         assert!(
@@ -185,12 +201,6 @@ fn a_worker_that_ends_ends_the_run() {
             play.state.verdict()
         );
     }
-    let mut play = Play::formed("", 0);
-    play.apply(exit(0, Some(0), None));
-    assert!(
-        play.failure()
-            .contains("(rank 0) on host0 ended with exit code 0")
-    );
 }
 
 #[test]
@@ -205,7 +215,7 @@ fn a_silent_worker_is_named_with_its_last_step() {
     play.apply(heartbeat(0, 5, None));
     play.wait(Duration::from_millis(100));
     assert_eq!(
-        play.failure(),
+        play.told(),
         "worker `node0/1` (rank 1) on host1: no heartbeat for 20.1s; at the last one it had completed step 3"
     );
 }
@@ -215,9 +225,9 @@ fn a_silent_worker_is_named_with_its_last_step() {
 fn many_ranks_are_counted_not_listed() {
     let mut play = training();
     let ranks: Vec<u32> = (0..100).collect();
-    play.complete(0, missed("world", 4, &ranks[..50], &ranks[50..]));
+    play.apply(missed(0, "world", 4, &ranks[..50], &ranks[50..]));
     play.wait(BLAME_TIMEOUT + Duration::from_millis(1));
-    let reason = play.failure();
+    let reason = play.told();
     assert!(
         reason.contains("rank 53, 46 more ranks had not") && reason.len() < 1000,
         "{reason}"

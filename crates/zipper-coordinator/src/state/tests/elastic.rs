@@ -1,0 +1,497 @@
+//! Goal: workers, nodes and coordinators may be lost, hang, be slow or come later; the run goes on from the newest state that is
+//! whole, within its budgets, or says why it ends.
+
+use super::*;
+use crate::state::Adopted;
+
+fn crew(min_workers: u32, max_workers: u32) -> Crew {
+    Crew {
+        min_workers,
+        max_workers,
+        nodes: max_workers,
+        workers_per_node: 1,
+    }
+}
+
+/// Nodes with one worker each.
+fn worker(node: u32) -> WorkerId {
+    WorkerId::new(node, 0)
+}
+
+fn ready(node: u32, incarnation: u64) -> Joining {
+    Joining {
+        worker: worker(node),
+        incarnation: Incarnation(incarnation),
+        node_rank: node,
+        local_rank: 0,
+        ..joining(node, incarnation)
+    }
+}
+
+fn alive(node: u32, generation: Generation, step: u64) -> Sign {
+    Sign {
+        worker: worker(node),
+        node_rank: node,
+        local_rank: 0,
+        ..sign(node, generation, step)
+    }
+}
+
+fn ended(node: u32, incarnation: u64) -> Event {
+    Event::Exited(Ended {
+        node,
+        worker: worker(node),
+        incarnation: Incarnation(incarnation),
+        exit_code: None,
+        signal: Some(9),
+        last_lines: Vec::new(),
+    })
+}
+
+fn agent(node: u32, incarnation: u64) -> Event {
+    Event::NodeRegistered(Agent {
+        node,
+        incarnation: Incarnation(incarnation),
+        hostname: format!("host{node}"),
+    })
+}
+
+/// The state after `step` and the one before, with these banks; stage zipper.
+fn held(step: u64, banks: &[usize]) -> Vec<HeldState> {
+    [step, step - 1]
+        .map(|step| HeldState {
+            step: Step(step),
+            stage: Stage::Zipper,
+            shared: true,
+            banks: banks.iter().copied().collect(),
+        })
+        .to_vec()
+}
+
+/// A run of `crew` that trains from step 5, with all nodes registered and `crew.max_workers` workers.
+fn training(more: &str, crew: Crew) -> Play {
+    let mut play = Play::new(more, 5);
+    play.state.crew = crew;
+    for node in 0..crew.max_workers {
+        play.apply(agent(node, 1));
+        play.apply(Event::Joined(ready(node, 1)));
+    }
+    assert_eq!(play.state.together(), Some(FIRST));
+    play
+}
+
+/// A survivor of the first generation comes back.
+fn back(node: u32, held: Vec<HeldState>) -> Event {
+    Event::Joined(Joining {
+        generation: Some(FIRST),
+        held,
+        ..ready(node, 1)
+    })
+}
+
+impl Play {
+    fn sees(&mut self, node: u32, generation: Generation, step: u64) -> Vec<Effect> {
+        self.apply(Event::Heartbeat(alive(node, generation, step)))
+    }
+
+    fn origin(&self, node: u32) -> (Rank, Step, Origin) {
+        let assignment = self
+            .state
+            .assignment(&worker(node), Incarnation(1))
+            .expect("it has a place");
+        (assignment.rank, assignment.step, assignment.origin)
+    }
+}
+
+/// Four workers, of which one is killed; the others go on with what they remember, and nothing is made twice.
+#[test]
+fn survivors_go_on_from_memory() {
+    let mut play = training("", crew(2, 4));
+    play.now = Duration::from_secs(10);
+    for node in 0..4 {
+        play.sees(node, FIRST, 7);
+    }
+    play.apply(ended(3, 1));
+    assert_eq!(play.state.together(), None);
+    let member = play.state.standing(&worker(0), Incarnation(1), Some(FIRST));
+    assert_eq!(member, Standing::Outside, "GEN-1");
+    assert_eq!(
+        play.state.standing(&worker(3), Incarnation(1), Some(FIRST)),
+        Standing::GivenUp
+    );
+
+    // Two banks, of which node 1 has the copy of what node 3 had.
+    play.apply(back(0, held(7, &[0])));
+    play.apply(back(2, held(7, &[])));
+    assert_eq!(play.state.together(), None, "node 1 is awaited");
+    play.now += Duration::from_secs(1);
+    let effects = play.apply(back(1, held(7, &[1])));
+    assert_eq!(
+        words(&effects),
+        ["broken at 7", "form 3 from memory of 7", "train 7-9"]
+    );
+    assert!(play.state.generation() > FIRST, "GEN-2");
+    let (_, step, origin) = play.origin(0);
+    assert_eq!(step, Step(7));
+    let Origin::Memory { shared, banks } = origin else {
+        panic!("it comes from memory");
+    };
+    let rank = |node| play.origin(node).0;
+    assert_eq!((shared, banks), (Rank(0), vec![rank(0), rank(1)]));
+
+    play.now += Duration::from_secs(1);
+    let second = play.state.generation();
+    let effects = play.sees(0, second, 8);
+    assert_eq!(words(&effects), ["recovered, 0 steps repeated"]);
+    let Effect::Recovered(recovery) = &effects[0] else {
+        panic!("it is a recovery");
+    };
+    assert_eq!(recovery.took, Duration::from_secs(2));
+    assert!(!recovery.from_checkpoint);
+}
+
+/// What nobody remembers completely comes from the newest checkpoint.
+#[test]
+fn a_lost_bank_goes_back_to_the_checkpoint() {
+    let mut play = training("", crew(1, 2));
+    play.sees(0, FIRST, 7);
+    play.apply(ended(1, 1));
+    let effects = play.apply(back(0, held(7, &[0])));
+    assert_eq!(words(&effects)[1..], ["form 1", "train 5-9"]);
+    assert_eq!(play.origin(0), (Rank(0), Step(5), Origin::Checkpoint));
+    let second = play.state.generation();
+    let effects = play.sees(0, second, 6);
+    assert_eq!(words(&effects), ["recovered, 2 steps repeated"]);
+}
+
+/// A checkpoint that was due at the step that a generation starts from, and was lost on its way, is written again.
+#[test]
+fn a_checkpoint_that_was_lost_on_its_way_is_written_again() {
+    let mut play = training("", crew(1, 2));
+    play.apply(ended(1, 1));
+    let effects = play.apply(back(0, held(8, &[0, 1])));
+    assert_eq!(words(&effects)[1..], ["form 1 from memory of 8", "save 8"]);
+    assert_eq!(words(&play.complete(0, Outcome::Saved)), ["train 8-9"]);
+    play.store(0, 8);
+    assert_eq!(words(&play.publish(8)), ["committed 8"]);
+}
+
+/// A worker that comes later waits for a step boundary, and for a generation in which there is room.
+#[test]
+fn others_are_let_in_between_two_steps() {
+    let mut play = training("", crew(1, 2));
+    play.apply(ended(1, 1));
+    play.apply(back(0, held(7, &[0, 1])));
+    assert!(!play.state.regroup_requested());
+    play.apply(Event::Joined(ready(1, 2)));
+    assert!(play.state.regroup_requested());
+    let second = play.state.generation();
+    let effects = play.complete(0, Outcome::Yielded { reached: Step(8) });
+    assert_eq!(words(&effects), [""; 0], "node 0 has to come back first");
+    let effects = play.apply(Event::Joined(Joining {
+        generation: Some(second),
+        held: held(8, &[0, 1]),
+        ..ready(0, 1)
+    }));
+    assert_eq!(words(&effects), ["form 2 from memory of 8", "save 8"]);
+    assert_eq!(play.state.accounts.losses, 1, "growth is no loss");
+}
+
+/// Spares are ready and not needed, until one is.
+#[test]
+fn a_spare_takes_the_place_of_a_lost_worker_at_once() {
+    let mut play = training(
+        "",
+        Crew {
+            nodes: 3,
+            ..crew(2, 2)
+        },
+    );
+    play.apply(Event::Joined(ready(2, 1)));
+    assert!(!play.state.regroup_requested(), "there is no room");
+    assert_eq!(play.state.assignment(&worker(2), Incarnation(1)), None);
+    play.apply(ended(1, 1));
+    let effects = play.apply(back(0, held(7, &[0, 1])));
+    assert_eq!(words(&effects)[1..], ["form 2 from memory of 7", "train 7-9"]);
+    assert!(play.state.assignment(&worker(2), Incarnation(1)).is_some());
+}
+
+#[test]
+fn with_on_loss_wait_a_replacement_is_waited_for() {
+    let mut play = training("elastic: {on_loss: wait, replacement_wait: 30s}", crew(1, 2));
+    play.apply(ended(1, 1));
+    play.apply(back(0, held(7, &[0, 1])));
+    assert_eq!(play.state.together(), None);
+    play.now = Duration::from_secs(29);
+    play.apply(Event::Heartbeat(Sign {
+        generation: None,
+        ..alive(0, FIRST, 7)
+    }));
+    play.apply(Event::Tick);
+    assert_eq!(play.state.together(), None);
+    play.wait(Duration::from_secs(1));
+    assert!(play.state.together().is_some());
+}
+
+/// FIELD, thread 1: restarts end when the budget says so, and the run says who failed and how.
+#[test]
+fn a_node_that_fails_again_and_again_is_left_out_and_named() {
+    let mut play = training("elastic: {restarts_per_node: 2, restart_backoff: 1s}", crew(1, 2));
+    for incarnation in 1..=2 {
+        play.apply(ended(1, incarnation));
+        let advice = play
+            .state
+            .advice_for_worker(1, &worker(1), Incarnation(incarnation));
+        let after = Duration::from_secs(incarnation);
+        assert_eq!(advice, Some(&Advice::Start { after }), "the pause doubles");
+        let generation = Some(play.state.generation());
+        play.apply(Event::Joined(Joining {
+            generation,
+            held: held(7, &[0, 1]),
+            ..ready(0, 1)
+        }));
+        play.apply(Event::Joined(ready(1, incarnation + 1)));
+    }
+    let effects = play.apply(ended(1, 3));
+    assert!(
+        words(&effects).contains(&"left out node 1".to_owned()),
+        "{effects:?}"
+    );
+    let Some(Advice::Leave { reason }) = play.state.advice_for_worker(1, &worker(1), Incarnation(3)) else {
+        panic!("it is not started again");
+    };
+    assert!(
+        reason.contains("it failed 3 times within 1h") && reason.contains("signal 9"),
+        "{reason}"
+    );
+    play.apply(Event::Joined(ready(1, 4)));
+    assert_eq!(
+        play.state.standing(&worker(1), Incarnation(4), None),
+        Standing::Outside
+    );
+    assert_eq!(play.state.verdict(), None, "one worker is enough");
+    // The other one fails, too: nobody is left.
+    for incarnation in 1..=3 {
+        play.apply(Event::Joined(ready(0, incarnation)));
+        play.apply(ended(0, incarnation));
+        play.wait(Duration::from_secs(6));
+    }
+    assert!(
+        play.failure().contains("too few workers are left for the 1"),
+        "{}",
+        play.failure()
+    );
+}
+
+#[test]
+fn the_run_has_a_budget_of_its_own() {
+    let mut play = training("elastic: {restarts_per_run: 1, restarts_per_node: 9}", crew(1, 2));
+    play.apply(ended(1, 1));
+    play.apply(back(0, held(7, &[0, 1])));
+    assert_eq!(play.state.verdict(), None);
+    play.apply(ended(0, 1));
+    assert!(
+        play.failure()
+            .contains("2 times within 1h, more often than `elastic.restarts_per_run` = 1"),
+        "{}",
+        play.failure()
+    );
+}
+
+/// An agent that comes anew has lost its workers, whatever became of them.
+#[test]
+fn a_new_agent_means_that_its_workers_are_lost() {
+    let mut play = training("", crew(1, 2));
+    play.apply(agent(1, 2));
+    assert_eq!(play.state.together(), None);
+    assert_eq!(
+        play.state.standing(&worker(1), Incarnation(1), Some(FIRST)),
+        Standing::GivenUp
+    );
+    assert!(matches!(
+        play.state.advice_for_node(1, Incarnation(2)),
+        Some(Advice::Start { .. })
+    ));
+    assert_eq!(
+        play.state.advice_for_node(1, Incarnation(1)),
+        None,
+        "the old one is answered no more"
+    );
+    assert_eq!(play.state.to_kill(1), [(worker(1), Incarnation(1))]);
+}
+
+/// Heartbeats go on, but nothing is trained: the rank that the others wait for is given up.
+#[test]
+fn a_hang_is_found_by_the_lack_of_progress() {
+    let mut play = training("elastic: {hang_factor: 5, hang_min: 10s}", crew(1, 3));
+    let at = |node: u32, step: u64, sequence: u64| {
+        let mut sign = alive(node, FIRST, step);
+        sign.collective = Some(diagnosis::collective("world", sequence, false));
+        Event::Heartbeat(sign)
+    };
+    for step in [6, 7] {
+        play.now += Duration::from_secs(4);
+        (0..3).for_each(|node| drop(play.apply(at(node, step, 10 * step))));
+    }
+    for second in 1..=21 {
+        play.now += Duration::from_secs(1);
+        for node in 0..3 {
+            play.apply(at(node, 7, if node == 1 { 71 } else { 72 }));
+        }
+        let effects = play.apply(Event::Tick);
+        let found = second > 20;
+        assert_eq!(
+            play.state.together().is_none(),
+            found,
+            "after {second} s: {effects:?}"
+        );
+    }
+    assert_eq!(
+        play.state.standing(&worker(1), Incarnation(1), Some(FIRST)),
+        Standing::GivenUp
+    );
+    play.apply(back(0, held(7, &[0, 1])));
+    let effects = play.apply(back(2, held(7, &[0, 1])));
+    let Effect::Broken { reason, .. } = &effects[0] else {
+        panic!("it is told: {effects:?}");
+    };
+    assert!(
+        reason.starts_with("no step was completed for 20s. worker `node1/0` (rank 1)"),
+        "{reason}"
+    );
+}
+
+/// A coordinator that was asleep has heard nobody, and gives nobody up for that.
+#[test]
+fn the_coordinators_own_sleep_is_nobodys_fault() {
+    let mut play = training("", crew(1, 2));
+    play.wait(Duration::from_secs(1));
+    play.wait(Duration::from_secs(600));
+    assert_eq!(play.state.together(), Some(FIRST));
+    // Silence that it was awake for counts.
+    for _ in 0..22 {
+        play.sees(0, FIRST, 6);
+        play.wait(Duration::from_secs(1));
+    }
+    assert_eq!(
+        play.state.standing(&worker(1), Incarnation(1), Some(FIRST)),
+        Standing::GivenUp
+    );
+}
+
+#[test]
+fn a_straggler_is_named_once_with_its_share_of_the_time() {
+    let mut play = training("elastic: {straggler_steps: 2}", crew(1, 3));
+    play.now = Duration::from_secs(10);
+    for node in 0..3 {
+        let mut sign = alive(node, FIRST, 7);
+        sign.work = 100.0;
+        sign.compute_seconds = if node == 2 { 8.0 } else { 4.0 };
+        play.apply(Event::Heartbeat(sign));
+    }
+    let effects = play.apply(Event::Tick);
+    let Some(Effect::Straggler {
+        rank,
+        factor,
+        lost_share,
+        ..
+    }) = effects.first()
+    else {
+        panic!("nobody is named: {effects:?}");
+    };
+    assert_eq!(*rank, Rank(2));
+    assert!((factor - 2.0).abs() < 1e-9 && (lost_share - 0.4).abs() < 1e-9);
+    assert_eq!(play.apply(Event::Tick), []);
+}
+
+/// While the store cannot be written, training goes on with an alarm, up to a limit.
+#[test]
+fn an_outage_of_the_store_raises_an_alarm_and_ends_the_run_at_its_limit() {
+    let mut play = training("", crew(1, 2));
+    let trouble = |seconds| Trouble {
+        lasting: Duration::from_secs(seconds),
+        message: "no space left on device".to_owned(),
+    };
+    let mut sign = alive(1, FIRST, 6);
+    sign.trouble = Some(trouble(20));
+    play.apply(Event::Heartbeat(sign.clone()));
+    assert_eq!(words(&play.apply(Event::Tick)), ["alarm raised"]);
+    assert_eq!(play.apply(Event::Tick), [], "once");
+    sign.trouble = None;
+    play.apply(Event::Heartbeat(sign));
+    assert_eq!(words(&play.apply(Event::Tick)), ["alarm over"]);
+    play.apply(Event::StoreTrouble(Some(trouble(1801))));
+    play.apply(Event::Tick);
+    let Some(Verdict::Stopped(reason)) = play.state.verdict() else {
+        panic!("the verdict is {:?}", play.state.verdict());
+    };
+    assert!(
+        reason.contains("30m (`checkpoint.outage_limit`): no space left on device"),
+        "{reason}"
+    );
+}
+
+/// A coordinator that has come back finds its workers at work, asks for what it cannot know, and goes on.
+#[test]
+fn a_generation_is_adopted_by_the_next_coordinator() {
+    let before = training("", crew(1, 2));
+    let seats: Vec<Seat> = before
+        .effects
+        .iter()
+        .find_map(|effect| match effect {
+            Effect::FormGeneration { seats, .. } => Some(seats.clone()),
+            _ => None,
+        })
+        .expect("it was formed");
+    let (id, planned) = before.state.task().expect("a task is under way");
+    let past = Past {
+        generation: Generation(11),
+        next_task: id + 1,
+        reached: Step(5),
+        published: [Step(5)].into(),
+        evaluated: [(EvaluationSet::Validation, false, Step(5))].into(),
+        adopted: Some(Adopted {
+            generation: FIRST,
+            seats,
+            placement: before.state.placement().cloned(),
+            step: Step(5),
+            origin: Origin::Checkpoint,
+            task: Some((id, planned.clone())),
+        }),
+        ..Past::default()
+    };
+    let state = State::new(config(""), crew(1, 2), before.state.basis().clone(), past);
+    let mut play = Play {
+        state,
+        now: Duration::ZERO,
+        effects: Vec::new(),
+    };
+    play.apply(Event::Reserved(Generation(19)));
+    assert_eq!(play.state.task(), before.state.task());
+    let rank = |node| play.state.standing(&worker(node), Incarnation(1), Some(FIRST));
+    assert_eq!(
+        [rank(0), rank(1)],
+        [Standing::Member(Rank(0)), Standing::Member(Rank(1))]
+    );
+    assert!(!play.state.knows_outcome(Rank(0), id), "it is asked for again");
+    play.complete(0, Outcome::Trained { reached: Step(9) });
+    let effects = play.complete(1, Outcome::Trained { reached: Step(9) });
+    assert_eq!(words(&effects), ["evaluate validation@9"]);
+    // A loss now: its number was never used, by none of the two coordinators.
+    play.apply(ended(1, 1));
+    play.apply(back(0, held(9, &[0, 1])));
+    assert_eq!(play.state.generation(), Generation(12));
+}
+
+/// GEN-2: what the journal has not reserved is not used.
+#[test]
+fn no_generation_is_formed_before_its_number_is_reserved() {
+    let mut play = Play::new("", 0);
+    play.state.reserved = play.state.highest;
+    for local_rank in 0..WORKERS {
+        play.apply(Event::Joined(joining(local_rank, 1)));
+    }
+    assert_eq!(play.state.together(), None);
+    let effects = play.apply(Event::Reserved(Generation(4)));
+    assert_eq!(words(&effects)[..2], ["reserve", "form 2"]);
+}
