@@ -283,8 +283,9 @@ impl RunStore {
     /// # Errors
     /// As [`RunStore::delete`], for the first that fails.
     pub(crate) async fn delete_all(&self, paths: &[impl AsRef<str>]) -> Result<()> {
+        let paths: Vec<String> = paths.iter().map(|path| path.as_ref().to_owned()).collect();
         stream::iter(paths)
-            .map(|path| self.delete(path.as_ref()))
+            .map(async |path: String| self.delete(&path).await)
             .buffer_unordered(PARALLEL)
             .try_collect()
             .await
