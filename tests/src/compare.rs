@@ -1,14 +1,15 @@
 //! Whether two runs ended with the same parameters.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use safetensors::{Dtype, SafeTensors};
 use zipper_checkpoint::{Result, RunStore};
 use zipper_types::Step;
 
-/// How far parameters of two runs may be apart that differ in the order of floating-point sums: relative to each tensor's
-/// norm, in f32.
-pub const TOLERANCE: f64 = 1e-4;
+/// How far parameters of two runs may be apart that differ in the order of floating-point sums, relative to each tensor's norm.
+const TOLERANCE_F32: f64 = 1e-4;
+/// The same where everything is computed in f64, so that rounding hides nothing.
+const TOLERANCE_F64: f64 = 1e-9;
 
 /// The trainable parameters in a checkpoint, every part read back and checked.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,6 +18,8 @@ pub struct Parameters {
     pub step: Step,
     /// `banks/de.safetensors: layers.0.q_proj.b` to its values.
     tensors: BTreeMap<String, Vec<f64>>,
+    /// How far others may be away from these.
+    pub tolerance: f64,
 }
 
 /// The tensor in which two sets of parameters differ most.
@@ -35,21 +38,31 @@ impl Parameters {
     /// If a part of it cannot be read, or is not what was written.
     ///
     /// # Panics
-    /// If there is none, or a part holds something else than tensors in f32.
+    /// If there is none, or a part holds something else than tensors in f32 or f64.
     pub async fn newest(run: &RunStore) -> Result<Self> {
         let checkpoints = run.checkpoints();
         let step = checkpoints.latest().await?;
         let step = step.unwrap_or_else(|| panic!("`{}` has no checkpoint", run.url()));
         let manifest = checkpoints.load_manifest(step).await?;
-        let mut tensors = BTreeMap::new();
+        let (mut tensors, mut widths) = (BTreeMap::new(), BTreeSet::new());
         for part in &manifest.parts {
             let is_parameters = part.path == "shared.safetensors" || part.path.starts_with("banks/");
             let bytes = checkpoints.read_part(step, part).await?;
             if is_parameters {
-                read(&part.path, &bytes, &mut tensors);
+                widths.extend(read(&part.path, &bytes, &mut tensors));
             }
         }
-        Ok(Self { step, tensors })
+        let widest = widths.iter().max();
+        let tolerance = if widest == Some(&8) {
+            TOLERANCE_F64
+        } else {
+            TOLERANCE_F32
+        };
+        Ok(Self {
+            step,
+            tensors,
+            tolerance,
+        })
     }
 
     /// Where they differ most.
@@ -82,13 +95,13 @@ impl Parameters {
     }
 
     /// # Panics
-    /// If they are of another step or differ by more than [`TOLERANCE`].
+    /// If they are of another step or differ by more than the tolerance.
     #[track_caller]
     pub fn assert_same(&self, other: &Self) {
         assert_eq!(self.step, other.step);
         let Difference { tensor, relative } = self.difference(other);
         assert!(
-            relative <= TOLERANCE,
+            relative <= self.tolerance,
             "`{tensor}` differs by {relative:e} of its norm"
         );
     }
@@ -98,15 +111,32 @@ fn norm(values: impl Iterator<Item = f64>) -> f64 {
     values.map(|value| value * value).sum::<f64>().sqrt()
 }
 
-fn read(path: &str, bytes: &[u8], tensors: &mut BTreeMap<String, Vec<f64>>) {
+/// Reads a file's tensors; returns the bytes of a number in each.
+fn read(path: &str, bytes: &[u8], tensors: &mut BTreeMap<String, Vec<f64>>) -> BTreeSet<usize> {
     let file = SafeTensors::deserialize(bytes).unwrap_or_else(|error| panic!("`{path}`: {error}"));
+    let mut widths = BTreeSet::new();
     for (name, view) in file.tensors() {
-        assert_eq!(view.dtype(), Dtype::F32, "`{path}`: `{name}`");
-        let (values, rest) = view.data().as_chunks::<4>();
-        assert!(rest.is_empty(), "`{path}`: `{name}`");
-        let values = values.iter().map(|value| f64::from(f32::from_le_bytes(*value)));
-        tensors.insert(format!("{path}: {name}"), values.collect());
+        let data = view.data();
+        let values: Vec<f64> = match view.dtype() {
+            Dtype::F32 => {
+                let values = data.as_chunks().0.iter();
+                values
+                    .map(|value| f64::from(f32::from_le_bytes(*value)))
+                    .collect()
+            }
+            Dtype::F64 => data
+                .as_chunks()
+                .0
+                .iter()
+                .copied()
+                .map(f64::from_le_bytes)
+                .collect(),
+            other => panic!("`{path}`: `{name}` is {other:?}"),
+        };
+        widths.insert(data.len() / values.len());
+        tensors.insert(format!("{path}: {name}"), values);
     }
+    widths
 }
 
 #[cfg(test)]
@@ -147,7 +177,7 @@ mod tests {
     async fn differences_are_measured() {
         let of = async |values| Parameters::newest(&run_with(values).await).await.unwrap();
         let a = of([3.0, 4.0]).await;
-        assert_eq!(a.difference(&a).relative, 0.0);
+        assert!(a.difference(&a).relative < f64::MIN_POSITIVE);
         let difference = a.difference(&of([3.0, 4.5]).await);
         assert_eq!(difference.tensor, "banks/de.safetensors: b");
         assert!((difference.relative - 0.1).abs() < 1e-12, "{difference:?}");

@@ -5,6 +5,7 @@
 
 mod compare;
 mod corpus;
+pub mod faults;
 mod models;
 mod programs;
 mod rigs;
@@ -12,7 +13,7 @@ mod rigs;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-pub use compare::{Difference, Parameters, TOLERANCE};
+pub use compare::{Difference, Parameters};
 pub use corpus::{LANGUAGES, write_corpus, write_corpus_of};
 pub use models::{LlmShape, write_llm, write_llm_of, write_whisper};
 pub use programs::{Finished, Launched, processes, program, wait_until};

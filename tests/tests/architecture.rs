@@ -135,8 +135,12 @@ const PLACES: &[Place] = &[
         ],
     ),
     torch_free("xtask", 4, &["zipper-cli"]),
-    // Used only by tests of other crates; runs the programs, and reads the checkpoints that they leave.
-    torch_free("zipper-tests", 4, &["zipper-checkpoint", "zipper-types"]),
+    // Used only by tests of other crates; runs the programs, and watches them, and reads the checkpoints that they leave.
+    torch_free(
+        "zipper-tests",
+        4,
+        &["zipper-checkpoint", "zipper-proto", "zipper-types"],
+    ),
 ];
 
 /// Arrows inside one layer.

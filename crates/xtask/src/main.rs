@@ -1,14 +1,15 @@
-//! `cargo xtask`: set-up, quickstart, demo corpora and models, and the whole test suite.
+//! `cargo xtask`: set-up, quickstart, demo corpora and models, the whole test suite, and the fault campaign.
 //!
 //! Owns what has to run before anything that links libtorch can be built, so it links nothing of the kind. Everything it
 //! fetches or makes goes under `.deps/` and `demo/`.
 //!
 //! Reading order: `workspace` (folders, running programs), `setup`, `demo`, `quickstart`, `checks` (`cargo xtask test`),
-//! `gpu`, `bench`.
+//! `gpu`, `bench`, `faults`.
 
 mod bench;
 mod checks;
 mod demo;
+mod faults;
 mod gpu;
 mod phases;
 mod quickstart;
@@ -54,6 +55,12 @@ enum Command {
         #[arg(value_enum)]
         what: Bench,
     },
+    /// Break real runs at random, and compare each with the run that was left in peace.
+    Faults {
+        /// `--rounds N --seed S --only KIND`, `--soak-minutes M`; `--help` tells all.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Make a demo corpus under `demo/`.
     Corpus {
         #[arg(value_enum)]
@@ -75,6 +82,7 @@ fn main() -> ExitStatus {
         Command::Test => checks::run(&workspace),
         Command::Gpu => gpu::run(&workspace),
         Command::Bench { what } => bench::run(&workspace, what),
+        Command::Faults { arguments } => faults::run(&workspace, &arguments),
         Command::Corpus { corpus } => demo::corpus(&workspace, corpus),
         Command::Model { model } => demo::model(&workspace, model),
     };
