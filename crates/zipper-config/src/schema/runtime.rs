@@ -87,7 +87,7 @@ fn default_first_collective_timeout() -> Duration {
 }
 
 fn default_grace() -> Duration {
-    Duration::from_secs(60)
+    Duration::from_mins(1)
 }
 
 fn default_overlap() -> bool {

@@ -11,7 +11,7 @@ use zipper_types::{Generation, Incarnation, Rank, Step, WorkerId};
 
 use super::generations::Together;
 use super::members::Member;
-use super::{Effect, Ended, Failure, Now, State};
+use super::{Effect, Ended, Failure, Now, Sign, State};
 
 /// How long to wait, after a generation was broken, for the reports that say who caused it and what it did to the others.
 /// Survivors take up to 3 s to find out who came.
@@ -161,6 +161,18 @@ impl Loss {
             .iter()
             .find(|(_, known)| is(known))
             .map(|(rank, _)| *rank)
+    }
+
+    /// A worker of the generation that is over tells where it is.
+    pub(super) fn heard(&mut self, now: Now, sign: &Sign) {
+        if let Some(known) = self
+            .rank_of(&sign.worker, sign.incarnation)
+            .and_then(|rank| self.ranks.get_mut(&rank))
+        {
+            known.heard = now;
+            known.step = sign.step;
+            known.collective.clone_from(&sign.collective);
+        }
     }
 
     /// A worker tells what the loss did to it.

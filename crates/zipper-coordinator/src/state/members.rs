@@ -228,6 +228,11 @@ impl State {
             return;
         }
         self.replace(now, &sign.worker, sign.incarnation, effects);
+        if sign.generation == Some(self.generation)
+            && let Some(loss) = &mut self.loss
+        {
+            loss.heard(now, &sign);
+        }
         let member = self
             .members
             .entry(sign.worker.clone())

@@ -232,6 +232,15 @@ impl Play {
         effects
     }
 
+    /// Seconds pass, in each of which `alive` say that they are.
+    fn seconds(&mut self, seconds: u64, alive: impl Fn(&mut Self)) {
+        for _ in 0..seconds {
+            self.now += Duration::from_secs(1);
+            alive(self);
+            self.apply(Event::Tick);
+        }
+    }
+
     fn all_alive(&mut self) {
         for local_rank in 0..WORKERS {
             self.apply(Event::Heartbeat(sign(local_rank, FIRST, 0)));

@@ -105,7 +105,7 @@ fn a_loss_that_nobody_tells_more_of_is_told_all_the_same() {
     assert_eq!(
         play.told(),
         "worker `node0/1` (rank 1) on host1 ended with exit code 1; at its last heartbeat, 6.0s ago, it had completed \
-         step 0\nthe end of the log of `node0/1`:\nout of memory"
+         step 5\nthe end of the log of `node0/1`:\nout of memory"
     );
 }
 
@@ -114,17 +114,19 @@ fn a_loss_that_nobody_tells_more_of_is_told_all_the_same() {
 #[test]
 fn a_stopped_worker_is_named_with_the_operation_in_which_others_wait_for_it() {
     let mut play = training();
-    let timeout = play.state.config().runtime.heartbeat_timeout;
     play.apply(heartbeat(2, 6, Some(collective("owners of en", 8, true))));
-    play.now += timeout;
-    for rank in [0, 1] {
-        play.apply(heartbeat(rank, 7, Some(collective("world", 5, false))));
-    }
-    assert_eq!(play.apply(Event::Tick), [], "the timeout is not over yet");
+    let others = |play: &mut Play| {
+        for rank in [0, 1] {
+            play.apply(heartbeat(rank, 7, Some(collective("world", 5, false))));
+        }
+    };
+    play.seconds(20, others);
+    assert!(play.state.together().is_some(), "the timeout is not over yet");
     play.wait(Duration::from_millis(100));
+    play.seconds(7, others);
     assert_eq!(
         play.told(),
-        "worker `node0/2` (rank 2) on host2: no heartbeat for 20.1s; at the last one it had completed step 6 and last \
+        "worker `node0/2` (rank 2) on host2: no heartbeat for 26.1s; at the last one it had completed step 6 and last \
          finished `all_reduce` (gradients 8 of step 7; number 8 of group `owners of en`). So the collective \
          operation `all_reduce` (gradients 5 of step 7; number 5 of group `world`) failed: worker `node0/0` (rank 0) on host0, \
          worker `node0/1` (rank 1) on host1 had come to it, worker `node0/2` (rank 2) on host2 had not. The ranks' flight \
@@ -206,17 +208,14 @@ fn a_worker_that_refuses_its_configuration_ends_the_run() {
 #[test]
 fn a_silent_worker_is_named_with_its_last_step() {
     let mut play = Play::formed("", 0);
-    let timeout = play.state.config().runtime.heartbeat_timeout;
     play.now = Duration::from_secs(1);
     for (local_rank, step) in [(0, 4), (1, 3)] {
         play.apply(heartbeat(local_rank, step, None));
     }
-    play.now += timeout;
-    play.apply(heartbeat(0, 5, None));
-    play.wait(Duration::from_millis(100));
+    play.seconds(28, |play| drop(play.apply(heartbeat(0, 5, None))));
     assert_eq!(
         play.told(),
-        "worker `node0/1` (rank 1) on host1: no heartbeat for 20.1s; at the last one it had completed step 3"
+        "worker `node0/1` (rank 1) on host1: no heartbeat for 27.0s; at the last one it had completed step 3"
     );
 }
 

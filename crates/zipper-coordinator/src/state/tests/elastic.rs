@@ -330,7 +330,7 @@ fn a_hang_is_found_by_the_lack_of_progress() {
         Event::Heartbeat(sign)
     };
     for step in [6, 7] {
-        play.now += Duration::from_secs(4);
+        play.seconds(4, |_| ());
         (0..3).for_each(|node| drop(play.apply(at(node, step, 10 * step))));
     }
     for second in 1..=21 {
