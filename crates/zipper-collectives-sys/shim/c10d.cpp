@@ -169,27 +169,43 @@ zipper_c10d_status zipper_c10d_barrier(zipper_c10d_group* group, int64_t timeout
 }
 
 zipper_c10d_status zipper_c10d_exchange(
-    zipper_c10d_group* group, void* sent, int to, void* received, int from, int64_t timeout_ms, char** error) {
+    zipper_c10d_group* group, void* const* sent, const int* to, uint32_t num_sent, void* const* received,
+    const int* from, uint32_t num_received, int64_t timeout_ms, char** error) {
   return guarded(error, [&] {
-    const auto send = [&] {
-      if (sent != nullptr) {
-        std::vector<at::Tensor> tensors{tensor_at(sent)};
-        run_to_end(*group, timeout_ms, [&] { return group->backend->send(tensors, to, 0); });
+    auto& backend = *group->backend;
+    std::vector<c10::intrusive_ptr<c10d::Work>> works;
+    // Everything is handed over before anything is waited for: ranks that all sent first would wait for each other. Where a
+    // backend needs to be told that operations belong together (NCCL), it is.
+    const bool together = backend.supportsCoalescing() && num_sent + num_received > 0;
+    const auto hand_over = [&](auto&& launch) {
+      auto work = zipper::hand_over(launch);
+      if (!together && work) {
+        works.push_back(std::move(work));
       }
     };
-    const auto receive = [&] {
-      if (received != nullptr) {
-        std::vector<at::Tensor> tensors{tensor_at(received)};
-        run_to_end(*group, timeout_ms, [&] { return group->backend->recv(tensors, from, 0); });
+    if (together) {
+      backend.startCoalescing();
+    }
+    for (uint32_t i = 0; i < num_received; ++i) {
+      std::vector<at::Tensor> tensors{tensor_at(received[i])};
+      hand_over([&] { return backend.recv(tensors, from[i], 0); });
+    }
+    for (uint32_t i = 0; i < num_sent; ++i) {
+      std::vector<at::Tensor> tensors{tensor_at(sent[i])};
+      hand_over([&] { return backend.send(tensors, to[i], 0); });
+    }
+    if (together) {
+      if (auto work = zipper::hand_over([&] { return backend.endCoalescing(); })) {
+        works.push_back(std::move(work));
       }
-    };
-    // A backend may wait in `send` for the receiver: in a ring in which everybody sends first, nobody would receive.
-    if (group->backend->getRank() % 2 == 0) {
-      send();
-      receive();
-    } else {
-      receive();
-      send();
+    }
+    for (const auto& work : works) {
+      if (group->waits_on_device) {
+        zipper::wait_for_end(*group, *work, milliseconds(timeout_ms));
+      } else {
+        // Sends and receives take their timeout here; without one they would wait as long as the group's construction may.
+        work->wait(milliseconds(timeout_ms));
+      }
     }
   });
 }

@@ -16,7 +16,7 @@ extern "C" {
 #endif
 
 // Raised with every change of this interface; the Rust side checks it before the first call.
-#define ZIPPER_C10D_ABI_VERSION 4
+#define ZIPPER_C10D_ABI_VERSION 5
 
 typedef int32_t zipper_c10d_status;
 enum {
@@ -80,10 +80,11 @@ zipper_c10d_status zipper_c10d_all_gather(
     zipper_c10d_group* group, void* const* outputs, uint32_t num_outputs, void* tensor, int64_t timeout_ms,
     char** error);
 zipper_c10d_status zipper_c10d_barrier(zipper_c10d_group* group, int64_t timeout_ms, char** error);
-// Sends a tensor to rank `to` and fills one from rank `from`; either may be null. Whoever sends to a rank that receives, and the
-// other way round, calls it at the same time with tensors of the same size.
+// Sends tensors, `sent[i]` to rank `to[i]`, and fills `received[i]` from rank `from[i]`. Between two ranks the tensors are matched
+// in their order; the other end calls it at the same time with tensors of the same sizes.
 zipper_c10d_status zipper_c10d_exchange(
-    zipper_c10d_group* group, void* sent, int to, void* received, int from, int64_t timeout_ms, char** error);
+    zipper_c10d_group* group, void* const* sent, const int* to, uint32_t num_sent, void* const* received,
+    const int* from, uint32_t num_received, int64_t timeout_ms, char** error);
 
 // Gradients that are summed over ranks in buckets, while the backward pass is still under way.
 //

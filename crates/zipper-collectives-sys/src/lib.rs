@@ -8,7 +8,7 @@
 use std::ffi::{c_char, c_int, c_void};
 
 /// The version of the interface declared here.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Status of a call that did what it was asked.
 pub const OK: i32 = 0;
@@ -155,10 +155,12 @@ unsafe extern "C" {
     pub fn zipper_c10d_barrier(group: *mut RawGroup, timeout_ms: i64, error: *mut *mut c_char) -> i32;
     pub fn zipper_c10d_exchange(
         group: *mut RawGroup,
-        sent: *mut c_void,
-        to: c_int,
-        received: *mut c_void,
-        from: c_int,
+        sent: *const *mut c_void,
+        to: *const c_int,
+        num_sent: u32,
+        received: *const *mut c_void,
+        from: *const c_int,
+        num_received: u32,
         timeout_ms: i64,
         error: *mut *mut c_char,
     ) -> i32;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tch::Tensor;
 use zipper_collectives_sys as sys;
+use zipper_types::Rank;
 
 /// A status other than OK, and libtorch's words for it.
 #[derive(Debug)]
@@ -292,21 +293,34 @@ impl RawGroup {
 
     pub(crate) fn exchange(
         &self,
-        sent: Option<(&Tensor, u32)>,
-        received: Option<(&Tensor, u32)>,
+        sent: &[(&Tensor, Rank)],
+        received: &[(&Tensor, Rank)],
         timeout: Duration,
     ) -> Result<(), Failure> {
-        let end = |end: Option<(&Tensor, u32)>| {
-            end.map_or((std::ptr::null_mut(), 0), |(tensor, rank)| {
-                let rank = c_int::try_from(rank).expect("a rank, checked when the group was made");
-                (pointer(tensor), rank)
-            })
+        let ends = |ends: &[(&Tensor, Rank)]| -> (Vec<*mut c_void>, Vec<c_int>, u32) {
+            let rank = |rank: &Rank| c_int::try_from(rank.0).expect("a rank, checked when the group was made");
+            (
+                ends.iter().map(|(tensor, _)| pointer(tensor)).collect(),
+                ends.iter().map(|(_, peer)| rank(peer)).collect(),
+                u32::try_from(ends.len()).expect("a few tensors"),
+            )
         };
-        let ((sent, to), (received, from)) = (end(sent), end(received));
+        let (sent, to, num_sent) = ends(sent);
+        let (received, from, num_received) = ends(received);
         let timeout = milliseconds(timeout);
-        // SAFETY: as in `all_reduce_sum`; a null pointer stands for no tensor.
+        // SAFETY: as in `all_reduce_sum`; each array has as many elements as is said.
         checked(|error| unsafe {
-            sys::zipper_c10d_exchange(self.0.as_ptr(), sent, to, received, from, timeout, error)
+            sys::zipper_c10d_exchange(
+                self.0.as_ptr(),
+                sent.as_ptr(),
+                to.as_ptr(),
+                num_sent,
+                received.as_ptr(),
+                from.as_ptr(),
+                num_received,
+                timeout,
+                error,
+            )
         })
     }
 

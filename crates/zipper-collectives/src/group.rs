@@ -246,18 +246,18 @@ impl ProcessGroup {
         Ok(outputs)
     }
 
-    /// Sends a tensor to one rank and receives one from another; `what` names it in errors. Every rank of the group calls it, also
-    /// one that does neither. What one rank sends, the other one receives: of the same length and kind.
+    /// Sends tensors to single ranks and receives others; `what` names it in errors. Every rank of the group calls it, also one
+    /// that does neither. Between two ranks tensors are matched in their order, and are of the same length and kind.
     ///
     /// # Errors
     /// Any [`crate::ErrorKind`]; the values of what was to be received are then undefined.
     pub fn exchange(
         &self,
-        sent: Option<(&Tensor, Rank)>,
-        received: Option<(&Tensor, Rank)>,
+        sent: &[(&Tensor, Rank)],
+        received: &[(&Tensor, Rank)],
         what: &str,
     ) -> Result<(), CollectiveError> {
-        for (tensor, rank) in [sent, received].into_iter().flatten() {
+        for &(tensor, rank) in sent.iter().chain(received) {
             let problem = if rank.0 >= self.inner.world_size.0 || rank == self.inner.rank {
                 Some(format!("rank {rank} is not another rank of the group"))
             } else {
@@ -268,11 +268,7 @@ impl ProcessGroup {
             }
         }
         self.inner.run("exchange", what, "", None, |raw, timeout| {
-            raw.exchange(
-                sent.map(|(tensor, rank)| (tensor, rank.0)),
-                received.map(|(tensor, rank)| (tensor, rank.0)),
-                timeout,
-            )
+            raw.exchange(sent, received, timeout)
         })
     }
 

@@ -111,6 +111,57 @@ fn all_gather_is_in_rank_order() {
     }
 }
 
+/// Goal: exchanged tensors arrive at the rank that they were sent to, in their order, whoever else sends to whom at the same time;
+/// large ones, too, in rings where every rank sends before it receives; and a rank may do nothing.
+#[test]
+fn exchange_sends_to_single_ranks() {
+    for shift in 1..4 {
+        let received = in_threads(4, |group| {
+            let own = group.rank().0;
+            let (to, from) = (Rank((own + shift) % 4), Rank((own + 4 - shift) % 4));
+            let numbers = |count: i64| Tensor::full([count], i64::from(own), (Kind::Double, tch::Device::Cpu));
+            let (large, small) = (numbers(1 << 20), numbers(3) + 0.5);
+            let (into_large, into_small) = (large.zeros_like(), small.zeros_like());
+            let sent = [(&large, to), (&small, to)];
+            let taken = [(&into_large, from), (&into_small, from)];
+            group.exchange(&sent, &taken, "copies").unwrap();
+            // One rank gives to two others.
+            match own {
+                0 => group.exchange(&[(&small, Rank(1)), (&small, Rank(3))], &[], "copies"),
+                1 | 3 => group.exchange(&[], &[(&into_small, Rank(0))], "copies"),
+                _ => group.exchange(&[], &[], "copies"),
+            }
+            .unwrap();
+            (
+                into_large.min().double_value(&[]),
+                into_large.max().double_value(&[]),
+                values(&into_small),
+            )
+        });
+        for (rank, (min, max, small)) in (0_u32..).zip(received) {
+            let from = f64::from((rank + 4 - shift) % 4);
+            assert_eq!((min, max), (from, from), "rank {rank}, from {shift} ranks before");
+            let last = if rank % 2 == 1 { 0.5 } else { from + 0.5 };
+            assert_eq!(small, vec![last; 3]);
+        }
+    }
+}
+
+/// Goal: a rank that cannot be sent to is refused by its number.
+#[test]
+fn exchange_needs_another_rank() {
+    in_threads(2, |group| {
+        let tensor = Tensor::zeros([1], (Kind::Float, tch::Device::Cpu));
+        for rank in [group.rank(), Rank(2)] {
+            let error = group
+                .exchange(&[(&tensor, rank)], &[], "copies")
+                .expect_err("not another rank");
+            assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+            assert!(error.to_string().contains(&format!("rank {rank} is not another rank")), "{error}");
+        }
+    });
+}
+
 /// Goal: tensors without elements, as of a language that has no parameter here, pass through every collective.
 #[test]
 fn empty_tensors_pass() {

@@ -222,8 +222,8 @@ impl Session {
         let kind = (params[0].tensor.kind(), self.replica.device());
         let taken = (!take.is_empty()).then(|| Tensor::zeros([len], kind));
         self.team().world().exchange(
-            given.as_ref().map(|given| (given, Rank(next))),
-            taken.as_ref().map(|taken| (taken, Rank(before))),
+            given.as_ref().map(|given| (given, Rank(next))).as_slice(),
+            taken.as_ref().map(|taken| (taken, Rank(before))).as_slice(),
             &format!("copies of banks after step {step}"),
         )?;
         let came = take.iter().enumerate().filter_map(|(index, &language)| {
