@@ -148,6 +148,17 @@ impl Checkpoints {
         self.check_sizes(manifest).await?;
         let path = manifest_path(manifest.step);
         match self.run.put_create(&path, manifest.to_bytes()).await {
+            Ok(()) => {
+                // A writer that was stopped before that request and has lost the run meanwhile may find its parts collected.
+                let still = self.check_sizes(manifest).await;
+                if still
+                    .as_ref()
+                    .is_err_and(|error| error.kind() == ErrorKind::Damaged)
+                {
+                    self.run.delete(&path).await?;
+                }
+                still
+            }
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 if self.load_manifest(manifest.step).await? == *manifest {
                     return Ok(());

@@ -48,6 +48,9 @@ pub const WRITER: &str = "WRITER.json";
 /// Directory of the claims on the run.
 pub const LEASE: &str = "lease";
 
+/// Written when a run is claimed, to see whether the store refuses to write it twice.
+pub const LEASE_PROBE: &str = "lease/probe.json";
+
 /// Directory of the notes on uploads in pieces.
 pub const UPLOADS: &str = "uploads";
 

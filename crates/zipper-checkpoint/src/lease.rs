@@ -13,8 +13,15 @@
 //!
 //! - `LEASE-1`: of all contenders for one claim, one gets it.
 //! - `LEASE-2`: a holder whose last verified renewal is older than two thirds of the time to live verifies before it writes.
+//! - `LEASE-3`: two holders never pass their checks at the same time. A holder renews, then looks for newer claims; a contender
+//!   claims, then looks at the counter again. If it has not moved, any later renewal sees the claim. If it has, the contender
+//!   waits until that renewal is too old to count.
+//! - `LEASE-4`: who has lost a claim never gets it back.
+//!
+//! Between a check and the arrival of the write that it allowed there is always time, in which a holder can be stopped. So what
+//! must not be written twice is created, not replaced: journal entries, manifests, claims on folders.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -90,14 +97,17 @@ pub struct Lease {
 }
 
 /// What is known of our own claim.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Kept {
     renewals: u64,
     /// When the newest renewal that succeeded was begun.
     verified: Instant,
+    /// The claim that ended ours, and who made it.
+    lost: Option<(u64, String)>,
 }
 
 /// A claim as a contender sees it.
+#[derive(Debug, PartialEq, Eq)]
 struct Seen {
     epoch: u64,
     holder: Holder,
@@ -106,65 +116,71 @@ struct Seen {
     renewed: Option<Bytes>,
 }
 
+/// How a claim that another one had before is known to be free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Free {
+    /// Its holder has ended, or there was none.
+    Certainly,
+    /// Its holder has given no sign of life for the time to live.
+    Presumably,
+}
+
 impl Lease {
     /// Claims the run for `holder`, if need be after waiting until the one before is known to be gone.
     ///
     /// With `supersede` the caller knows that the holder of that claim is dead: it is not waited for.
     ///
     /// # Errors
-    /// The inner one: another coordinator holds the run and lives. The outer one: the store fails.
+    /// The inner one: another coordinator holds the run and lives. The outer one: the store fails, or does not honour the
+    /// condition of a conditional write ([`CheckpointError::Unconditional`]). Repeating it with the same `holder` is safe.
     pub async fn acquire(
         run: &RunStore,
         holder: Holder,
         options: LeaseOptions,
         supersede: Option<u64>,
     ) -> Result<std::result::Result<Self, Refused>> {
-        let mut watched: Option<(u64, Option<Bytes>, Instant)> = None;
+        probe(run).await?;
+        let mut watched: Option<(Seen, Instant)> = None;
         loop {
+            let begun = Instant::now();
             let seen = newest(run).await?;
-            let (free, next) = match &seen {
-                None => (true, 1),
-                Some(seen) => {
-                    let dead = supersede.is_some_and(|dead| dead >= seen.epoch);
-                    let still = watched.as_ref().is_some_and(|(epoch, renewed, since)| {
-                        (*epoch, renewed) == (seen.epoch, &seen.renewed) && since.elapsed() >= options.ttl
-                    });
-                    (dead || seen.released || still, seen.epoch + 1)
-                }
-            };
-            if free {
-                match Self::claim(run, next, &holder, options).await {
-                    Ok(lease) => return Ok(Ok(lease)),
-                    // Another contender was faster: it is the holder now. Or our own request was repeated.
-                    Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                        if read_holder(run, next).await? == holder {
-                            return Ok(Ok(Self::of(run, next, options, Instant::now())));
+            if let Some(seen) = &seen
+                && seen.holder == holder
+            {
+                // An earlier request of ours did succeed, though we were not told. Who had the run before may not know it.
+                let lease = Self::of(run, seen.epoch, options, begun);
+                sleep(options.ttl * 2 / 3).await;
+                return Ok(Ok(lease));
+            }
+            let next = seen.as_ref().map_or(1, |seen| seen.epoch + 1);
+            if let Some(free) = is_free(seen.as_ref(), watched.as_ref(), options, supersede) {
+                let begun = Instant::now();
+                match run.put_create(&layout::lease_claim(next), json(&holder)).await {
+                    Ok(()) => {
+                        if let (Free::Presumably, Some(before)) = (free, &seen) {
+                            let_it_notice(run, before, options).await;
                         }
+                        return Ok(Ok(Self::of(run, next, options, begun)));
                     }
+                    // Another contender was faster and is the holder now; or it was ourselves.
+                    Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                     Err(error) => return Err(error),
                 }
             }
-            if let Some(seen) = seen {
-                match &watched {
-                    Some((epoch, renewed, _)) if (*epoch, renewed) == (seen.epoch, &seen.renewed) => {}
-                    Some((epoch, ..)) if *epoch == seen.epoch => {
-                        return Ok(Err(Refused {
-                            url: run.url().to_owned(),
-                            epoch: seen.epoch,
-                            holder: seen.holder,
-                        }));
-                    }
-                    _ => watched = Some((seen.epoch, seen.renewed, Instant::now())),
+            match (seen, &watched) {
+                (Some(seen), Some((before, _))) if seen == *before => {}
+                (Some(seen), Some((before, _))) if seen.epoch == before.epoch && !seen.released => {
+                    return Ok(Err(Refused {
+                        url: run.url().to_owned(),
+                        epoch: seen.epoch,
+                        holder: seen.holder,
+                    }));
                 }
+                (Some(seen), _) => watched = Some((seen, Instant::now())),
+                (None, _) => {}
             }
             sleep(LOOK_EVERY.min(options.ttl / 3)).await;
         }
-    }
-
-    async fn claim(run: &RunStore, epoch: u64, holder: &Holder, options: LeaseOptions) -> Result<Self> {
-        let verified = Instant::now();
-        run.put_create(&layout::lease_claim(epoch), json(holder)).await?;
-        Ok(Self::of(run, epoch, options, verified))
     }
 
     fn of(run: &RunStore, epoch: u64, options: LeaseOptions, verified: Instant) -> Self {
@@ -175,6 +191,7 @@ impl Lease {
             kept: Mutex::new(Kept {
                 renewals: 0,
                 verified,
+                lost: None,
             }),
         }
     }
@@ -196,7 +213,7 @@ impl Lease {
     pub async fn renew(&self) -> std::result::Result<(), LeaseLost> {
         let begun = Instant::now();
         let renewals = {
-            let mut kept = self.kept();
+            let mut kept = self.still_ours()?;
             kept.renewals += 1;
             kept.renewals
         };
@@ -213,13 +230,9 @@ impl Lease {
                 Ok(holder) => format!("the coordinator on {} (process {})", holder.host, holder.pid),
                 Err(_) => "another coordinator".to_owned(),
             };
-            return Err(LeaseLost::Superseded {
-                epoch: self.epoch,
-                newer,
-                by,
-            });
+            self.kept().lost.get_or_insert((newer, by));
         }
-        let mut kept = self.kept();
+        let mut kept = self.still_ours()?;
         kept.verified = kept.verified.max(begun);
         Ok(())
     }
@@ -229,7 +242,7 @@ impl Lease {
     /// # Errors
     /// [`LeaseLost`].
     pub async fn check(&self) -> std::result::Result<(), LeaseLost> {
-        let verified = self.kept().verified;
+        let verified = self.still_ours()?.verified;
         if verified.elapsed() < self.ttl * 2 / 3 {
             return Ok(());
         }
@@ -248,9 +261,63 @@ impl Lease {
         }
     }
 
-    fn kept(&self) -> std::sync::MutexGuard<'_, Kept> {
+    /// What is known, unless it is that the claim is lost (`LEASE-4`).
+    fn still_ours(&self) -> std::result::Result<MutexGuard<'_, Kept>, LeaseLost> {
+        let kept = self.kept();
+        match &kept.lost {
+            None => Ok(kept),
+            Some((newer, by)) => Err(LeaseLost::Superseded {
+                epoch: self.epoch,
+                newer: *newer,
+                by: by.clone(),
+            }),
+        }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether the next claim may be made, when the newest is `seen` and was `watched` before.
+fn is_free(
+    seen: Option<&Seen>,
+    watched: Option<&(Seen, Instant)>,
+    options: LeaseOptions,
+    supersede: Option<u64>,
+) -> Option<Free> {
+    let Some(seen) = seen else {
+        return Some(Free::Certainly);
+    };
+    if seen.released || supersede.is_some_and(|dead| dead >= seen.epoch) {
+        return Some(Free::Certainly);
+    }
+    let (before, since) = watched?;
+    (before == seen && since.elapsed() >= options.ttl).then_some(Free::Presumably)
+}
+
+/// Waits, after the claim that follows `before`, until its holder can no longer take itself for one (`LEASE-3`).
+async fn let_it_notice(run: &RunStore, before: &Seen, options: LeaseOptions) {
+    let renewed = read_counter(run, before.epoch).await;
+    if !renewed.is_ok_and(|renewed| renewed == before.renewed) {
+        sleep(options.ttl * 2 / 3).await;
+    }
+}
+
+/// Finds out whether the store honours the condition of a conditional write: everything here rests on that.
+async fn probe(run: &RunStore) -> Result<()> {
+    for _ in 0..2 {
+        match run
+            .put_create(layout::LEASE_PROBE, Bytes::from_static(b"{}\n"))
+            .await
+        {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+    let url = run.url().to_owned();
+    Err(CheckpointError::Unconditional { url })
 }
 
 /// The newest claim on a run and who made it: where workers find a coordinator that has moved.
@@ -275,17 +342,21 @@ async fn newest(run: &RunStore) -> Result<Option<Seen>> {
     };
     let holder = read_holder(run, epoch).await?;
     let released = run.exists(&layout::lease_released(epoch)).await?;
-    let renewed = match run.get(&layout::lease_renewed(epoch)).await {
-        Ok(bytes) => Some(bytes),
-        Err(error) if error.kind() == ErrorKind::NotFound => None,
-        Err(error) => return Err(error),
-    };
+    let renewed = read_counter(run, epoch).await?;
     Ok(Some(Seen {
         epoch,
         holder,
         released,
         renewed,
     }))
+}
+
+async fn read_counter(run: &RunStore, epoch: u64) -> Result<Option<Bytes>> {
+    match run.get(&layout::lease_renewed(epoch)).await {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 async fn read_holder(run: &RunStore, epoch: u64) -> Result<Holder> {

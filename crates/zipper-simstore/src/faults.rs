@@ -28,6 +28,13 @@ pub trait Faults: Send + Sync + 'static {
     }
 }
 
+/// Nothing goes wrong.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoFaults;
+
+#[async_trait]
+impl Faults for NoFaults {}
+
 /// Which side of a request's effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Moment {

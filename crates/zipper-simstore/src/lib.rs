@@ -11,5 +11,5 @@
 pub mod faults;
 pub mod store;
 
-pub use faults::{Crash, Faults, Gate, Moment, RandomFaults, Switch};
-pub use store::{FaultyStore, Request, RequestKind};
+pub use faults::{Crash, Faults, Gate, Moment, NoFaults, RandomFaults, Switch};
+pub use store::{Backing, FaultyStore, OpenUpload, Request, RequestKind};

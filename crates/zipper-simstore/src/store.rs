@@ -1,7 +1,8 @@
 //! One client's view of a store in memory.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -55,22 +56,65 @@ pub struct Request {
     pub bytes: usize,
 }
 
+/// What clients share: the objects, and the uploads in pieces that are neither complete nor given up.
+#[derive(Debug, Default)]
+pub struct Backing {
+    memory: InMemory,
+    uploads: Mutex<BTreeMap<MultipartId, OpenUpload>>,
+}
+
+/// An upload that is neither complete nor given up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenUpload {
+    /// The object that it would be.
+    pub path: String,
+    /// How many pieces the store keeps for it.
+    pub pieces: usize,
+}
+
+impl Backing {
+    /// An empty store.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// The uploads that are neither complete nor given up.
+    #[must_use]
+    pub fn open_uploads(&self) -> Vec<OpenUpload> {
+        self.uploads().values().cloned().collect()
+    }
+
+    fn uploads(&self) -> MutexGuard<'_, BTreeMap<MultipartId, OpenUpload>> {
+        self.uploads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The view that one client has of a store: its requests meet its faults.
 pub struct FaultyStore {
-    inner: Arc<InMemory>,
+    inner: Arc<Backing>,
     faults: Arc<dyn Faults>,
     requests: Arc<Mutex<Vec<Request>>>,
+    unconditional: bool,
 }
 
 impl FaultyStore {
     /// A view of `inner`, which other clients may have views of, too.
     #[must_use]
-    pub fn new(inner: Arc<InMemory>, faults: Arc<dyn Faults>) -> Self {
+    pub fn new(inner: Arc<Backing>, faults: Arc<dyn Faults>) -> Self {
         Self {
             inner,
             faults,
             requests: Arc::default(),
+            unconditional: false,
         }
+    }
+
+    /// As some servers do: the condition of a conditional write is ignored.
+    #[must_use]
+    pub fn ignoring_conditions(mut self) -> Self {
+        self.unconditional = true;
+        self
     }
 
     /// What this client has asked for so far.
@@ -114,6 +158,7 @@ impl FaultyStore {
             inner: Arc::clone(&self.inner),
             faults: Arc::clone(&self.faults),
             requests: Arc::clone(&self.requests),
+            unconditional: self.unconditional,
         }
     }
 }
@@ -141,18 +186,26 @@ fn no_upload(path: &Path) -> impl FnOnce(Error) -> Error {
 
 #[async_trait]
 impl ObjectStore for FaultyStore {
-    async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
+    async fn put_opts(
+        &self,
+        location: &Path,
+        payload: PutPayload,
+        mut opts: PutOptions,
+    ) -> Result<PutResult> {
         let kind = if matches!(opts.mode, PutMode::Overwrite) {
             RequestKind::Put
         } else {
             RequestKind::Create
         };
+        if self.unconditional {
+            opts.mode = PutMode::Overwrite;
+        }
         let bytes = payload.content_length();
         self.meet(
             kind,
             location,
             bytes,
-            self.inner.put_opts(location, payload, opts),
+            self.inner.memory.put_opts(location, payload, opts),
         )
         .await
     }
@@ -174,7 +227,7 @@ impl ObjectStore for FaultyStore {
             RequestKind::Get
         };
         let got = self
-            .meet(kind, location, 0, self.inner.get_opts(location, options))
+            .meet(kind, location, 0, self.inner.memory.get_opts(location, options))
             .await?;
         let (meta, range, attributes) = (got.meta.clone(), got.range.clone(), got.attributes.clone());
         let extensions = got.extensions.clone();
@@ -195,7 +248,7 @@ impl ObjectStore for FaultyStore {
                 let view = Arc::clone(&view);
                 async move {
                     let one = stream::iter([Ok(location.clone())]).boxed();
-                    let delete = async { view.inner.delete_stream(one).try_collect::<Vec<_>>().await };
+                    let delete = async { view.inner.memory.delete_stream(one).try_collect::<Vec<_>>().await };
                     view.meet(RequestKind::Delete, &location, 0, delete).await?;
                     Ok(location)
                 }
@@ -207,7 +260,13 @@ impl ObjectStore for FaultyStore {
         let view = self.view();
         let prefix = prefix.cloned().unwrap_or_default();
         let listed = async move {
-            let list = async { view.inner.list(Some(&prefix)).try_collect::<Vec<_>>().await };
+            let list = async {
+                view.inner
+                    .memory
+                    .list(Some(&prefix))
+                    .try_collect::<Vec<_>>()
+                    .await
+            };
             view.meet(RequestKind::List, &prefix, 0, list).await
         };
         stream::once(listed)
@@ -218,12 +277,12 @@ impl ObjectStore for FaultyStore {
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
         let path = prefix.cloned().unwrap_or_default();
-        let list = self.inner.list_with_delimiter(prefix);
+        let list = self.inner.memory.list_with_delimiter(prefix);
         self.meet(RequestKind::List, &path, 0, list).await
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        let copy = self.inner.copy_opts(from, to, options);
+        let copy = self.inner.memory.copy_opts(from, to, options);
         self.meet(RequestKind::Put, to, 0, copy).await
     }
 }
@@ -231,7 +290,15 @@ impl ObjectStore for FaultyStore {
 #[async_trait]
 impl MultipartStore for FaultyStore {
     async fn create_multipart(&self, path: &Path) -> Result<MultipartId> {
-        let begin = self.inner.create_multipart(path);
+        let begin = async {
+            let id = self.inner.memory.create_multipart(path).await?;
+            let upload = OpenUpload {
+                path: path.to_string(),
+                pieces: 0,
+            };
+            self.inner.uploads().insert(id.clone(), upload);
+            Ok(id)
+        };
         self.meet(RequestKind::Begin, path, 0, begin).await
     }
 
@@ -244,8 +311,12 @@ impl MultipartStore for FaultyStore {
     ) -> Result<PartId> {
         let bytes = data.content_length();
         let put = async {
-            let put = self.inner.put_part(path, id, part_idx, data).await;
-            put.map_err(no_upload(path))
+            let put = self.inner.memory.put_part(path, id, part_idx, data).await;
+            let part = put.map_err(no_upload(path))?;
+            if let Some(upload) = self.inner.uploads().get_mut(id) {
+                upload.pieces += 1;
+            }
+            Ok(part)
         };
         self.meet(RequestKind::Piece, path, bytes, put).await
     }
@@ -257,18 +328,20 @@ impl MultipartStore for FaultyStore {
         parts: Vec<PartId>,
     ) -> Result<PutResult> {
         let complete = async {
-            let completed = self.inner.complete_multipart(path, id, parts).await;
-            completed.map_err(no_upload(path))
+            let completed = self.inner.memory.complete_multipart(path, id, parts).await;
+            let completed = completed.map_err(no_upload(path))?;
+            self.inner.uploads().remove(id);
+            Ok(completed)
         };
         self.meet(RequestKind::Complete, path, 0, complete).await
     }
 
     async fn abort_multipart(&self, path: &Path, id: &MultipartId) -> Result<()> {
         let abort = async {
-            self.inner
-                .abort_multipart(path, id)
-                .await
-                .map_err(no_upload(path))
+            let aborted = self.inner.memory.abort_multipart(path, id).await;
+            aborted.map_err(no_upload(path))?;
+            self.inner.uploads().remove(id);
+            Ok(())
         };
         self.meet(RequestKind::Abort, path, 0, abort).await
     }
