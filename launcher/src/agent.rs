@@ -1,23 +1,35 @@
-//! The agent of one node: starts its workers, watches how they end, ends with them.
+//! The agent of one node: starts its workers, watches how they end, starts them again as the coordinator says.
 
+use std::collections::BTreeMap;
+use std::net::UdpSocket;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use tokio::sync::oneshot;
-use tokio::task::JoinSet;
+use backon::{ExponentialBuilder, Retryable};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::process::{Child, ChildStdin};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
 use tonic::transport::{Channel, Endpoint};
-use zipper_cli::{ExitStatus, when_parent_is_gone};
+use tonic::{Code, Status};
+use zipper_cli::{ExitStatus, die_with_parent, hostname, when_parent_is_gone};
 use zipper_proto::v1;
-use zipper_proto::v1::worker_service_client::WorkerServiceClient;
+use zipper_proto::v1::advice::What;
+use zipper_proto::v1::agent_service_client::AgentServiceClient;
+use zipper_proto::v1::run_service_client::RunServiceClient;
 use zipper_types::WorkerId;
 
 use crate::processes::{beside, command, last_lines};
 
-const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
+/// How long workers may take to end by themselves after the verdict.
+const FAREWELL: Duration = Duration::from_secs(10);
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Arguments {
     /// Run URL.
     #[arg(long)]
@@ -28,6 +40,9 @@ pub(crate) struct Arguments {
     /// The coordinator's address.
     #[arg(long)]
     coordinator: String,
+    /// How long to wait for a coordinator that is away.
+    #[arg(long, value_parser = humantime::parse_duration)]
+    patience: Duration,
     /// This node's index.
     #[arg(long)]
     node_rank: u32,
@@ -45,103 +60,353 @@ pub(crate) struct Arguments {
     logs: PathBuf,
 }
 
+/// What the main loop is told by the tasks beside it.
+enum Happened {
+    /// A worker process ended.
+    Ended(u32, std::process::ExitStatus),
+    /// What the coordinator says about a slot whose worker ended.
+    Advised(u32, v1::Advice),
+    /// The answer to a heartbeat.
+    Heard(v1::AgentHeartbeatResponse),
+    /// The coordinator was away for too long.
+    Alone(Status),
+}
+
+/// A worker process.
+struct Running {
+    incarnation: u64,
+    pid: Pid,
+    /// Its end tells the worker that this agent is gone.
+    _stdin: Option<ChildStdin>,
+}
+
+struct Agent {
+    arguments: Arguments,
+    context: v1::AgentContext,
+    channel: Channel,
+    host: String,
+    workers: BTreeMap<u32, Running>,
+    happened: mpsc::UnboundedSender<Happened>,
+}
+
 pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
-    let worker = beside("zipper-worker")?;
+    die_with_parent().context("this process cannot be tied to zipper-launch")?;
+    let (gone, mut parent_gone) = oneshot::channel();
+    when_parent_is_gone(|| {
+        let _ = gone.send(());
+    });
     let channel = Endpoint::from_shared(arguments.coordinator.clone())
         .context("the coordinator's address")?
-        .timeout(REPORT_TIMEOUT)
+        .timeout(REQUEST_TIMEOUT)
         .connect_lazy();
-    let mut workers = JoinSet::new();
-    for (local_rank, device) in (0..).zip(&arguments.devices) {
-        let log = arguments
-            .logs
-            .join(format!("node{}-worker{local_rank}.log", arguments.node_rank));
-        let mut child = command(&worker, &log)?
-            .args([
-                "train",
-                "--run",
-                &arguments.run,
-                "--coordinator",
-                &arguments.coordinator,
-            ])
-            .args([
-                "--node-rank",
-                &arguments.node_rank.to_string(),
-                "--local-rank",
-                &local_rank.to_string(),
-            ])
+    let (happened, mut events) = mpsc::unbounded_channel();
+    let mut agent = Agent {
+        context: v1::AgentContext {
+            run: arguments.name.clone(),
+            node_rank: arguments.node_rank,
+            incarnation: incarnation(),
+        },
+        host: own_address(&arguments.coordinator)?,
+        arguments: arguments.clone(),
+        channel,
+        workers: BTreeMap::new(),
+        happened,
+    };
+    let advice = agent.register().await?;
+    agent.pass_signals_on()?;
+    for local_rank in (0..).take(arguments.devices.len()) {
+        if !agent.follow(local_rank, advice.as_ref())? {
+            return Ok(ExitStatus::Done);
+        }
+    }
+    tokio::spawn(agent.heartbeats());
+    let mut over: Option<Instant> = None;
+    loop {
+        let happened = tokio::select! {
+            happened = events.recv() => happened.context("the agent's own tasks are gone")?,
+            _ = &mut parent_gone => {
+                // Dropping the workers' pipes ends them.
+                return Ok(ExitStatus::Failed);
+            }
+        };
+        match happened {
+            Happened::Ended(local_rank, status) => agent.ended(local_rank, status),
+            Happened::Advised(local_rank, advice) if over.is_none() => {
+                agent.follow(local_rank, Some(&advice))?;
+            }
+            Happened::Advised(..) => {}
+            Happened::Heard(heard) => {
+                agent.kill(&heard.kill);
+                if heard.verdict.is_some() {
+                    over.get_or_insert_with(Instant::now);
+                }
+            }
+            Happened::Alone(status) => {
+                agent.kill_all();
+                anyhow::bail!(
+                    "this agent waited {} for the coordinator: {status}",
+                    humantime::format_duration(arguments.patience)
+                );
+            }
+        }
+        if let Some(since) = over {
+            if agent.workers.is_empty() {
+                return Ok(ExitStatus::Done);
+            }
+            if since.elapsed() > FAREWELL {
+                agent.kill_all();
+            }
+        }
+    }
+}
+
+impl Agent {
+    fn client(&self) -> AgentServiceClient<Channel> {
+        AgentServiceClient::new(self.channel.clone())
+    }
+
+    async fn register(&self) -> anyhow::Result<Option<v1::Advice>> {
+        let request = v1::RegisterNodeRequest {
+            agent: Some(self.context.clone()),
+            hostname: hostname(),
+            workers: self.arguments.devices.len() as u32,
+        };
+        let registered = patiently(self.arguments.patience, || {
+            let (mut client, request) = (self.client(), request.clone());
+            async move { client.register_node(request).await }
+        });
+        let response = registered
+            .await
+            .context("the coordinator does not take this node in")?;
+        Ok(response.into_inner().advice)
+    }
+
+    /// A signal to this process stops the whole run: Slurm sends it to every task.
+    fn pass_signals_on(&self) -> anyhow::Result<()> {
+        for (kind, name) in [
+            (SignalKind::terminate(), "SIGTERM"),
+            (SignalKind::interrupt(), "SIGINT"),
+            (SignalKind::user_defined1(), "SIGUSR1"),
+        ] {
+            let mut signals = signal(kind).with_context(|| format!("{name} cannot be handled"))?;
+            let mut client = RunServiceClient::new(self.channel.clone());
+            let reason = format!("{name} to the agent of node {}", self.arguments.node_rank);
+            tokio::spawn(async move {
+                while signals.recv().await.is_some() {
+                    let reason = reason.clone();
+                    if let Err(status) = client.stop(v1::StopRequest { reason }).await {
+                        tracing::warn!("the coordinator did not take the request to stop: {status}");
+                    }
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// Does what the coordinator says about a slot; whether that is to start a worker.
+    fn follow(&mut self, local_rank: u32, advice: Option<&v1::Advice>) -> anyhow::Result<bool> {
+        match advice.and_then(|advice| advice.what.as_ref()) {
+            Some(What::Start(start)) => {
+                let pause = zipper_proto::duration(start.after).unwrap_or_default();
+                self.start_after(local_rank, pause)?;
+                Ok(true)
+            }
+            Some(What::Leave(leave)) => {
+                tracing::warn!(
+                    "worker {local_rank} of node {} is not started: {}",
+                    self.arguments.node_rank,
+                    leave.reason
+                );
+                Ok(false)
+            }
+            None => Ok(false),
+        }
+    }
+
+    fn start_after(&mut self, local_rank: u32, pause: Duration) -> anyhow::Result<()> {
+        if pause.is_zero() {
+            return self.start(local_rank);
+        }
+        let happened = self.happened.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(pause).await;
+            let now = v1::Advice {
+                what: Some(What::Start(v1::StartAdvice { after: None })),
+            };
+            // The agent may have ended.
+            let _ = happened.send(Happened::Advised(local_rank, now));
+        });
+        Ok(())
+    }
+
+    fn start(&mut self, local_rank: u32) -> anyhow::Result<()> {
+        let arguments = &self.arguments;
+        let node = arguments.node_rank;
+        let incarnation = incarnation();
+        let log = log(arguments, local_rank);
+        let mut child = command(&beside("zipper-worker")?, &log)?
+            .args(["train", "--run", &arguments.run])
+            .args(["--coordinator", &arguments.coordinator])
+            .args(["--node-rank", &node.to_string()])
+            .args(["--local-rank", &local_rank.to_string()])
+            .args(["--incarnation", &incarnation.to_string()])
             .args(["--threads", &arguments.threads.to_string()])
-            .args(["--device", device, "--backend", &arguments.backend])
+            .args(["--host", &self.host])
+            .args(["--device", &arguments.devices[local_rank as usize]])
+            .args(["--backend", &arguments.backend])
             // c10d warns of what the worker reports itself.
             .env("TORCH_CPP_LOG_LEVEL", "ERROR")
             // A failed collective is an error that the worker tells of, not a reason to kill the process.
             .env("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
             .env("TORCH_NCCL_ENABLE_MONITORING", "0")
             .spawn()
-            .with_context(|| {
-                format!(
-                    "worker {local_rank} of node {} cannot be started",
-                    arguments.node_rank
-                )
-            })?;
-        // Waiting closes stdin, which would tell the worker that this agent is gone.
-        let stdin = child.stdin.take();
-        workers.spawn(async move {
-            let ended = child.wait().await;
-            drop(stdin);
-            (local_rank, log, ended)
+            .with_context(|| format!("worker {local_rank} of node {node} cannot be started"))?;
+        let pid = child.id().context("a process that has just started has an id")?;
+        let running = Running {
+            incarnation,
+            pid: Pid::from_raw(pid.cast_signed()),
+            // Waiting closes stdin, which would tell the worker that this agent is gone.
+            _stdin: child.stdin.take(),
+        };
+        self.workers.insert(local_rank, running);
+        tokio::spawn(wait(child, local_rank, self.happened.clone()));
+        Ok(())
+    }
+
+    /// Tells the coordinator how a worker ended, and asks what now.
+    fn ended(&mut self, local_rank: u32, status: std::process::ExitStatus) {
+        let Some(running) = self.workers.remove(&local_rank) else {
+            return;
+        };
+        let worker = WorkerId::new(self.arguments.node_rank, local_rank);
+        if status.success() || status.code() == Some(i32::from(ExitStatus::Stopped.code())) {
+            return;
+        }
+        tracing::warn!("worker `{worker}` ended: {status}");
+        let request = v1::ReportWorkerExitRequest {
+            agent: Some(self.context.clone()),
+            worker: Some(v1::WorkerProcess {
+                worker_id: worker.0,
+                incarnation: running.incarnation,
+            }),
+            exit_code: status.code(),
+            signal: status.signal(),
+            last_lines: last_lines(&log(&self.arguments, local_rank)),
+        };
+        let (client, patience) = (self.client(), self.arguments.patience);
+        let happened = self.happened.clone();
+        tokio::spawn(async move {
+            let reported = patiently(patience, || {
+                let (mut client, request) = (client.clone(), request.clone());
+                async move { client.report_worker_exit(request).await }
+            });
+            let answer = match reported.await {
+                Ok(response) => match response.into_inner().advice {
+                    Some(advice) => Happened::Advised(local_rank, advice),
+                    None => return,
+                },
+                Err(status) => Happened::Alone(status),
+            };
+            let _ = happened.send(answer);
         });
     }
-    let (gone, mut parent_gone) = oneshot::channel();
-    when_parent_is_gone(|| {
-        let _ = gone.send(());
-    });
-    let mut status = ExitStatus::Done;
-    loop {
-        tokio::select! {
-            ended = workers.join_next() => {
-                let Some(ended) = ended else { return Ok(status) };
-                let (local_rank, log, ended) = ended.context("a worker could not be waited for")?;
-                let ended = ended.context("a worker could not be waited for")?;
-                if !ended.success() && ended.code() != Some(i32::from(ExitStatus::Stopped.code())) {
-                    status = ExitStatus::Failed;
-                    let worker = WorkerId::new(arguments.node_rank, local_rank);
-                    report(&channel, &arguments.name, worker, ended, last_lines(&log)).await;
+
+    /// A task that gives signs of life and passes on what is answered.
+    fn heartbeats(&self) -> impl Future<Output = ()> + Send + 'static {
+        let (mut client, context) = (self.client(), self.context.clone());
+        let (happened, patience) = (self.happened.clone(), self.arguments.patience);
+        async move {
+            let mut ticks = tokio::time::interval(HEARTBEAT_INTERVAL);
+            let mut heard = Instant::now();
+            loop {
+                ticks.tick().await;
+                let request = v1::AgentHeartbeatRequest {
+                    agent: Some(context.clone()),
+                };
+                let event = match client.agent_heartbeat(request).await {
+                    Ok(response) => {
+                        heard = Instant::now();
+                        Happened::Heard(response.into_inner())
+                    }
+                    Err(status) if heard.elapsed() > patience => Happened::Alone(status),
+                    Err(_) => continue,
+                };
+                if happened.send(event).is_err() {
+                    return;
                 }
-            },
-            _ = &mut parent_gone => {
-                // Dropping the workers ends them.
-                return Ok(ExitStatus::Failed);
             }
+        }
+    }
+
+    /// Ends workers that the coordinator has given up.
+    fn kill(&self, given_up: &[v1::WorkerProcess]) {
+        for running in self.workers.values() {
+            if given_up
+                .iter()
+                .any(|process| process.incarnation == running.incarnation)
+            {
+                let _ = kill(running.pid, Signal::SIGKILL);
+            }
+        }
+    }
+
+    fn kill_all(&self) {
+        for running in self.workers.values() {
+            let _ = kill(running.pid, Signal::SIGKILL);
         }
     }
 }
 
-/// Tells the coordinator that a worker ended; it may have ended itself by then.
-async fn report(
-    channel: &Channel,
-    run: &str,
-    worker: WorkerId,
-    ended: std::process::ExitStatus,
-    last_lines: Vec<String>,
-) {
-    tracing::warn!("worker `{worker}` ended: {ended}");
-    let member = v1::MemberContext {
-        run: run.to_owned(),
-        worker_id: worker.0,
-        incarnation: 0,
-        generation: None,
-    };
-    let request = v1::ReportWorkerExitRequest {
-        member: Some(member),
-        exit_code: ended.code(),
-        signal: ended.signal(),
-        last_lines,
-    };
-    if let Err(status) = WorkerServiceClient::new(channel.clone())
-        .report_worker_exit(request)
-        .await
-    {
-        tracing::debug!("the coordinator does not take the report: {status}");
+async fn wait(mut child: Child, local_rank: u32, happened: mpsc::UnboundedSender<Happened>) {
+    match child.wait().await {
+        Ok(status) => {
+            let _ = happened.send(Happened::Ended(local_rank, status));
+        }
+        Err(error) => tracing::error!("worker {local_rank} cannot be waited for: {error}"),
     }
+}
+
+fn log(arguments: &Arguments, local_rank: u32) -> PathBuf {
+    let name = format!("node{}-worker{local_rank}.log", arguments.node_rank);
+    arguments.logs.join(name)
+}
+
+/// Repeats a request while the coordinator is away.
+async fn patiently<T, F>(patience: Duration, request: impl Fn() -> F) -> Result<T, Status>
+where
+    F: Future<Output = Result<T, Status>>,
+{
+    let pauses = ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(100))
+        .with_max_delay(Duration::from_secs(2))
+        .with_total_delay(Some(patience))
+        .without_max_times()
+        .with_jitter();
+    let away = |status: &Status| {
+        matches!(
+            status.code(),
+            Code::Unavailable | Code::Unknown | Code::DeadlineExceeded | Code::Cancelled
+        )
+    };
+    request.retry(pauses).when(away).await
+}
+
+/// Higher for every process: no two are started in the same nanosecond.
+fn incarnation() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos() as u64)
+}
+
+/// The address of this machine on the way to the coordinator: there other nodes reach its workers.
+fn own_address(coordinator: &str) -> anyhow::Result<String> {
+    let url = url::Url::parse(coordinator).context("the coordinator's address")?;
+    let (host, port) = (url.host_str().unwrap_or_default(), url.port().unwrap_or_default());
+    // Connecting a datagram socket sends nothing; it chooses the way.
+    let socket = UdpSocket::bind("0.0.0.0:0").context("no socket")?;
+    socket
+        .connect((host, port))
+        .with_context(|| format!("there is no way to the coordinator at {coordinator}"))?;
+    let address = socket.local_addr().context("the socket has no address")?;
+    Ok(address.ip().to_string())
 }

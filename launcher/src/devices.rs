@@ -1,6 +1,7 @@
 //! Which workers there are on this machine, on which devices, and what sums their gradients.
 
 use std::process::Stdio;
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -25,15 +26,55 @@ pub(crate) struct Devices {
 /// What somebody asked for. All nodes of a run are groups of processes on this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Wishes {
-    pub(crate) nodes: u32,
+    pub(crate) nodes: NodeRange,
+    /// Workers more than needed, which wait to take the place of lost ones.
+    pub(crate) spares: u32,
     pub(crate) workers_per_node: Option<u32>,
     pub(crate) backend: Backend,
+}
+
+/// `4`, or `2:4`: how many nodes a run may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NodeRange {
+    pub(crate) min: u32,
+    pub(crate) max: u32,
+}
+
+impl NodeRange {
+    /// So many, no more and no less.
+    pub(crate) fn exactly(nodes: u32) -> Self {
+        Self {
+            min: nodes,
+            max: nodes,
+        }
+    }
+}
+
+impl FromStr for NodeRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| match text.parse::<u32>() {
+            Ok(number) if number > 0 => Ok(number),
+            _ => Err("expected a number of nodes, or MIN:MAX".to_owned()),
+        };
+        let (min, max) = match text.split_once(':') {
+            Some((min, max)) => (number(min)?, number(max)?),
+            None => (number(text)?, number(text)?),
+        };
+        if min > max {
+            return Err(format!("{min} is more than {max}: write `{max}:{min}`"));
+        }
+        Ok(Self { min, max })
+    }
 }
 
 /// The workers of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Crew {
-    pub(crate) nodes: u32,
+    pub(crate) nodes: NodeRange,
+    /// Nodes of spare workers.
+    pub(crate) spare_nodes: u32,
     pub(crate) workers_per_node: u32,
     /// As zipper-worker takes it: `gloo` or `nccl`.
     pub(crate) backend: &'static str,
@@ -52,6 +93,7 @@ impl Crew {
     pub(crate) fn decide(wishes: Wishes, devices: Devices) -> Result<Self, UserError> {
         let Wishes {
             nodes,
+            spares,
             workers_per_node,
             backend,
         } = wishes;
@@ -59,8 +101,10 @@ impl Crew {
             cuda_devices: gpus,
             nccl,
         } = devices;
-        let workers_per_node = workers_per_node.unwrap_or((gpus / nodes).max(1));
-        let workers = nodes.saturating_mul(workers_per_node);
+        let workers_per_node = workers_per_node.unwrap_or((gpus / nodes.max).max(1));
+        let spare_nodes = spares.div_ceil(workers_per_node);
+        let all_nodes = nodes.max.saturating_add(spare_nodes);
+        let workers = all_nodes.saturating_mul(workers_per_node);
         let own_gpus = workers <= gpus;
         let backend = match backend {
             Backend::Auto if nccl && own_gpus => "nccl",
@@ -78,8 +122,8 @@ impl Crew {
                     count(workers, "worker"),
                     count(gpus, "GPU")
                 ));
-                let fewer = (gpus / nodes).max(1);
-                let error = if nodes.saturating_mul(fewer) <= gpus {
+                let fewer = (gpus / all_nodes).max(1);
+                let error = if all_nodes.saturating_mul(fewer) <= gpus {
                     error.hint(format!("use `--workers-per-node {fewer}`"))
                 } else {
                     error
@@ -90,15 +134,31 @@ impl Crew {
         };
         Ok(Self {
             nodes,
+            spare_nodes,
             workers_per_node,
             backend,
             gpus,
         })
     }
 
-    /// Workers of the whole run.
+    /// Most workers that train.
     pub(crate) fn workers(&self) -> u32 {
-        self.nodes.saturating_mul(self.workers_per_node)
+        self.nodes.max.saturating_mul(self.workers_per_node)
+    }
+
+    /// Fewest workers that train.
+    pub(crate) fn min_workers(&self) -> u32 {
+        self.nodes.min.saturating_mul(self.workers_per_node)
+    }
+
+    /// Nodes that have agents, those of spares last.
+    pub(crate) fn all_nodes(&self) -> u32 {
+        self.nodes.max.saturating_add(self.spare_nodes)
+    }
+
+    /// Workers that are started.
+    pub(crate) fn all_workers(&self) -> u32 {
+        self.all_nodes().saturating_mul(self.workers_per_node)
     }
 
     /// The devices of a node's workers, in the order of their local ranks: `cpu` or `cuda:0`.
@@ -114,10 +174,10 @@ impl Crew {
 
     /// What people should know: several workers share a GPU.
     pub(crate) fn warning(&self) -> Option<String> {
-        (self.gpus > 0 && self.workers() > self.gpus).then(|| {
+        (self.gpus > 0 && self.all_workers() > self.gpus).then(|| {
             format!(
                 "{} share {}: that is slower than one worker on each",
-                count(self.workers(), "worker"),
+                count(self.all_workers(), "worker"),
                 count(self.gpus, "GPU")
             )
         })
@@ -161,7 +221,8 @@ mod tests {
 
     fn decide(nodes: u32, workers_per_node: Option<u32>, backend: Backend, devices: (u32, bool)) -> String {
         let wishes = Wishes {
-            nodes,
+            nodes: NodeRange::exactly(nodes),
+            spares: 0,
             workers_per_node,
             backend,
         };
@@ -217,5 +278,47 @@ mod tests {
                 "{nodes} nodes, {workers:?} workers, {backend:?}, {devices:?}"
             );
         }
+    }
+
+    #[test]
+    fn nodes_are_a_number_or_a_range() {
+        assert_eq!("4".parse(), Ok(NodeRange::exactly(4)));
+        assert_eq!("2:4".parse(), Ok(NodeRange { min: 2, max: 4 }));
+        for (text, words) in [
+            ("0", "expected"),
+            ("a:4", "expected"),
+            ("", "expected"),
+            ("4:2", "write `2:4`"),
+        ] {
+            let error = text.parse::<NodeRange>().expect_err("it is refused");
+            assert!(error.contains(words), "{text}: {error}");
+        }
+    }
+
+    /// Goal: spares get nodes of their own, and GPUs as everyone.
+    #[test]
+    fn spares_are_more_nodes() {
+        let wishes = |spares| Wishes {
+            nodes: NodeRange { min: 1, max: 2 },
+            spares,
+            workers_per_node: Some(2),
+            backend: Backend::Auto,
+        };
+        let devices = Devices {
+            cuda_devices: 5,
+            nccl: true,
+        };
+        let crew = Crew::decide(wishes(1), devices).expect("Gloo can always be used");
+        assert_eq!(
+            (
+                crew.min_workers(),
+                crew.workers(),
+                crew.all_nodes(),
+                crew.all_workers()
+            ),
+            (2, 4, 3, 6)
+        );
+        assert_eq!(crew.backend, "gloo", "6 workers do not fit on 5 GPUs");
+        assert_eq!(Crew::decide(wishes(0), devices).expect("4 do").backend, "nccl");
     }
 }

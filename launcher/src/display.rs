@@ -51,11 +51,39 @@ impl Display {
     pub(crate) fn show(&mut self, event: &Event) {
         match event {
             Event::GenerationFormed(formed) => {
+                let spares = match formed.spares {
+                    0 => String::new(),
+                    spares => format!(", {spares} to spare"),
+                };
                 self.line(&format!(
-                    "{} workers joined (generation {})",
+                    "{} workers joined (generation {}){spares}",
                     formed.world_size, formed.generation
                 ));
             }
+            Event::Resumed(resumed) => {
+                for damage in &resumed.damaged {
+                    self.line(&format!("warning: a checkpoint is damaged and was passed over: {damage}"));
+                }
+                self.line(&format!("going on from the checkpoint of step {}", resumed.step));
+            }
+            Event::Waiting(waiting) => self.line(&format!("waiting: {}", waiting.what)),
+            Event::GenerationBroken(broken) => {
+                self.line(&format!("generation {} is broken: {}", broken.generation, broken.reason));
+            }
+            Event::Recovered(recovered) => self.line(&recovery(recovered)),
+            Event::NodeLeftOut(left_out) => self.line(&format!("warning: {}", left_out.reason)),
+            Event::Alarm(alarm) if alarm.cleared => self.line(&alarm.message),
+            Event::Alarm(alarm) => self.line(&format!("ALARM: {}", alarm.message)),
+            Event::Straggler(straggler) => self.line(&format!(
+                "warning: worker `{}` (rank {}) on {} is slow: it takes {:.1} times as long for its work as the median, and the \
+                 others waited {:.0} % of the time for it",
+                straggler.worker_id,
+                straggler.rank,
+                straggler.hostname,
+                straggler.factor,
+                100.0 * straggler.lost_share
+            )),
+            Event::Summary(summary) => self.line(&effective_time(summary)),
             Event::TrainingStarted(started) => self.begin(started),
             Event::Step(metrics) => self.step(metrics),
             Event::EvaluationStarted(started) => self.line(&format!("evaluating {} ...", started.name)),
@@ -161,6 +189,59 @@ impl Display {
         });
         losses.collect::<Vec<_>>().join(" ")
     }
+}
+
+fn recovery(recovered: &v1::Recovered) -> String {
+    let took = zipper_proto::duration(recovered.took).unwrap_or_default();
+    let from = if recovered.from_checkpoint {
+        "the checkpoint of step"
+    } else {
+        "the memory of step"
+    };
+    let repeated = match recovered.repeated_steps {
+        0 => "no step was lost".to_owned(),
+        1 => "1 step was made again".to_owned(),
+        steps => format!("{steps} steps were made again"),
+    };
+    format!(
+        "recovered in {:.1}s with {} workers from {from} {}: {repeated}",
+        took.as_secs_f64(),
+        recovered.world_size,
+        recovered.from_step
+    )
+}
+
+/// `Effective training time: 97.4 % of 1h 2m; lost: 12s starting, ..`.
+fn effective_time(summary: &v1::Summary) -> String {
+    let seconds = |duration| zipper_proto::duration(duration).unwrap_or_default().as_secs_f64();
+    let total = seconds(summary.total);
+    let share = 100.0 * seconds(summary.productive) / total.max(1e-9);
+    let mut lost: Vec<(&String, f64)> = summary
+        .lost
+        .iter()
+        .map(|(cause, time)| (cause, seconds(Some(*time))))
+        .collect();
+    lost.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let lost: Vec<String> = lost
+        .into_iter()
+        .map(|(cause, time)| format!("{time:.1}s {cause}"))
+        .collect();
+    let of = humantime::format_duration(std::time::Duration::from_secs(total as u64));
+    let losses = match summary.losses {
+        0 => String::new(),
+        losses => format!(
+            "; {losses} losses of workers, {} steps made again",
+            summary.repeated_steps
+        ),
+    };
+    format!(
+        "effective training time: {share:.1} % of {of}; lost: {}{losses}",
+        if lost.is_empty() {
+            "nothing".to_owned()
+        } else {
+            lost.join(", ")
+        }
+    )
 }
 
 /// Percent of the step in which rank 0 only waited for gradients; nothing if it is alone.

@@ -11,7 +11,7 @@ use zipper_config::RunConfig;
 use zipper_config::schema::OnBadAudio;
 use zipper_data::{BadAudio, Corpus, DurationLimits, Utterance, check_audio, load_corpus};
 use zipper_plan::{Placement, PlacementProblem, SamplerProblem, banks_that_fit};
-use zipper_types::{Stage, Step, Variant, WorldSize};
+use zipper_types::{Stage, Variant, WorldSize};
 
 use crate::devices::{self, Crew, Wishes};
 use crate::plan;
@@ -24,8 +24,6 @@ const NAMED: usize = 20;
 pub(crate) struct Prepared {
     pub(crate) config: RunConfig,
     pub(crate) store: RunStore,
-    /// Completed steps to go on from.
-    pub(crate) resume: Step,
     /// Its workers.
     pub(crate) crew: Crew,
     /// Bytes that one bank takes on a worker, where memory for banks is limited.
@@ -44,7 +42,7 @@ pub(crate) async fn prepare(arguments: &Arguments) -> anyhow::Result<Prepared> {
         .clone()
         .unwrap_or_else(|| format!("./runs/{}", config.name));
     let store = RunStore::open(&url).map_err(|error| user(&error))?;
-    let (resume, damaged) = check_run(&store, &config, arguments.resume).await?;
+    check_run(&store, &config, arguments.resume).await?;
 
     let (train, skipped) = check_data(&config)?;
     let problem = sampler_problem(&config, &train.utterances);
@@ -57,23 +55,23 @@ pub(crate) async fn prepare(arguments: &Arguments) -> anyhow::Result<Prepared> {
     check_workers(
         arguments
             .nodes
+            .max
             .saturating_mul(arguments.workers_per_node.unwrap_or(1)),
     )?;
     let wishes = Wishes {
         nodes: arguments.nodes,
+        spares: arguments.spares,
         workers_per_node: arguments.workers_per_node,
         backend: config.runtime.backend,
     };
     let crew = Crew::decide(wishes, devices::ask().await?)?;
     check_workers(crew.workers())?;
-    let bank_memory = bank_memory(&config, WorldSize(crew.workers()))?;
+    // The fewest workers have the least memory.
+    let bank_memory = bank_memory(&config, WorldSize(crew.min_workers()))?;
     if let Some(warning) = crew.warning() {
         eprintln!("warning: {warning}");
     }
 
-    for step in damaged {
-        store.checkpoints().remove(step).await?;
-    }
     if !store.exists(layout::RUN_CONFIG).await? {
         store
             .put_create(layout::RUN_CONFIG, Bytes::from(config.to_yaml()))
@@ -88,7 +86,6 @@ pub(crate) async fn prepare(arguments: &Arguments) -> anyhow::Result<Prepared> {
     Ok(Prepared {
         config,
         store,
-        resume,
         crew,
         bank_memory,
         logs,
@@ -127,20 +124,15 @@ pub(crate) fn read_config(file: &Path, overrides: &[String]) -> anyhow::Result<R
     Ok(config)
 }
 
-/// Decides whether the run begins or goes on, and from which step; also the damaged checkpoints after it, which have to make
-/// room for new ones.
-async fn check_run(
-    store: &RunStore,
-    config: &RunConfig,
-    resume: Resume,
-) -> anyhow::Result<(Step, Vec<Step>)> {
+/// Decides whether the run may begin or go on. From which checkpoint is decided by the coordinator, which has the run to itself.
+async fn check_run(store: &RunStore, config: &RunConfig, resume: Resume) -> anyhow::Result<()> {
     let url = store.url();
     if !store.exists(layout::RUN_CONFIG).await? {
         if resume == Resume::Require {
             let error = UserError::new(format!("--resume require: there is no run in `{url}`"));
             return Err(error.hint("begin one with `--resume auto`").into());
         }
-        return Ok((Step(0), Vec::new()));
+        return Ok(());
     }
     if resume == Resume::Never {
         let error = UserError::new(format!("--resume never: there is a run in `{url}` already"));
@@ -167,21 +159,13 @@ async fn check_run(
             .hint("undo the changes, or choose another `--run` for them")
             .into());
     }
-    let latest = store.checkpoints().latest_readable().await.map_err(fault)?;
-    for (step, error) in &latest.damaged {
-        eprintln!("warning: the checkpoint of step {step} is damaged and cannot be resumed from: {error}");
+    if resume == Resume::Require && store.checkpoints().latest().await.map_err(fault)?.is_none() {
+        let error = UserError::new(format!(
+            "--resume require: the run in `{url}` has no checkpoint to resume from"
+        ));
+        return Err(error.hint("begin it again with `--resume auto`").into());
     }
-    let damaged = latest.damaged.iter().map(|(step, _)| *step).collect();
-    match latest.manifest {
-        Some(manifest) => Ok((manifest.step, damaged)),
-        None if resume == Resume::Require => {
-            let error = UserError::new(format!(
-                "--resume require: the run in `{url}` has no checkpoint to resume from"
-            ));
-            Err(error.hint("begin it again with `--resume auto`").into())
-        }
-        None => Ok((Step(0), damaged)),
-    }
+    Ok(())
 }
 
 /// What trying again cannot help is the user's to mend.

@@ -1,108 +1,179 @@
 //! The processes of a run on this machine: one coordinator, one agent for each node.
 //!
 //! Each has a process group of its own, so that Ctrl-C in a terminal reaches zipper-launch alone, and a pipe as stdin, whose
-//! end tells it that zipper-launch is gone.
+//! end tells it that zipper-launch is gone. A coordinator or an agent that ends before the run does is started again.
 
 use std::fs::File;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep};
+use tonic::transport::{Channel, Endpoint};
+use zipper_cli::UserError;
 
+use crate::display::Display;
 use crate::preflight::Prepared;
 
-/// How long the coordinator may take until it listens.
+/// How long the coordinator may take until it listens, besides the time for which another one's claim counts.
 const START_TIMEOUT: Duration = Duration::from_mins(1);
+/// How often to look whether all processes live.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Pause before an agent is started again.
+const AGENT_PAUSE: Duration = Duration::from_secs(1);
 const LAST_LINES: usize = 20;
+
+/// Where the processes run.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    /// Address of the coordinator.
+    pub(crate) listen: IpAddr,
+    /// Words before the command of each agent.
+    pub(crate) node_command: Option<String>,
+}
 
 /// Running processes; dropping them ends them.
 pub(crate) struct Processes {
+    starter: Starter,
     coordinator: Child,
-    agents: Vec<Child>,
-    address: String,
+    address: SocketAddr,
+    /// The coordinator's claim on the run.
+    epoch: u64,
+    /// How often the coordinator was started again.
+    restarts: u32,
+    agents: Vec<AgentSlot>,
+}
+
+/// The agent of one node.
+struct AgentSlot {
+    node: u32,
+    child: Option<Child>,
+    /// When to start another one.
+    due: Option<Instant>,
+}
+
+/// How processes are started.
+struct Starter {
+    run: String,
+    name: String,
+    place: Place,
     logs: PathBuf,
+    coordinator: Vec<String>,
+    /// Arguments of the agent of each node.
+    agents: Vec<Vec<String>>,
+    patience: Duration,
+    lease_ttl: Duration,
+    max_restarts: u32,
 }
 
 impl Processes {
-    pub(crate) async fn start(prepared: &Prepared) -> anyhow::Result<Self> {
-        let crew = &prepared.crew;
-        let world_size = crew.workers();
-        let run = prepared.store.url();
-        let mut coordinator = command(
-            &beside("zipper-coordinator")?,
-            &prepared.logs.join("coordinator.log"),
-        )?
-        .args(["--run", run, "--world-size", &world_size.to_string()])
-        .args(["--resume-step", &prepared.resume.to_string()])
-        .args(prepared.bank_memory.map(|bytes| format!("--bank-bytes={bytes}")))
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("the coordinator cannot be started")?;
-        let address = read_address(&mut coordinator).await.with_context(|| {
-            let log = prepared.logs.join("coordinator.log");
-            format!(
-                "the coordinator did not start; the end of its log `{}`:\n{}",
-                log.display(),
-                last_lines(&log).join("\n")
-            )
-        })?;
-        let address = format!("http://{address}");
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let threads = prepared
-            .config
-            .runtime
-            .threads_per_worker
-            .unwrap_or_else(|| (cores / world_size as usize).max(1));
-        let this = std::env::current_exe().context("zipper-launch does not know its own path")?;
-        let agents = (0..crew.nodes)
+    pub(crate) async fn start(prepared: &Prepared, place: Place) -> anyhow::Result<Self> {
+        let starter = Starter::new(prepared, place);
+        let listen = SocketAddr::new(starter.place.listen, 0);
+        let (coordinator, address, epoch) = starter.coordinator(listen, None).await?;
+        let agents = (0..prepared.crew.all_nodes())
             .map(|node| {
-                command(&this, &prepared.logs.join(format!("node{node}-agent.log")))?
-                    .args([
-                        "agent",
-                        "--run",
-                        run,
-                        "--name",
-                        &prepared.config.name,
-                        "--coordinator",
-                        &address,
-                    ])
-                    .args(["--node-rank", &node.to_string()])
-                    .args(["--devices", &crew.devices_of(node).join(",")])
-                    .args(["--backend", crew.backend])
-                    .args(["--threads", &threads.to_string()])
-                    .arg("--logs")
-                    .arg(&prepared.logs)
-                    .spawn()
-                    .with_context(|| format!("the agent of node {node} cannot be started"))
+                let child = Some(starter.agent(node, address)?);
+                Ok(AgentSlot {
+                    node,
+                    child,
+                    due: None,
+                })
             })
             .collect::<anyhow::Result<Vec<_>>>()?;
         Ok(Self {
+            starter,
             coordinator,
-            agents,
             address,
-            logs: prepared.logs.clone(),
+            epoch,
+            restarts: 0,
+            agents,
         })
     }
 
-    pub(crate) fn coordinator_address(&self) -> &str {
-        &self.address
+    /// A connection to the coordinator.
+    pub(crate) fn channel(&self) -> anyhow::Result<Channel> {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address));
+        Ok(endpoint.context("the coordinator's address")?.connect_lazy())
     }
 
-    pub(crate) fn coordinator_log(&self) -> PathBuf {
-        self.logs.join("coordinator.log")
+    /// Starts the coordinator again if it has ended.
+    ///
+    /// # Errors
+    /// If it cannot be started, ends again and again, or another launch has the run.
+    pub(crate) async fn mend_coordinator(&mut self, display: &Display) -> anyhow::Result<()> {
+        self.tend_agents(display).await?;
+        match self.coordinator.try_wait().context("the coordinator")? {
+            Some(status) => self.restart_coordinator(status, display).await,
+            None => Ok(()),
+        }
     }
 
-    pub(crate) fn end_of_coordinator_log(&self) -> String {
-        last_lines(&self.coordinator_log()).join("\n")
+    /// Starts agents again that have ended, and returns after a while.
+    ///
+    /// # Errors
+    /// If one cannot be started.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost: what has ended is found the next time.
+    pub(crate) async fn tend_agents(&mut self, display: &Display) -> anyhow::Result<()> {
+        sleep(LOOK_EVERY).await;
+        for slot in &mut self.agents {
+            if let Some(child) = &mut slot.child
+                && let Some(status) = child.try_wait().context("an agent")?
+            {
+                slot.child = None;
+                // One that ended in order was told to.
+                slot.due = (!status.success()).then(|| Instant::now() + AGENT_PAUSE);
+                if !status.success() {
+                    display.line(&format!(
+                        "the agent of node {} ended ({status}); starting another",
+                        slot.node
+                    ));
+                }
+            }
+            if slot.due.is_some_and(|due| due <= Instant::now()) {
+                slot.due = None;
+                slot.child = Some(self.starter.agent(slot.node, self.address)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Workers go on without a coordinator; another one finds them by the journal.
+    async fn restart_coordinator(&mut self, status: ExitStatus, display: &Display) -> anyhow::Result<()> {
+        let log = self.starter.coordinator_log();
+        let end = || {
+            format!(
+                "the end of its log `{}`:\n{}",
+                log.display(),
+                last_lines(&log).join("\n")
+            )
+        };
+        if status.code() == Some(2) {
+            return Err(UserError::new(format!("the coordinator ended; {}", end())).into());
+        }
+        self.restarts += 1;
+        if self.restarts > self.starter.max_restarts {
+            bail!("the coordinator ended {} times; {}", self.restarts, end());
+        }
+        display.line(&format!("the coordinator ended ({status}); starting another"));
+        let (coordinator, address, epoch) = self.starter.coordinator(self.address, Some(self.epoch)).await?;
+        self.coordinator = coordinator;
+        self.address = address;
+        self.epoch = epoch;
+        Ok(())
     }
 
     /// Waits for all to end by themselves; ends those that do not within `patience`.
     pub(crate) async fn wait(&mut self, patience: Duration) {
+        let agents = self.agents.iter_mut().filter_map(|slot| slot.child.as_mut());
         // Waiting closes stdin, which would tell a process that zipper-launch is gone.
-        let mut children: Vec<&mut Child> = self.agents.iter_mut().chain([&mut self.coordinator]).collect();
+        let mut children: Vec<&mut Child> = agents.chain([&mut self.coordinator]).collect();
         let pipes: Vec<_> = children.iter_mut().map(|child| child.stdin.take()).collect();
         let everyone = async {
             for child in &mut children {
@@ -115,6 +186,134 @@ impl Processes {
             tracing::warn!("some processes did not end within {patience:?} after the verdict: ending them");
         }
     }
+}
+
+impl Starter {
+    fn new(prepared: &Prepared, place: Place) -> Self {
+        let crew = &prepared.crew;
+        let config = &prepared.config;
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let threads = config
+            .runtime
+            .threads_per_worker
+            .unwrap_or_else(|| (cores / crew.all_workers() as usize).max(1));
+        let text = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<String>>();
+        let mut coordinator = text(&[
+            "--min-workers",
+            &crew.min_workers().to_string(),
+            "--max-workers",
+            &crew.workers().to_string(),
+            "--nodes",
+            &crew.all_nodes().to_string(),
+            "--workers-per-node",
+            &crew.workers_per_node.to_string(),
+        ]);
+        coordinator.extend(prepared.bank_memory.map(|bytes| format!("--bank-bytes={bytes}")));
+        let agents = (0..crew.all_nodes()).map(|node| {
+            text(&[
+                "--node-rank",
+                &node.to_string(),
+                "--devices",
+                &crew.devices_of(node).join(","),
+                "--backend",
+                crew.backend,
+                "--threads",
+                &threads.to_string(),
+            ])
+        });
+        Self {
+            run: prepared.store.url().to_owned(),
+            name: config.name.clone(),
+            place,
+            logs: prepared.logs.clone(),
+            coordinator,
+            agents: agents.collect(),
+            patience: config.elastic.coordinator_timeout,
+            lease_ttl: config.elastic.lease_ttl,
+            max_restarts: config.elastic.restarts_per_node,
+        }
+    }
+
+    fn coordinator_log(&self) -> PathBuf {
+        self.logs.join("coordinator.log")
+    }
+
+    /// Starts a coordinator; returns where it listens, and its claim on the run.
+    async fn coordinator(
+        &self,
+        listen: SocketAddr,
+        supersede: Option<u64>,
+    ) -> anyhow::Result<(Child, SocketAddr, u64)> {
+        let log = self.coordinator_log();
+        let mut child = command(&beside("zipper-coordinator")?, &log)?
+            .args(["--run", &self.run, "--listen", &listen.to_string()])
+            .args(&self.coordinator)
+            .args(supersede.map(|epoch| format!("--supersede={epoch}")))
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("the coordinator cannot be started")?;
+        match read_address(&mut child, START_TIMEOUT + 2 * self.lease_ttl).await {
+            Ok((address, epoch)) => Ok((child, address, epoch)),
+            Err(error) => {
+                let end = last_lines(&log);
+                let status = tokio::time::timeout(AGENT_PAUSE, child.wait()).await;
+                if let Ok(Ok(status)) = status
+                    && status.code() == Some(2)
+                {
+                    return Err(said(&end).into());
+                }
+                Err(error).with_context(|| {
+                    format!(
+                        "the coordinator did not start; the end of its log `{}`:\n{}",
+                        log.display(),
+                        end.join("\n")
+                    )
+                })
+            }
+        }
+    }
+
+    fn agent(&self, node: u32, coordinator: SocketAddr) -> anyhow::Result<Child> {
+        let this = std::env::current_exe().context("zipper-launch does not know its own path")?;
+        let log = self.logs.join(format!("node{node}-agent.log"));
+        let words = self.place.node_command.as_deref().unwrap_or_default();
+        let words = words.replace("{node}", &node.to_string());
+        let mut words = words.split_whitespace();
+        let mut command = match words.next() {
+            Some(program) => {
+                let mut command = command(Path::new(program), &log)?;
+                command.args(words).arg(this);
+                command
+            }
+            None => command(&this, &log)?,
+        };
+        command
+            .args(["agent", "--run", &self.run, "--name", &self.name])
+            .args(["--coordinator", &format!("http://{coordinator}")])
+            .args([
+                "--patience",
+                &humantime::format_duration(self.patience).to_string(),
+            ])
+            .arg("--logs")
+            .arg(&self.logs)
+            .args(&self.agents[node as usize])
+            .spawn()
+            .with_context(|| format!("the agent of node {node} cannot be started"))
+    }
+}
+
+/// What a coordinator that refused its arguments or its run said last: its `error:` and `hint:` lines.
+fn said(end_of_log: &[String]) -> UserError {
+    let after = |prefix: &str| {
+        end_of_log
+            .iter()
+            .filter_map(|line| line.strip_prefix(prefix))
+            .map(ToOwned::to_owned)
+            .collect::<Vec<String>>()
+    };
+    let message = after("error: ").pop();
+    let error = UserError::new(message.unwrap_or_else(|| end_of_log.join("\n")));
+    after("hint: ").into_iter().fold(error, UserError::hint)
 }
 
 /// A command of which nothing outlives this process: a process group of its own, a pipe as stdin, its output in `log`.
@@ -161,8 +360,8 @@ pub(crate) fn last_lines(path: &Path) -> Vec<String> {
         .collect()
 }
 
-/// The address that the coordinator prints once it listens.
-async fn read_address(coordinator: &mut Child) -> anyhow::Result<String> {
+/// The address that the coordinator prints once it listens, and its claim on the run.
+async fn read_address(coordinator: &mut Child, timeout: Duration) -> anyhow::Result<(SocketAddr, u64)> {
     let stdout = coordinator
         .stdout
         .take()
@@ -170,13 +369,14 @@ async fn read_address(coordinator: &mut Child) -> anyhow::Result<String> {
     let mut line = String::new();
     let mut reader = BufReader::new(stdout);
     let reading = reader.read_line(&mut line);
-    tokio::time::timeout(START_TIMEOUT, reading)
+    tokio::time::timeout(timeout, reading)
         .await
-        .with_context(|| format!("zipper-launch waited {START_TIMEOUT:?} for the coordinator's address"))??;
+        .with_context(|| format!("zipper-launch waited {timeout:?} for the coordinator's address"))??;
     let value: serde_json::Value = serde_json::from_str(&line)
         .with_context(|| format!("it printed `{}` instead of its address", line.trim()))?;
-    Ok(value["address"]
-        .as_str()
-        .context("its first line has no address")?
-        .to_owned())
+    let address = value["address"].as_str().and_then(|address| address.parse().ok());
+    Ok((
+        address.context("its first line has no address")?,
+        value["epoch"].as_u64().context("its first line has no claim")?,
+    ))
 }

@@ -1,10 +1,11 @@
 //! The main job: check, start, watch, end.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tonic::transport::Channel;
 use zipper_checkpoint::RunStore;
 use zipper_cli::ExitStatus;
@@ -13,9 +14,10 @@ use zipper_proto::v1::run_service_client::RunServiceClient;
 use zipper_proto::v1::watch_response::Event;
 use zipper_score::{RESULT_TABLE, ResultTable};
 
+use crate::devices::NodeRange;
 use crate::display::Display;
 use crate::preflight::{self, Prepared};
-use crate::processes::Processes;
+use crate::processes::{Place, Processes};
 use crate::table;
 
 /// How long processes may take to end after the verdict.
@@ -26,9 +28,13 @@ const FAREWELL_AFTER_FAILURE: Duration = Duration::from_secs(13);
 #[derive(Debug, clap::Args)]
 #[group(skip)]
 pub(crate) struct Arguments {
-    /// Nodes of the run; on this machine each is a group of processes of its own.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) nodes: u32,
+    /// Nodes of the run, `4` or `MIN:MAX`; on this machine each is a group of processes of its own. With a range the run goes on
+    /// with fewer nodes when some are lost, and takes them in again when they come back.
+    #[arg(long, value_name = "N|MIN:MAX", default_value = "1")]
+    pub(crate) nodes: NodeRange,
+    /// Workers more than needed, with their models loaded, that take the place of lost ones at once.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) spares: u32,
     /// Workers (ranks) on each node. Left out: one for each GPU that `CUDA_VISIBLE_DEVICES` shows, one where there is none.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) workers_per_node: Option<u32>,
@@ -51,6 +57,12 @@ pub(crate) struct Arguments {
     /// Print the result as one JSON document on stdout.
     #[arg(long)]
     pub(crate) json: bool,
+    /// Address of this machine that all nodes reach.
+    #[arg(long, default_value = "127.0.0.1", hide = true)]
+    pub(crate) listen: IpAddr,
+    /// Words before the command of each node's agent; `{node}` is its number.
+    #[arg(long, hide = true)]
+    pub(crate) node_command: Option<String>,
 }
 
 /// Values of `runtime.backend`.
@@ -87,7 +99,11 @@ pub(crate) enum Resume {
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
     let prepared = preflight::prepare(&arguments).await?;
-    let processes = Processes::start(&prepared).await?;
+    let place = Place {
+        listen: arguments.listen,
+        node_command: arguments.node_command.clone(),
+    };
+    let processes = Processes::start(&prepared, place).await?;
     let verdict = watch(&prepared, processes).await?;
     let outcome = verdict.outcome();
     if outcome == v1::verdict::Outcome::Done {
@@ -98,73 +114,122 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
     Ok(end(&prepared, &verdict))
 }
 
-/// Shows the run until its verdict, passing Ctrl-C on, and sees its processes off.
+/// Shows the run until its verdict, passing signals on, keeps its processes going, and sees them off.
 async fn watch(prepared: &Prepared, mut processes: Processes) -> anyhow::Result<v1::Verdict> {
-    let mut client = RunServiceClient::connect(processes.coordinator_address().to_owned())
-        .await
-        .context("zipper-launch cannot reach the coordinator that it started")?;
-    let mut events = client
-        .watch(v1::WatchRequest {})
-        .await
-        .context("the run cannot be watched")?
-        .into_inner();
-    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be handled")?;
-    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be handled")?;
+    let mut signals = Signals::new()?;
     let mut display = Display::new(&prepared.config);
-    let mut stopping = false;
+    let mut stop = StopRequest::default();
     loop {
-        let event = tokio::select! {
-            event = events.message() => event,
-            _ = interrupt.recv() => { stop(&client, &mut stopping, &display, "Ctrl-C")?; continue },
-            _ = terminate.recv() => { stop(&client, &mut stopping, &display, "SIGTERM")?; continue },
+        let mut client = RunServiceClient::new(processes.channel()?);
+        let watching = client.watch(v1::WatchRequest {}).await;
+        let mut events = match watching {
+            Ok(events) => events.into_inner(),
+            Err(status) => {
+                tracing::debug!("the run cannot be watched: {status}");
+                processes.mend_coordinator(&display).await?;
+                continue;
+            }
         };
-        let event = event.ok().flatten().and_then(|response| response.event);
-        match event {
-            Some(Event::Verdict(verdict)) => {
-                display.finish();
-                let patience = match verdict.outcome() {
-                    v1::verdict::Outcome::Done | v1::verdict::Outcome::Stopped => FAREWELL,
-                    _ => FAREWELL_AFTER_FAILURE,
-                };
-                processes.wait(patience).await;
-                return Ok(verdict);
+        // A coordinator that has come back does not know that the run is to stop.
+        stop.send(&client);
+        loop {
+            let event = tokio::select! {
+                event = events.message() => event,
+                signal = signals.next() => {
+                    stop.request(&client, &display, signal)?;
+                    continue;
+                }
+                tended = processes.tend_agents(&display) => {
+                    tended?;
+                    continue;
+                }
+            };
+            match event.ok().flatten().and_then(|response| response.event) {
+                Some(Event::Verdict(verdict)) => {
+                    display.finish();
+                    let patience = match verdict.outcome() {
+                        v1::verdict::Outcome::Done | v1::verdict::Outcome::Stopped => FAREWELL,
+                        _ => FAREWELL_AFTER_FAILURE,
+                    };
+                    processes.wait(patience).await;
+                    return Ok(verdict);
+                }
+                Some(event) => display.show(&event),
+                // The coordinator has ended, or the connection.
+                None => break,
             }
-            Some(event) => display.show(&event),
-            None => {
-                display.finish();
-                bail!(
-                    "the coordinator ended without a verdict; the end of its log `{}`:\n{}",
-                    processes.coordinator_log().display(),
-                    processes.end_of_coordinator_log()
-                );
-            }
+        }
+        processes.mend_coordinator(&display).await?;
+    }
+}
+
+/// Signals that ask for a stop.
+struct Signals([(Signal, &'static str); 3]);
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let handled = |kind, name| {
+            let signal = signal(kind).with_context(|| format!("{name} cannot be handled"))?;
+            anyhow::Ok((signal, name))
+        };
+        Ok(Self([
+            handled(SignalKind::interrupt(), "Ctrl-C")?,
+            handled(SignalKind::terminate(), "SIGTERM")?,
+            handled(SignalKind::user_defined1(), "SIGUSR1")?,
+        ]))
+    }
+
+    async fn next(&mut self) -> &'static str {
+        let [(interrupt, ctrl_c), (terminate, sigterm), (preempt, sigusr1)] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => ctrl_c,
+            _ = terminate.recv() => sigterm,
+            _ = preempt.recv() => sigusr1,
         }
     }
 }
 
-/// The first request stops the run with a checkpoint; the second gives up on it.
-fn stop(
-    client: &RunServiceClient<Channel>,
-    stopping: &mut bool,
-    display: &Display,
-    signal: &str,
-) -> anyhow::Result<()> {
-    if *stopping {
-        // Dropping the processes ends them.
-        bail!("ended by a second {signal}: what was done since the last checkpoint is lost");
-    }
-    *stopping = true;
-    display.line(&format!(
-        "{signal}: stopping at the next step, with a checkpoint; once more ends the run at once"
-    ));
-    let mut client = client.clone();
-    let reason = format!("{signal} to zipper-launch");
-    tokio::spawn(async move {
-        if let Err(status) = client.stop(v1::StopRequest { reason }).await {
-            tracing::warn!("the coordinator did not take the request to stop: {status}");
+/// What was asked of the run.
+#[derive(Default)]
+struct StopRequest {
+    reason: Option<String>,
+}
+
+impl StopRequest {
+    /// The first request stops the run with a checkpoint; a second Ctrl-C gives up on it.
+    fn request(
+        &mut self,
+        client: &RunServiceClient<Channel>,
+        display: &Display,
+        signal: &str,
+    ) -> anyhow::Result<()> {
+        if self.reason.is_some() {
+            if signal == "Ctrl-C" {
+                // Dropping the processes ends them.
+                bail!("ended by a second {signal}: what was done since the last checkpoint is lost");
+            }
+            return Ok(());
         }
-    });
-    Ok(())
+        display.line(&format!(
+            "{signal}: stopping at the next step, with a checkpoint; Ctrl-C once more ends the run at once"
+        ));
+        self.reason = Some(format!("{signal} to zipper-launch"));
+        self.send(client);
+        Ok(())
+    }
+
+    /// Tells the coordinator, if there is something to tell.
+    fn send(&self, client: &RunServiceClient<Channel>) {
+        let Some(reason) = self.reason.clone() else {
+            return;
+        };
+        let mut client = client.clone();
+        tokio::spawn(async move {
+            if let Err(status) = client.stop(v1::StopRequest { reason }).await {
+                tracing::warn!("the coordinator did not take the request to stop: {status}");
+            }
+        });
+    }
 }
 
 async fn show_results(store: &RunStore, json: bool) -> anyhow::Result<()> {

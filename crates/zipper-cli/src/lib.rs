@@ -104,6 +104,21 @@ pub fn when_parent_is_gone(then: impl FnOnce() + Send + 'static) {
     });
 }
 
+/// Lets the kernel end this process at once when the one that started it is gone: also where this one is stopped and could not see
+/// the end of its pipe. For processes that have nothing to tidy up.
+///
+/// # Errors
+/// If the system refuses.
+pub fn die_with_parent() -> std::io::Result<()> {
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).map_err(Into::into)
+}
+
+/// The name of this machine, for messages.
+pub fn hostname() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
+}
+
 /// Sends logs to stderr, at the level that `ZIPPER_LOG` or else `default_filter` says (`info`, `zipper_train=debug`).
 pub fn init_tracing(default_filter: &str) {
     let filter = EnvFilter::try_from_env("ZIPPER_LOG").unwrap_or_else(|_| EnvFilter::new(default_filter));

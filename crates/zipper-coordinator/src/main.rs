@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use zipper_checkpoint::lease::{Holder, Lease, LeaseOptions};
 use zipper_checkpoint::{RunStore, layout};
-use zipper_cli::{ExitStatus, UserError, finish, init_tracing, when_parent_is_gone};
+use zipper_cli::{ExitStatus, UserError, finish, hostname, init_tracing, when_parent_is_gone};
 use zipper_config::RunConfig;
 use zipper_coordinator::server::{Job, serve};
 use zipper_coordinator::state::Crew;
@@ -138,9 +138,4 @@ fn stop_requests() -> anyhow::Result<mpsc::Receiver<String>> {
         });
     }
     Ok(stopped)
-}
-
-fn hostname() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname")
-        .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
 }

@@ -11,15 +11,15 @@ use tch::Device;
 use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use zipper_checkpoint::{RunStore, layout};
-use zipper_cli::{ExitStatus, UserError, when_parent_is_gone};
+use zipper_cli::{ExitStatus, UserError, die_with_parent, hostname, when_parent_is_gone};
 use zipper_collectives::{Backend, FlightRecorder, GroupOptions, RollCall, Store};
 use zipper_config::RunConfig;
 use zipper_data::{Corpus, DurationLimits, Utterance, load_corpus};
 use zipper_plan::{Placement, WorkModel};
 use zipper_proto::v1::complete_task_request::Outcome;
 use zipper_proto::v1::{self, evaluate_task, task, verdict};
-use zipper_train::evaluate::{DecodeOptions, decode};
 use zipper_train::TrainError;
+use zipper_train::evaluate::{DecodeOptions, decode};
 use zipper_train::memory::HeldState;
 use zipper_train::replica::Replica;
 use zipper_train::session::{Origin, Session};
@@ -84,6 +84,7 @@ fn backend(text: &str) -> Result<Backend, String> {
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     tch::set_num_threads(arguments.threads);
+    die_with_parent().context("this process cannot be tied to its node agent")?;
     when_parent_is_gone(|| {
         tracing::error!("the node agent is gone");
         // Not `exit`: it would tear libtorch down under the training thread.
@@ -172,6 +173,7 @@ struct Worker {
 
 /// What a worker is given for all its generations.
 struct Place {
+    node: u32,
     host: String,
     device: Device,
     backend: Backend,
@@ -305,14 +307,13 @@ impl Worker {
 
     /// Tells the coordinator that this process ends, and waits for what becomes of the run if that ends it, too.
     fn fail(&self, error: anyhow::Error, training: bool) -> anyhow::Error {
-        if matches!(error.downcast_ref(), Some(Refused::GivenUp(_) | Refused::Away { .. })) {
+        if matches!(
+            error.downcast_ref(),
+            Some(Refused::GivenUp(_) | Refused::Away { .. })
+        ) {
             return error;
         }
-        let fatal = training
-            && matches!(
-                error.downcast_ref(),
-                Some(TrainError::NonFinite { .. })
-            );
+        let fatal = training && matches!(error.downcast_ref(), Some(TrainError::NonFinite { .. }));
         let config = error.chain().any(<dyn std::error::Error>::is::<UserError>);
         if let Err(unreported) = self.report(&error, fatal) {
             tracing::warn!("the failure cannot be reported: {unreported}");
@@ -337,14 +338,11 @@ impl Worker {
                 return Ok(None);
             }
             let started = Instant::now();
-            let report = session
-                .train_step(shared.votes())
-                .map_err(user_error_if_config)?;
+            let report = session.train_step(shared.votes()).map_err(user_error_if_config)?;
             shared.completed(&report);
             let last = report.step.0 == task.until_step;
             let leaves = report.stop || (report.regroup && !last);
-            if rank.0 == 0
-                && (report.step.0.is_multiple_of(self.config.training.log_every) || last || leaves)
+            if rank.0 == 0 && (report.step.0.is_multiple_of(self.config.training.log_every) || last || leaves)
             {
                 self.control
                     .report_step(metrics(&report, started.elapsed() + held_up, held_up, world_size));
@@ -452,7 +450,7 @@ impl Worker {
             ..GroupOptions::gloo(host, runtime.collective_timeout)
         };
         let rank = Rank(assignment.rank);
-        Ok(Team::form(&store, rank, &self.config, placement, work, &options)?)
+        Ok(Team::form(&store, rank, self.place.node, &self.config, placement, work, &options)?)
     }
 
     fn corpus(&self, manifests: &[std::path::PathBuf]) -> anyhow::Result<Corpus> {
@@ -505,14 +503,16 @@ fn placement(assignment: &v1::Assignment, num_languages: usize) -> anyhow::Resul
 fn origin(assignment: &v1::Assignment) -> anyhow::Result<Origin> {
     use v1::assignment::Origin as Wire;
     let origin = assignment.origin.as_ref();
-    Ok(match origin.context("the coordinator does not say where the state comes from")? {
-        Wire::Fresh(v1::FreshOrigin {}) => Origin::Fresh,
-        Wire::Checkpoint(v1::CheckpointOrigin {}) => Origin::Checkpoint,
-        Wire::Memory(memory) => Origin::Memory {
-            shared: Rank(memory.shared_rank),
-            banks: memory.bank_ranks.iter().copied().map(Rank).collect(),
+    Ok(
+        match origin.context("the coordinator does not say where the state comes from")? {
+            Wire::Fresh(v1::FreshOrigin {}) => Origin::Fresh,
+            Wire::Checkpoint(v1::CheckpointOrigin {}) => Origin::Checkpoint,
+            Wire::Memory(memory) => Origin::Memory {
+                shared: Rank(memory.shared_rank),
+                banks: memory.bank_ranks.iter().copied().map(Rank).collect(),
+            },
         },
-    })
+    )
 }
 
 fn wire_held(held: &HeldState) -> v1::HeldState {
@@ -570,13 +570,8 @@ fn metrics(
         comm_exposed_seconds: report.cost.exposed.as_secs_f64(),
         compute_seconds: report.cost.compute.as_secs_f64(),
         world_size: world_size.0,
-        spike: false,
+        spike: report.spike,
         checkpoint_seconds: held_up.as_secs_f64(),
         memory_seconds: report.memory.as_secs_f64(),
     }
-}
-
-fn hostname() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname")
-        .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
 }

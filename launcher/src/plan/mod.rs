@@ -17,7 +17,7 @@ use zipper_config::schema::{Dtype, RouterGranularity};
 use zipper_plan::{AdapterShape, Inventory, MeasuredStep, transformer_layers};
 use zipper_types::{Stage, Variant, WorldSize};
 
-use crate::devices::{self, Crew, Wishes};
+use crate::devices::{self, Crew, NodeRange, Wishes};
 use crate::preflight;
 use crate::run::print;
 use estimate::Estimate;
@@ -52,7 +52,8 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
         arguments.nodes.saturating_mul(workers)
     } else {
         let wishes = Wishes {
-            nodes: arguments.nodes,
+            nodes: NodeRange::exactly(arguments.nodes),
+            spares: 0,
             workers_per_node: None,
             backend: config.runtime.backend,
         };

@@ -7,6 +7,7 @@ use anyhow::bail;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use zipper_checkpoint::{FORMAT_VERSION, Manifest, RunStore};
+use zipper_cli::UserError;
 use zipper_proto::v1;
 use zipper_proto::v1::watch_response::Event as Watched;
 use zipper_types::{Generation, Step, WorkerId};
@@ -120,7 +121,8 @@ impl Owner {
                 biased;
                 told = told.recv() => match told {
                     Some(Told::Event(event)) => self.apply(event).await?,
-                    Some(Told::Fenced(message)) => bail!("{message}"),
+                    // Not a failure of the run, which goes on elsewhere.
+                    Some(Told::Fenced(message)) => return Err(UserError::new(message).into()),
                     None => bail!("the run's journal is not written any more"),
                 },
                 message = inbox.recv() => match message {

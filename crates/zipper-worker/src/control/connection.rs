@@ -132,7 +132,9 @@ impl Connection {
 
     /// How long no request has been answered.
     pub(super) fn away_for(&self) -> Duration {
-        self.state().away_since.map_or(Duration::ZERO, |since| since.elapsed())
+        self.state()
+            .away_since
+            .map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Asks the run where its coordinator is, if the one that is known has not answered for a while.

@@ -126,7 +126,9 @@ async fn free(shared: Arc<Shared>, generation: Option<u64>) {
     tokio::time::sleep(GIVE_UP_AFTER).await;
     drop(aborting);
     if !left() {
-        die(shared.verdict().map_or("its generation is over, and it cannot leave it", first_line));
+        die(shared
+            .verdict()
+            .map_or("its generation is over, and it cannot leave it", first_line));
     }
 }
 

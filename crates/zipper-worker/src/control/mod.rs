@@ -144,11 +144,7 @@ impl Control {
     }
 
     /// Enters the rendezvous, with what this worker remembers, and waits until a generation has a place for it.
-    pub(crate) fn join(
-        &mut self,
-        store_address: &str,
-        held: Vec<v1::HeldState>,
-    ) -> Result<Joined, Refused> {
+    pub(crate) fn join(&mut self, store_address: &str, held: Vec<v1::HeldState>) -> Result<Joined, Refused> {
         self.shared.set_doing("waiting");
         let left = Instant::now();
         loop {

@@ -152,7 +152,9 @@ impl Shared {
     pub(super) fn set_trouble(&self, message: Option<String>) {
         let mut trouble = lock(&self.trouble);
         *trouble = message.map(|message| Trouble {
-            since: trouble.as_ref().map_or_else(Instant::now, |trouble| trouble.since),
+            since: trouble
+                .as_ref()
+                .map_or_else(Instant::now, |trouble| trouble.since),
             message,
         });
     }

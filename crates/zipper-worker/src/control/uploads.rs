@@ -167,7 +167,10 @@ impl Uploader {
             if self.shared.generation() != Some(generation) {
                 return Err(Refused::Over(format!("generation {generation} is over")));
             }
-            match checkpoints.put_part(step, prefix, &part.name, bytes.clone()).await {
+            match checkpoints
+                .put_part(step, prefix, &part.name, bytes.clone())
+                .await
+            {
                 Ok(record) => {
                     self.shared.set_trouble(None);
                     return Ok(record);
