@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use zipper_checkpoint::lease::{self, Holder, Lease, LeaseLost, LeaseOptions, Refused};
-use zipper_checkpoint::{CheckpointError, ErrorKind, RunStore};
+use zipper_checkpoint::{CheckpointError, ErrorKind, RunStore, layout};
 use zipper_simstore::{Backing, Crash, Faults, FaultyStore, Gate, Moment, NoFaults, RandomFaults, Switch};
 
 const TTL: Duration = Duration::from_secs(15);
@@ -148,6 +148,25 @@ async fn a_holder_that_wakes_up_while_its_run_is_claimed_never_has_it_together_w
             }
         }
     }
+}
+
+/// LEASE-3 again: the claim came right after a renewal, and the contender never heard that it succeeded. When it finds that out,
+/// the holder before it may still trust its renewal.
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_was_not_acknowledged_counts_when_the_other_holder_knows_it() {
+    let backing = Backing::new();
+    let run = healthy(&backing);
+    let first = acquired(&run, 1).await;
+    first.renew().await.unwrap();
+    let claim = serde_json::to_vec(&holder(2)).unwrap();
+    run.put_create(&layout::lease_claim(2), claim.into())
+        .await
+        .unwrap();
+    first.check().await.expect("its renewal is young");
+    let second = acquired(&run, 2).await;
+    assert_eq!(second.epoch(), 2);
+    first.check().await.expect_err("the other one has the run");
+    second.check().await.unwrap();
 }
 
 /// LEASE-4: a claim that was lost is lost, although the last renewal before that is young.
