@@ -56,9 +56,32 @@ pub enum TrainError {
         /// The languages of its global batch.
         languages: String,
     },
+    /// The loss is a spike, and the configuration says to stop.
+    #[error(
+        "step {step}: the loss is {loss:.3}, more than {factor} times the median of the last 32 ({median:.3}; languages in \
+         the batch: {languages}); look at its utterances, set `training.on_loss_spike: skip` to leave such updates out, or \
+         lower the learning rate"
+    )]
+    LossSpike {
+        /// The step that was not made.
+        step: u64,
+        /// Its loss.
+        loss: f64,
+        /// The losses before it.
+        median: f64,
+        /// `training.loss_spike_factor`.
+        factor: f64,
+        /// The languages of its global batch.
+        languages: String,
+    },
 }
 
 impl TrainError {
+    /// Whether the configuration says that this ends the run: every rank fails alike, and would again.
+    pub fn ends_run(&self) -> bool {
+        matches!(self, Self::NonFinite { .. } | Self::LossSpike { .. })
+    }
+
     /// Whether the user's configuration or files are at fault, so that trying again cannot help.
     pub fn is_config(&self) -> bool {
         match self {

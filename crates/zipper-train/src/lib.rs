@@ -4,12 +4,12 @@
 //! Owns what happens to tensors between two checkpoints. Never holds async code, gRPC or object storage, and does
 //! not decide which utterances are in a batch ([`zipper_plan`]) or when to stop, validate and save (the coordinator).
 //!
-//! Reading order: [`replica`] (one copy of the model), [`team`] (the other ranks), [`session`] (what a rank holds),
-//! `regroup` (how it changes teams), [`memory`] (what it remembers for that),
-//! [`capture`] (checkpoints), [`step`] (one optimizer step), `reduction` (which gradients are summed when), [`frames`], [`optimizer`], [`state`],
-//! [`evaluate`].
+//! Reading order: [`replica`] (one copy of the model), [`team`] (the other ranks), [`session`] (what a rank holds), `regroup` (how
+//! it changes teams), [`memory`] and `copies` (what it remembers for that), [`capture`] (checkpoints), [`step`] (one optimizer
+//! step), [`spike`], `reduction` (which gradients are summed when), [`frames`], [`optimizer`], [`state`], [`evaluate`].
 
 pub mod capture;
+mod copies;
 mod error;
 pub mod evaluate;
 pub mod frames;
@@ -19,6 +19,7 @@ mod reduction;
 mod regroup;
 pub mod replica;
 pub mod session;
+pub mod spike;
 pub mod state;
 pub mod step;
 pub mod team;

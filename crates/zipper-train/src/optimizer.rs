@@ -130,7 +130,8 @@ impl AdamW {
             let both = params.iter().zip(&self.moments);
             both.filter(move |(param, _)| param.scope == scope)
         };
-        let flat = |tensor: &Tensor| tensor.detach().reshape([-1]);
+        // A view, never a copy: `set_row` writes into it.
+        let flat = |tensor: &Tensor| tensor.detach().view([-1]);
         of_scope()
             .map(|(param, _)| flat(&param.tensor))
             .chain(of_scope().map(|(_, moments)| flat(&moments.exp_avg)))

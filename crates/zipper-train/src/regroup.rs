@@ -3,21 +3,36 @@
 
 use std::collections::BTreeSet;
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use zipper_collectives::ProcessGroup;
 use zipper_model::param::ParamScope;
 use zipper_types::{Rank, Stage, Step};
 
 use crate::TrainError;
-use crate::memory::{HeldState, Remembered};
+use crate::memory::{HeldState, Remembered, fingerprint};
 use crate::session::{Origin, Session};
 use crate::state::TrainState;
 use crate::team::Team;
 
-/// A scope that a team shares out: who gives it, and what the others are told it is.
+/// Parameters and two moments.
+const ROWS: i64 = 3;
+
+/// A scope that a team shares out, and who gives it.
+#[derive(Clone, Copy)]
 struct Given {
     scope: ParamScope,
     by: Rank,
+}
+
+/// What a rank says of a scope before it is shared out.
+#[derive(Clone, Copy)]
+struct Holding {
+    /// It trains it from now on.
+    needs: bool,
+    /// It remembers it.
+    has: bool,
+    /// Of what it remembers.
+    fingerprint: i64,
 }
 
 impl Session {
@@ -25,20 +40,20 @@ impl Session {
     pub fn held(&self) -> Vec<HeldState> {
         let mut held = self.memory.held();
         if let Some(state) = &self.boundary {
-            let scopes = self.replica.scopes().into_keys();
-            let banks = scopes.filter_map(|scope| match scope {
-                ParamScope::Shared => None,
-                ParamScope::Bank(language) => Some(language),
-            });
-            held.push(HeldState {
-                step: state.step,
-                stage: state.stage,
-                shared: true,
-                banks: banks.collect(),
-            });
+            let now = HeldState::of(state, self.replica.scopes().into_keys());
+            match held.get_mut(&now.step) {
+                Some(held) => held.banks.extend(now.banks),
+                None => {
+                    held.insert(now.step, now);
+                }
+            }
         }
-        held.sort_by_key(|held| std::cmp::Reverse(held.step));
-        held
+        held.into_values().rev().collect()
+    }
+
+    /// Bytes of parameters and moments of other steps, and of other ranks' banks, that this rank remembers.
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory.bytes()
     }
 
     /// Leaves the team, if there is one. What is trained and what is remembered of earlier steps stay, until a new team has made
@@ -67,11 +82,13 @@ impl Session {
     pub fn regroup(&mut self, team: Team, step: Step, origin: &Origin) -> Result<(), TrainError> {
         self.leave();
         match origin {
-            Origin::Fresh | Origin::Checkpoint => {
+            Origin::Fresh => {
                 self.rebuild(Stage::Align, team.own_banks())?;
                 let state = self.initial_state()?;
                 self.adopt(state)?;
             }
+            // The rest is read by `restore`.
+            Origin::Checkpoint => self.rebuild(Stage::Align, team.own_banks())?,
             Origin::Memory { shared, banks } => {
                 let state = self.share_state(team.world(), step, *shared)?;
                 self.rebuild(state.stage, team.own_banks())?;
@@ -81,6 +98,9 @@ impl Session {
         }
         self.reduction = Some(self.new_reduction(&team)?);
         self.team = Some(team);
+        if *origin != Origin::Checkpoint {
+            self.memory.forget_after(step);
+        }
         Ok(())
     }
 
@@ -108,13 +128,13 @@ impl Session {
             Tensor::from_slice(&own).to_device(device)
         };
         world.broadcast(&bytes, from, &what)?;
-        let bytes = Vec::<u8>::try_from(&bytes.to_device(tch::Device::Cpu))?;
+        let bytes = Vec::<u8>::try_from(&bytes.to_device(Device::Cpu))?;
         serde_json::from_slice(&bytes)
             .map_err(|error| TrainError::State(format!("the {what} of rank {from}: {error}")))
     }
 
-    /// Fills parameters and optimizer with their values after `step`: from this rank's own memory, or from others for whom
-    /// that is not enough.
+    /// Fills parameters and optimizer with their values after `step`: from this rank's own memory, or from those who give them, if
+    /// it lacks them or has other bits.
     fn share_rows(
         &mut self,
         team: &Team,
@@ -133,45 +153,90 @@ impl Session {
             };
             scopes.extend(banks.iter().enumerate().map(given));
         }
-        let mine: BTreeSet<ParamScope> = self.replica.scopes().into_keys().collect();
-        let flag = |is: bool| f64::from(u8::from(is));
-        // Of each scope: who needs it and lacks it, and whether the one who is to give it does.
-        let lacks = scopes.iter().flat_map(|given| {
-            let lacks = self.memory.row(step, given.scope).is_none();
-            let gives = given.by == team.rank();
-            [flag(lacks && mine.contains(&given.scope)), flag(lacks && gives)]
-        });
-        let lacks = Tensor::from_slice(&lacks.collect::<Vec<f64>>()).to_device(self.replica.device());
-        team.world()
-            .all_reduce_sum(&lacks, &format!("what is needed of step {step}"))?;
-        let lacks = Vec::<f64>::try_from(&lacks)?;
-        for (given, lacks) in scopes.iter().zip(lacks.chunks_exact(2)) {
-            let name = match given.scope {
-                ParamScope::Shared => "the shared parameters".to_owned(),
-                ParamScope::Bank(language) => {
-                    format!("the bank of `{}`", self.replica.config().data.languages[language])
-                }
+        let holdings = self.tell_holdings(team.world(), step, &scopes)?;
+        let own = team.rank();
+        let (mut sent, mut received) = (Vec::new(), Vec::new());
+        for (index, &given) in scopes.iter().enumerate() {
+            let giver = holdings[given.by.0 as usize][index];
+            let lacks = |holding: &Holding| {
+                holding.needs && (!giver.has || !holding.has || holding.fingerprint != giver.fingerprint)
             };
-            if lacks[0] > 0.0 && lacks[1] > 0.0 {
+            let ranks = holdings.iter().zip(0..);
+            let takers: Vec<Rank> = ranks
+                .filter(|(of_rank, _)| lacks(&of_rank[index]))
+                .map(|(_, rank)| Rank(rank))
+                .collect();
+            if !takers.is_empty() && !giver.has {
                 return Err(TrainError::State(format!(
-                    "rank {} was to give {name} of step {step}, and does not remember it",
-                    given.by
+                    "rank {} was to give {} of step {step}, and does not remember it",
+                    given.by,
+                    self.name(given.scope)
                 )));
             }
-            let own = self.memory.row(step, given.scope).map(Tensor::shallow_clone);
-            let row = if lacks[0] > 0.0 {
-                let row = own.unwrap_or_else(|| self.empty_row(given.scope));
-                team.world()
-                    .broadcast(&row, given.by, &format!("{name} of step {step}"))?;
-                Some(row)
-            } else {
-                own
-            };
-            if let Some(row) = row.filter(|_| mine.contains(&given.scope)) {
-                self.optimizer.set_row(&self.replica.params(), given.scope, &row);
+            if takers.contains(&own) {
+                received.push((given.scope, self.empty_row(given.scope), given.by));
+            } else if given.by == own {
+                let row = self.memory.row(step, given.scope).map(Tensor::shallow_clone);
+                let row = row.expect("it has what it was found to have");
+                sent.extend(takers.into_iter().map(|taker| (row.shallow_clone(), taker)));
             }
         }
+        let sent: Vec<(&Tensor, Rank)> = sent.iter().map(|(row, rank)| (row, *rank)).collect();
+        let taken: Vec<(&Tensor, Rank)> = received.iter().map(|(_, row, rank)| (row, *rank)).collect();
+        team.world()
+            .exchange(&sent, &taken, &format!("what is needed of step {step}"))?;
+        for scope in self.replica.scopes().into_keys() {
+            let came = received.iter().find(|(received, ..)| *received == scope);
+            let row = came
+                .map(|(_, row, _)| row)
+                .or_else(|| self.memory.row(step, scope));
+            let row = row.expect("what it lacked has come");
+            self.optimizer.set_row(&self.replica.params(), scope, row);
+        }
         Ok(())
+    }
+
+    /// What every rank holds of each scope after `step`, in the order of ranks.
+    fn tell_holdings(
+        &self,
+        world: &ProcessGroup,
+        step: Step,
+        scopes: &[Given],
+    ) -> Result<Vec<Vec<Holding>>, TrainError> {
+        let mine: BTreeSet<ParamScope> = self.replica.scopes().into_keys().collect();
+        let own: Vec<i64> = scopes
+            .iter()
+            .flat_map(|given| {
+                let row = self.memory.row(step, given.scope);
+                [
+                    i64::from(mine.contains(&given.scope)),
+                    i64::from(row.is_some()),
+                    row.map_or(0, fingerprint),
+                ]
+            })
+            .collect();
+        let own = Tensor::from_slice(&own).to_device(self.replica.device());
+        let all = world.all_gather(&own, &format!("what ranks remember of step {step}"))?;
+        let holding = |told: &[i64]| Holding {
+            needs: told[0] == 1,
+            has: told[1] == 1,
+            fingerprint: told[2],
+        };
+        all.iter()
+            .map(|of_rank| {
+                let told = Vec::<i64>::try_from(of_rank.to_device(Device::Cpu))?;
+                Ok(told.chunks_exact(3).map(holding).collect())
+            })
+            .collect()
+    }
+
+    fn name(&self, scope: ParamScope) -> String {
+        match scope {
+            ParamScope::Shared => "the shared parameters".to_owned(),
+            ParamScope::Bank(language) => {
+                format!("the bank of `{}`", self.replica.config().data.languages[language])
+            }
+        }
     }
 
     /// A place for a row that another rank gives.
@@ -184,12 +249,18 @@ impl Session {
             }
             ParamScope::Bank(_) => self.replica.adapters().bank_len(),
         };
-        // Parameters and two moments.
-        Tensor::zeros([3 * numel], (params[0].tensor.kind(), self.replica.device()))
+        Tensor::zeros([ROWS * numel], (params[0].tensor.kind(), self.replica.device()))
     }
 
-    /// After step `step`: gives the banks that this rank alone owns to the next one, and takes those of the one before, if a
-    /// snapshot is due.
+    /// Whether this team makes snapshots: there are banks of which copies are kept.
+    pub(crate) fn makes_snapshots(&self) -> bool {
+        self.replica.config().elastic.snapshot_every > 0
+            && self.replica.has_banks()
+            && self.team().keepers().iter().any(Option::is_some)
+    }
+
+    /// After step `step`, if a snapshot is due: remembers this state, gives the banks of which others keep copies to them, and takes
+    /// those that this rank keeps. Only what has changed since the last snapshot travels.
     ///
     /// # Collective
     /// Every rank of the team calls it.
@@ -198,42 +269,41 @@ impl Session {
     /// [`TrainError::Collective`] if a peer is lost: the snapshot before stays whole.
     pub(crate) fn snapshot_if_due(&mut self, step: Step) -> Result<(), TrainError> {
         let every = self.replica.config().elastic.snapshot_every;
-        let (rank, world_size) = (self.team().rank().0, self.team().placement().world_size().0);
-        if every == 0 || !step.0.is_multiple_of(every) || world_size == 1 || !self.replica.has_banks() {
+        if !self.makes_snapshots() || (self.memory.has_snapshot() && !step.0.is_multiple_of(every)) {
             return Ok(());
         }
-        let (next, before) = ((rank + 1) % world_size, (rank + world_size - 1) % world_size);
-        let alone = |rank: u32| self.team().owned_alone(Rank(rank));
-        let due = |languages: &BTreeSet<usize>| -> Vec<usize> {
-            let changed =
-                |language: &usize| !self.memory.has_snapshot() || self.memory.changed().contains(language);
-            languages.iter().copied().filter(changed).collect()
-        };
-        let params = self.replica.params();
-        let give: Vec<Tensor> = due(&alone(rank))
-            .into_iter()
-            .flat_map(|language| self.optimizer.row(&params, ParamScope::Bank(language)))
+        let team = self.team.as_ref().expect("a session trains in a team");
+        let changed = |language| self.memory.has_changed(ParamScope::Bank(language));
+        let copies: Vec<(usize, Rank, Rank, bool)> = team
+            .keepers()
+            .iter()
+            .enumerate()
+            .filter_map(|(language, keeper)| {
+                let giver = team.placement().first_owner(language);
+                Some((language, giver, (*keeper)?, changed(language)))
+            })
             .collect();
-        let given = (!give.is_empty()).then(|| Tensor::cat(&give, 0));
-        let peers = alone(before);
-        let take = due(&peers);
-        let row_len = 3 * self.replica.adapters().bank_len();
-        let len = row_len * take.len() as i64;
-        let kind = (params[0].tensor.kind(), self.replica.device());
-        let taken = (!take.is_empty()).then(|| Tensor::zeros([len], kind));
-        self.team().world().exchange(
-            given.as_ref().map(|given| (given, Rank(next))).as_slice(),
-            taken.as_ref().map(|taken| (taken, Rank(before))).as_slice(),
-            &format!("copies of banks after step {step}"),
-        )?;
-        let came = take.iter().enumerate().filter_map(|(index, &language)| {
-            let row = taken.as_ref()?.narrow(0, index as i64 * row_len, row_len);
-            Some((language, row.copy()))
-        });
-        let came = came.collect();
-        // With a snapshot after every step, what is kept of the last two steps is enough.
-        let own = (every > 1).then(|| Remembered::of(self.train_state(), &params, &self.optimizer));
-        self.memory.snapshot(step, own, &peers, came);
+        let kept = copies.iter().filter(|(_, _, keeper, _)| *keeper == team.rank());
+        let kept: Vec<usize> = kept.map(|(language, ..)| *language).collect();
+        let state = self.boundary.clone().expect("a step has been made");
+        let params = self.replica.params();
+        let row_len = ROWS * self.replica.adapters().bank_len();
+        let snapshot = self
+            .memory
+            .begin_snapshot(state, &params, &self.optimizer, &kept, row_len);
+        let (mut sent, mut received) = (Vec::new(), Vec::new());
+        for &(language, giver, keeper, _) in copies.iter().filter(|(.., changed)| *changed) {
+            let row = snapshot.rows.get(&ParamScope::Bank(language));
+            let row = || row.expect("its own, or one that it keeps");
+            if giver == team.rank() {
+                sent.push((row(), keeper));
+            } else if keeper == team.rank() {
+                received.push((row(), giver));
+            }
+        }
+        let what = format!("copies of banks after step {step}");
+        team.world().exchange(&sent, &received, &what)?;
+        self.memory.end_snapshot(snapshot);
         Ok(())
     }
 }

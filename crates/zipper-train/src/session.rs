@@ -17,6 +17,7 @@ use crate::memory::{Memory, Remembered};
 use crate::optimizer::AdamW;
 use crate::reduction::Reduction;
 use crate::replica::Replica;
+use crate::spike::RecentLosses;
 use crate::state::{self, TrainState};
 use crate::team::Team;
 
@@ -35,6 +36,7 @@ pub struct Session {
     pub(crate) corpus: Arc<Vec<Vec<Utterance>>>,
     pub(crate) step: Step,
     pub(crate) skipped_updates: u64,
+    pub(crate) recent_losses: RecentLosses,
     /// Everything that is not a tensor after the last step. Nothing while parameters and optimizer are of no step: when a team
     /// was left, and between the entry into a stage and its first step.
     pub(crate) boundary: Option<TrainState>,
@@ -90,6 +92,7 @@ impl Session {
             corpus: Arc::new(corpus),
             step: Step(0),
             skipped_updates: 0,
+            recent_losses: RecentLosses::default(),
             boundary: None,
             memory: Memory::default(),
             pool: Pool::default(),
@@ -254,8 +257,10 @@ impl Session {
             let tensors = state::from_safetensors(&part, &read(&part)?)?;
             self.optimizer.restore(&self.replica.params(), scope, &tensors)?;
         }
+        let step = saved.step;
         self.adopt(saved)?;
         self.reduction = Some(self.new_reduction(self.team()).map_err(TrainError::from)?);
+        self.memory.forget_after(step);
         Ok(())
     }
 
@@ -281,6 +286,7 @@ impl Session {
         self.sampler = Sampler::restore(problem, saved.sampler.clone())?;
         self.step = saved.step;
         self.skipped_updates = saved.skipped_updates;
+        self.recent_losses = saved.recent_losses.clone();
         self.boundary = Some(saved);
         Ok(())
     }
@@ -295,6 +301,7 @@ impl Session {
             shared_optimizer_steps: 0,
             bank_optimizer_steps: BTreeMap::new(),
             skipped_updates: 0,
+            recent_losses: RecentLosses::default(),
         })
     }
 
@@ -326,6 +333,7 @@ impl Session {
                 })
                 .collect(),
             skipped_updates: self.skipped_updates,
+            recent_losses: self.recent_losses.clone(),
         }
     }
 }

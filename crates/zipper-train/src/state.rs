@@ -11,6 +11,7 @@ use zipper_plan::SamplerState;
 use zipper_types::{Stage, Step};
 
 use crate::TrainError;
+use crate::spike::RecentLosses;
 
 /// Name of the part that holds [`TrainState`].
 pub const STATE_PART: &str = "state.json";
@@ -28,8 +29,11 @@ pub struct TrainState {
     pub shared_optimizer_steps: u64,
     /// Optimizer steps of each bank, by language.
     pub bank_optimizer_steps: BTreeMap<String, u64>,
-    /// Updates left out because a gradient was not finite.
+    /// Updates left out because a gradient was not finite or the loss a spike.
     pub skipped_updates: u64,
+    /// What the next loss is compared with.
+    #[serde(default)]
+    pub recent_losses: RecentLosses,
 }
 
 impl TrainState {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tch::Tensor;
-use zipper_config::schema::{OnNonFinite, Schedule};
+use zipper_config::schema::{OnLossSpike, OnNonFinite, Schedule};
 use zipper_data::Utterance;
 use zipper_model::param::ParamScope;
 use zipper_plan::{LearningRate, Shape, micro_batches};
@@ -34,8 +34,10 @@ pub struct StepReport {
     pub tokens: u64,
     /// Seconds of audio in the global batch.
     pub audio_seconds: f64,
-    /// Whether the update was left out because a gradient was not finite.
+    /// Whether the update was left out, because a gradient was not finite or the loss a spike.
     pub skipped: bool,
+    /// Whether the loss was far above those before; never with `training.on_loss_spike: ignore`.
+    pub spike: bool,
     /// Whether some rank was asked to stop: then all stop after this step.
     pub stop: bool,
     /// Whether some rank was asked to let others in: then all leave after this step.
@@ -117,16 +119,21 @@ impl Session {
 
         let loss = sums.nll / sums.tokens;
         let grad_norm = sums.squared_norm.sqrt() / sums.tokens;
-        let skipped = !(loss.is_finite() && grad_norm.is_finite());
+        let finite = loss.is_finite() && grad_norm.is_finite();
         let rates = self.rates(step);
-        if skipped {
-            self.refuse_or_count(step, loss, &in_batch)?;
+        if !finite {
+            self.refuse_or_warn(step, loss, &in_batch)?;
         }
+        let spike = self.is_spike(step, loss, &in_batch)?;
+        let skipped = !finite || (spike && self.replica.config().training.on_loss_spike == OnLossSpike::Skip);
         let mut memory = self.keep_this_step();
-        if !skipped {
+        if skipped {
+            self.skipped_updates += 1;
+        } else {
             self.update(&in_batch, sums.tokens, grad_norm, rates);
         }
         self.step = step;
+        self.recent_losses.push(loss);
         self.boundary = Some(self.train_state());
         let copying = Instant::now();
         self.snapshot_if_due(step)?;
@@ -140,6 +147,7 @@ impl Session {
             tokens: sums.tokens as u64,
             audio_seconds: utterances.iter().map(|utterance| utterance.duration).sum(),
             skipped,
+            spike,
             stop: sums.stop_votes > 0.0,
             regroup: sums.regroup_votes > 0.0,
             own_work: mine.iter().map(|utterance| self.team().cost(utterance)).sum(),
@@ -327,7 +335,8 @@ impl Session {
             }
         });
         self.optimizer.step(&params, &updated, rates);
-        self.memory.updated(&updated);
+        let settled = !self.makes_snapshots();
+        self.memory.updated(&updated, settled);
     }
 
     fn rates(&self, step: Step) -> LearningRates {
@@ -358,18 +367,9 @@ impl Session {
         }
     }
 
-    fn refuse_or_count(
-        &mut self,
-        step: Step,
-        loss: f64,
-        in_batch: &BTreeSet<usize>,
-    ) -> Result<(), TrainError> {
-        let codes = &self.replica.config().data.languages;
-        let languages: Vec<&str> = in_batch
-            .iter()
-            .map(|&language| codes[language].as_str())
-            .collect();
-        let languages = languages.join(" ");
+    /// A loss or gradient that is not finite: an error, or a warning.
+    fn refuse_or_warn(&self, step: Step, loss: f64, in_batch: &BTreeSet<usize>) -> Result<(), TrainError> {
+        let languages = self.codes_of(in_batch);
         let what = if loss.is_finite() { "gradient" } else { "loss" };
         match self.replica.config().training.on_non_finite {
             OnNonFinite::Stop => Err(TrainError::NonFinite {
@@ -384,10 +384,50 @@ impl Session {
                     languages,
                     "not finite: the update is left out"
                 );
-                self.skipped_updates += 1;
                 Ok(())
             }
         }
+    }
+
+    /// Whether the loss is a spike that the configuration wants to know of: with a warning, or an error where it says to stop.
+    fn is_spike(&self, step: Step, loss: f64, in_batch: &BTreeSet<usize>) -> Result<bool, TrainError> {
+        let training = &self.replica.config().training;
+        let factor = training.loss_spike_factor;
+        let Some(median) = self.recent_losses.exceeded(loss, factor) else {
+            return Ok(false);
+        };
+        let languages = self.codes_of(in_batch);
+        match training.on_loss_spike {
+            OnLossSpike::Ignore => return Ok(false),
+            OnLossSpike::Stop => {
+                return Err(TrainError::LossSpike {
+                    step: step.0,
+                    loss,
+                    median,
+                    factor,
+                    languages,
+                });
+            }
+            OnLossSpike::Skip => tracing::warn!(
+                step = step.0,
+                loss,
+                median,
+                languages,
+                "loss spike: the update is left out"
+            ),
+            OnLossSpike::Warn => tracing::warn!(step = step.0, loss, median, languages, "loss spike"),
+        }
+        Ok(true)
+    }
+
+    /// `de fr`.
+    fn codes_of(&self, languages: &BTreeSet<usize>) -> String {
+        let codes = &self.replica.config().data.languages;
+        let codes: Vec<&str> = languages
+            .iter()
+            .map(|&language| codes[language].as_str())
+            .collect();
+        codes.join(" ")
     }
 
     /// The losses by language code, with the number of utterances of each.

@@ -2,11 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use tch::Tensor;
 use zipper_collectives::{AbortHandle, CollectiveError, GroupOptions, ProcessGroup, Store};
 use zipper_config::schema::RunConfig;
 use zipper_data::Utterance;
 use zipper_plan::{Placement, WorkModel};
 use zipper_types::{Rank, Variant, WorldSize};
+
+use crate::copies;
 
 /// This rank among the others.
 pub struct Team {
@@ -17,12 +20,14 @@ pub struct Team {
     /// Where there are no banks, every rank takes utterances of every language.
     everywhere: Placement,
     work: WorkModel,
+    /// Who keeps a copy of each bank, by language; empty without banks.
+    keepers: Vec<Option<Rank>>,
 }
 
 impl Team {
     /// Connects this rank to the others: the world group, and one group for each language with several owners.
     ///
-    /// `store` is the generation's own. `options.name` and `options.members` are set here.
+    /// `store` is the generation's own, `node` the index of this rank's node. `options.name` and `options.members` are set here.
     ///
     /// # Collective
     /// Every rank calls it with the same placement. Groups of owners are formed in two rounds, so that a rank never
@@ -33,6 +38,7 @@ impl Team {
     pub fn form(
         store: &Store,
         rank: Rank,
+        node: u32,
         config: &RunConfig,
         placement: Placement,
         work: WorkModel,
@@ -54,7 +60,9 @@ impl Team {
         };
         let world = group("world".to_owned(), (0..world_size.0).map(Rank).collect())?;
         let mut owners = BTreeMap::new();
+        let mut keepers = Vec::new();
         if config.adapter.variant != Variant::Shared {
+            keepers = copies::keepers(&placement, &nodes(&world, node, options)?);
             let split = placement.split_languages();
             // A rank is in at most two such groups, and they are neighbours in this order.
             for &language in split.iter().step_by(2).chain(split.iter().skip(1).step_by(2)) {
@@ -71,6 +79,7 @@ impl Team {
             everywhere: Placement::everywhere(languages.len(), world_size),
             placement,
             work,
+            keepers,
         })
     }
 
@@ -94,13 +103,9 @@ impl Team {
         self.placement.languages_of(self.rank()).into_iter().collect()
     }
 
-    /// The languages whose banks nobody but `rank` owns.
-    pub(crate) fn owned_alone(&self, rank: Rank) -> BTreeSet<usize> {
-        let alone = |language: &usize| {
-            let owners = self.placement.owners(*language);
-            *owners.start() == rank.0 && *owners.end() == rank.0
-        };
-        (0..self.placement.num_languages()).filter(alone).collect()
+    /// The rank that keeps a copy of each bank in its memory, by language; empty where there are no banks.
+    pub(crate) fn keepers(&self) -> &[Option<Rank>] {
+        &self.keepers
     }
 
     /// What ends the collectives of all groups of this rank from another thread.
@@ -137,4 +142,11 @@ impl Team {
         let characters = utterance.text.chars().count();
         self.work.cost(utterance.language, utterance.duration, characters)
     }
+}
+
+/// The node of each rank.
+fn nodes(world: &ProcessGroup, own: u32, options: &GroupOptions) -> Result<Vec<u32>, CollectiveError> {
+    let own = Tensor::from_slice(&[i64::from(own)]).to_device(options.device);
+    let all = world.all_gather(&own, "nodes of the ranks")?;
+    Ok(all.iter().map(|node| node.int64_value(&[0]) as u32).collect())
 }

@@ -119,6 +119,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
         control,
         recorder,
         place: Place {
+            node: arguments.node_rank,
             host: arguments.host.clone(),
             device: arguments.device,
             backend: arguments.backend,
@@ -173,6 +174,7 @@ struct Worker {
 
 /// What a worker is given for all its generations.
 struct Place {
+    /// Its node's index.
     node: u32,
     host: String,
     device: Device,
@@ -313,7 +315,7 @@ impl Worker {
         ) {
             return error;
         }
-        let fatal = training && matches!(error.downcast_ref(), Some(TrainError::NonFinite { .. }));
+        let fatal = training && error.downcast_ref().is_some_and(TrainError::ends_run);
         let config = error.chain().any(<dyn std::error::Error>::is::<UserError>);
         if let Err(unreported) = self.report(&error, fatal) {
             tracing::warn!("the failure cannot be reported: {unreported}");
@@ -427,6 +429,7 @@ impl Worker {
 
     fn form_team(&self, assignment: &v1::Assignment) -> anyhow::Result<Team> {
         let Place {
+            node,
             host,
             device,
             backend,
@@ -450,7 +453,15 @@ impl Worker {
             ..GroupOptions::gloo(host, runtime.collective_timeout)
         };
         let rank = Rank(assignment.rank);
-        Ok(Team::form(&store, rank, self.place.node, &self.config, placement, work, &options)?)
+        Ok(Team::form(
+            &store,
+            rank,
+            *node,
+            &self.config,
+            placement,
+            work,
+            &options,
+        )?)
     }
 
     fn corpus(&self, manifests: &[std::path::PathBuf]) -> anyhow::Result<Corpus> {

@@ -115,7 +115,7 @@ pub(crate) fn team(
         ..options
     };
     let work = WorkModel::unmeasured(config.data.languages.len());
-    Team::form(store, rank, config, placement, work, &options).expect("the groups form")
+    Team::form(store, rank, 0, config, placement, work, &options).expect("the groups form")
 }
 
 /// The session of a world of one.
