@@ -19,7 +19,7 @@ pub struct StoreOptions {
 impl Default for StoreOptions {
     fn default() -> Self {
         Self {
-            retry_timeout: Duration::from_secs(60),
+            retry_timeout: Duration::from_mins(1),
             request_timeout: Duration::from_secs(30),
             multipart_bytes: 64 << 20,
         }

@@ -7,7 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use zipper_checkpoint::lease::{self, Holder, Lease, LeaseLost, LeaseOptions};
-use zipper_checkpoint::{CheckpointError, ErrorKind, FORMAT_VERSION, Manifest, PartRecord, RunStore, layout};
+use zipper_checkpoint::{
+    CheckpointError, Collected, ErrorKind, FORMAT_VERSION, Manifest, PartRecord, RunStore, layout,
+};
 use zipper_tests::S3Server;
 use zipper_types::{Generation, Stage, Step, WorldSize};
 
@@ -333,12 +335,23 @@ async fn leftovers_are_collected(run: &RunStore) {
         }
     }
     let collected = checkpoints.collect(Step(20)).await.unwrap();
-    assert_eq!((collected.steps, collected.objects), (vec![Step(10)], 5));
+    assert_eq!((collected.steps, collected.objects), (vec![Step(10)], 4));
+    let folder = run.list(&layout::checkpoint_dir(Step(10))).await.unwrap();
+    assert!(folder.is_empty(), "its claim is gone, too: {folder:?}");
     assert!(collected.bytes > 0);
     let list = checkpoints.list().await.unwrap();
     assert_eq!(list.checkpoints.len(), 1);
     assert_eq!(list.leftovers.len(), 1, "the attempt at step 30 is under way");
     checkpoints.verify(Step(20)).await.unwrap();
+    // Nothing published, nothing collected: the step may be written again later, under other names than before.
+    checkpoints.remove(Step(20)).await.unwrap();
+    assert_eq!(checkpoints.collect(Step(20)).await.unwrap(), Collected::default());
+    assert_eq!(
+        checkpoints.begin(Step(20), Generation(2)).await.unwrap(),
+        "generation-2/"
+    );
+    let list = checkpoints.list().await.unwrap();
+    assert_eq!(list.leftovers.len(), 1, "a claim alone is no leftover");
     remove_all(run).await;
 }
 

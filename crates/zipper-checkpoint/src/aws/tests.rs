@@ -13,9 +13,7 @@ fn with_keys(variables: &[(&str, &str)]) -> Environment {
 }
 
 fn refused(environment: &Environment) -> String {
-    open("bucket", &StoreOptions::default(), environment)
-        .err()
-        .expect("it is refused")
+    open("bucket", &StoreOptions::default(), environment).expect_err("it is refused")
 }
 
 /// Goal: an endpoint without encryption needs the explicit word, whichever variable or profile names it; the most specific

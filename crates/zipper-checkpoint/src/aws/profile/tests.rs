@@ -99,8 +99,7 @@ fn profiles_that_cannot_be_used_are_refused_by_name() {
             .unwrap()
             .unwrap()
             .credentials()
-            .err()
-            .expect("it cannot be used");
+            .expect_err("it cannot be used");
         assert!(problem.contains(words), "{problem}");
     }
     let missing = files(folder.path(), config, "", Some("e")).read().unwrap_err();
