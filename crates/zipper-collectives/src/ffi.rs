@@ -298,7 +298,8 @@ impl RawGroup {
         timeout: Duration,
     ) -> Result<(), Failure> {
         let ends = |ends: &[(&Tensor, Rank)]| -> (Vec<*mut c_void>, Vec<c_int>, u32) {
-            let rank = |rank: &Rank| c_int::try_from(rank.0).expect("a rank, checked when the group was made");
+            let rank =
+                |rank: &Rank| c_int::try_from(rank.0).expect("a rank, checked when the group was made");
             (
                 ends.iter().map(|(tensor, _)| pointer(tensor)).collect(),
                 ends.iter().map(|(_, peer)| rank(peer)).collect(),

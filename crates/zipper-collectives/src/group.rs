@@ -474,8 +474,11 @@ impl Inner {
         let mut error = CollectiveError::from_failure(place, failure, elapsed, timeout, aborted);
         if let Some(roll_call) = self.options.roll_call.as_ref().filter(|_| !aborted) {
             let place = format!("{operation} {sequence} of `{}`, `{what}`", self.options.name);
-            let attendance = roll_call.call(self.own_rank(), &self.options.members, &place);
-            error = error.with_attendance(attendance);
+            let is_over = || self.aborted.load(Ordering::Acquire);
+            if let Some(attendance) = roll_call.call(self.own_rank(), &self.options.members, &place, is_over)
+            {
+                error = error.with_attendance(attendance);
+            }
         }
         self.options
             .recorder

@@ -2,7 +2,7 @@
 //! names those who had not come.
 
 use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const GRACE: Duration = Duration::from_secs(1);
 /// Too short to wait for an answer over the network.
 const MOMENT: Duration = Duration::from_millis(100);
+/// How often a waiting rank looks whether it still has to.
+const GLANCE: Duration = Duration::from_millis(20);
 
 /// Where the ranks of a generation say where they were when a collective failed. One for all groups of a generation.
 #[derive(Clone)]
@@ -50,11 +52,18 @@ impl RollCall {
         })
     }
 
-    /// Says where `rank` was, and asks for all `members`.
+    /// Says where `rank` was, and asks for all `members`; nothing if `is_over` before they have answered: then it is known elsewhere
+    /// that somebody is lost, and those who remain are waited for.
     ///
     /// Takes up to four seconds. The questions are asked by a thread of their own, which is left behind if the store
     /// never answers.
-    pub(crate) fn call(&self, rank: Rank, members: &[Rank], place: &str) -> Attendance {
+    pub(crate) fn call(
+        &self,
+        rank: Rank,
+        members: &[Rank],
+        place: &str,
+        is_over: impl Fn() -> bool,
+    ) -> Option<Attendance> {
         let (answers, inbox) = mpsc::channel();
         let others: Vec<Rank> = members.iter().copied().filter(|&member| member != rank).collect();
         let (store, own_place, asked) = (Arc::clone(&self.store), place.to_owned(), others.clone());
@@ -79,18 +88,17 @@ impl RollCall {
         };
         let deadline = Instant::now() + PATIENCE + GRACE;
         for _ in &others {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let Ok((member, answer)) = inbox.recv_timeout(left) else {
+            let Ok((member, answer)) = next_answer(&inbox, deadline, &is_over)? else {
                 let server = members
                     .iter()
                     .copied()
                     .filter(|&member| member == Rank(0) && member != rank);
-                return Attendance {
+                return Some(Attendance {
                     arrived: vec![rank],
                     missing: server.collect(),
                     store_lost: true,
                     ..Attendance::default()
-                };
+                });
             };
             match answer {
                 Some(answer) if answer == place => attendance.arrived.push(member),
@@ -99,7 +107,25 @@ impl RollCall {
             }
         }
         attendance.arrived.sort();
-        attendance
+        Some(attendance)
+    }
+}
+
+/// What a rank says of itself, or that there is no answer by the deadline; nothing if `is_over` before.
+fn next_answer<T>(
+    inbox: &mpsc::Receiver<T>,
+    deadline: Instant,
+    is_over: &impl Fn() -> bool,
+) -> Option<Result<T, RecvTimeoutError>> {
+    loop {
+        if is_over() {
+            return None;
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        match inbox.recv_timeout(left.min(GLANCE)) {
+            Err(RecvTimeoutError::Timeout) if left > GLANCE => {}
+            answer => return Some(answer),
+        }
     }
 }
 
@@ -124,6 +150,8 @@ fn ask(store: &RawStore, member: Rank, deadline: Instant) -> Result<Option<Strin
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     /// Goal: many ranks that do not answer cost no more time than one, and are not taken for a lost store; who answered
@@ -136,13 +164,30 @@ mod tests {
         roll_call.store.set("58", "here").unwrap();
         roll_call.store.set("59", "elsewhere").unwrap();
         let members: Vec<Rank> = (0..60).map(Rank).collect();
-        let attendance = roll_call.call(Rank(0), &members, "here");
+        let attendance = roll_call.call(Rank(0), &members, "here", || false);
         let expected = Attendance {
             arrived: vec![Rank(0), Rank(58)],
             elsewhere: vec![(Rank(59), "elsewhere".to_owned())],
             missing: (1..58).map(Rank).collect(),
             store_lost: false,
         };
-        assert_eq!(attendance, expected);
+        assert_eq!(attendance, Some(expected));
+    }
+
+    /// Goal: a rank that is told that the generation is over does not wait for those who will not answer.
+    #[test]
+    fn it_ends_when_the_generation_is_over() {
+        let patience = Duration::from_secs(30);
+        let (store, _) = Store::serve("127.0.0.1", patience).unwrap();
+        let roll_call = RollCall::new(&store).unwrap();
+        let looks = Cell::new(0);
+        let is_over = || {
+            looks.set(looks.get() + 1);
+            looks.get() > 3
+        };
+        assert_eq!(
+            roll_call.call(Rank(0), &[Rank(0), Rank(1)], "here", is_over),
+            None
+        );
     }
 }

@@ -119,7 +119,8 @@ fn exchange_sends_to_single_ranks() {
         let received = in_threads(4, |group| {
             let own = group.rank().0;
             let (to, from) = (Rank((own + shift) % 4), Rank((own + 4 - shift) % 4));
-            let numbers = |count: i64| Tensor::full([count], i64::from(own), (Kind::Double, tch::Device::Cpu));
+            let numbers =
+                |count: i64| Tensor::full([count], i64::from(own), (Kind::Double, tch::Device::Cpu));
             let (large, small) = (numbers(1 << 20), numbers(3) + 0.5);
             let (into_large, into_small) = (large.zeros_like(), small.zeros_like());
             let sent = [(&large, to), (&small, to)];
@@ -157,7 +158,12 @@ fn exchange_needs_another_rank() {
                 .exchange(&[(&tensor, rank)], &[], "copies")
                 .expect_err("not another rank");
             assert_eq!(error.kind(), ErrorKind::InvalidArgument);
-            assert!(error.to_string().contains(&format!("rank {rank} is not another rank")), "{error}");
+            assert!(
+                error
+                    .to_string()
+                    .contains(&format!("rank {rank} is not another rank")),
+                "{error}"
+            );
         }
     });
 }
