@@ -1,14 +1,16 @@
 //! `zipper-launch checkpoints`: what a run can be resumed from.
 
-use comfy_table::{Table, presets};
-use zipper_checkpoint::RunStore;
+use anyhow::Context;
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+use zipper_checkpoint::{CheckpointError, CheckpointSummary, Checkpoints, ErrorKind, RunStore, layout};
 use zipper_cli::{ExitStatus, UserError};
 
 use crate::run::print;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Run URL: `file:///dir` or a folder.
+    /// Run URL: a folder, `file:///dir` or `s3://bucket/prefix`.
     #[arg(long)]
     run: String,
     /// Read every byte again and compare it with the manifest.
@@ -20,63 +22,80 @@ pub(crate) struct Arguments {
 }
 
 /// One line of the list.
+#[derive(Debug, Serialize)]
 struct Line {
     id: String,
-    stage: String,
-    created: String,
+    stage: Option<String>,
+    created: Option<String>,
+    /// How many workers wrote it.
+    world_size: Option<u32>,
     bytes: u64,
     state: String,
+}
+
+/// What is there.
+#[derive(Debug, Serialize)]
+struct Report {
+    checkpoints: Vec<Line>,
+    /// The one that `--resume` would go on from, as far as it is known without reading it.
+    newest: Option<String>,
 }
 
 pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     let store = RunStore::open(&arguments.run).map_err(|error| UserError::new(error.to_string()))?;
     let checkpoints = store.checkpoints();
-    let list = checkpoints.list().await?;
+    let list = checkpoints.list().await.map_err(unusable)?;
     let mut damaged = !list.unreadable.is_empty();
     let mut lines = Vec::new();
+    let mut newest = None;
     for checkpoint in &list.checkpoints {
-        let manifest = &checkpoint.manifest;
         let state = if arguments.verify {
-            match checkpoints.verify(manifest.step).await {
-                Ok(_) => "verified".to_owned(),
-                Err(error) => {
+            eprintln!("reading {}", checkpoint.id);
+            match verify(&checkpoints, checkpoint).await? {
+                Verified::Whole => "verified".to_owned(),
+                Verified::Retired => continue,
+                Verified::Damaged(error) => {
                     damaged = true;
-                    format!("damaged: {error}")
+                    lines.push(line(checkpoint, format!("damaged: {error}")));
+                    continue;
                 }
             }
         } else {
             "whole".to_owned()
         };
-        lines.push(Line {
-            id: checkpoint.id.clone(),
-            stage: manifest.stage.to_string(),
-            created: manifest.created.clone(),
-            bytes: manifest.parts.iter().map(|part| part.bytes).sum(),
-            state,
-        });
+        newest = Some(checkpoint.id.clone());
+        lines.push(line(checkpoint, state));
     }
-    for (step, error) in &list.unreadable {
-        lines.push(Line {
-            id: format!("step-{:08}", step.0),
-            stage: "-".to_owned(),
-            created: "-".to_owned(),
-            bytes: 0,
-            state: format!("damaged: {error}"),
-        });
-    }
-    for leftover in &list.leftovers {
-        lines.push(Line {
-            id: format!("step-{:08}", leftover.step.0),
-            stage: "-".to_owned(),
-            created: "-".to_owned(),
-            bytes: leftover.bytes,
-            state: "interrupted: no manifest".to_owned(),
-        });
-    }
+    let newest_step = list.checkpoints.last().map(|checkpoint| checkpoint.manifest.step);
+    lines.extend(list.unreadable.iter().map(|(step, error)| Line {
+        id: layout::checkpoint_id(*step),
+        stage: None,
+        created: None,
+        world_size: None,
+        bytes: 0,
+        state: format!("damaged: {error}"),
+    }));
+    lines.extend(list.leftovers.iter().map(|leftover| Line {
+        id: layout::checkpoint_id(leftover.step),
+        stage: None,
+        created: None,
+        world_size: None,
+        bytes: leftover.bytes,
+        state: if newest_step.is_some_and(|newest| leftover.step < newest) {
+            "interrupted: no manifest".to_owned()
+        } else {
+            "interrupted or being written: no manifest".to_owned()
+        },
+    }));
+    lines.sort_by(|a, b| a.id.len().cmp(&b.id.len()).then_with(|| a.id.cmp(&b.id)));
+    let report = Report {
+        checkpoints: lines,
+        newest,
+    };
     print(&if arguments.json {
-        json(&lines)
+        serde_json::to_string(&report).context("the list cannot be written as JSON")?
     } else {
-        table(&lines)
+        table(&report)
     })?;
     Ok(if damaged {
         ExitStatus::Failed
@@ -85,29 +104,73 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     })
 }
 
-fn json(lines: &[Line]) -> String {
-    let lines: Vec<_> = lines
-        .iter()
-        .map(|line| {
-            serde_json::json!({"id": line.id, "stage": line.stage, "created": line.created, "bytes": line.bytes,
-                               "state": line.state})
-        })
-        .collect();
-    serde_json::json!({ "checkpoints": lines }).to_string()
+/// What reading a checkpoint again has shown.
+enum Verified {
+    Whole,
+    Damaged(CheckpointError),
+    /// The run has retired it meanwhile.
+    Retired,
 }
 
-fn table(lines: &[Line]) -> String {
+async fn verify(checkpoints: &Checkpoints, checkpoint: &CheckpointSummary) -> anyhow::Result<Verified> {
+    match checkpoints.verify(checkpoint.manifest.step).await {
+        Ok(_) => Ok(Verified::Whole),
+        Err(error) => match error.kind() {
+            ErrorKind::Damaged => Ok(Verified::Damaged(error)),
+            ErrorKind::NotFound => Ok(Verified::Retired),
+            // What the store does not give is not damaged.
+            _ => Err(unusable(error)),
+        },
+    }
+}
+
+/// A person has to change something, or the store fails.
+fn unusable(error: CheckpointError) -> anyhow::Error {
+    match error.kind() {
+        ErrorKind::Config | ErrorKind::Denied => UserError::new(error.to_string())
+            .hint("docs/storage.md says how Zipper finds endpoint, region and credentials")
+            .into(),
+        _ => error.into(),
+    }
+}
+
+fn line(checkpoint: &CheckpointSummary, state: String) -> Line {
+    let manifest = &checkpoint.manifest;
+    Line {
+        id: checkpoint.id.clone(),
+        stage: Some(manifest.stage.to_string()),
+        created: Some(manifest.created.clone()),
+        world_size: Some(manifest.world_size.0),
+        bytes: manifest.total_bytes(),
+        state,
+    }
+}
+
+fn table(report: &Report) -> String {
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(["checkpoint", "stage", "created", "bytes", "state"]);
-    for line in lines {
+    table.set_header(["checkpoint", "stage", "created", "workers", "bytes", "state"]);
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    for line in &report.checkpoints {
         table.add_row([
-            &line.id,
-            &line.stage,
-            &line.created,
-            &line.bytes.to_string(),
-            &line.state,
+            line.id.clone(),
+            or_dash(line.stage.clone()),
+            or_dash(line.created.clone()),
+            or_dash(line.world_size.map(|workers| workers.to_string())),
+            line.bytes.to_string(),
+            line.state.clone(),
         ]);
     }
-    table.to_string()
+    for column in [3, 4] {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let newest = report
+        .newest
+        .as_deref()
+        .map_or("there is nothing to resume from".to_owned(), |id| {
+            format!("a resumed run goes on from {id}")
+        });
+    format!("{table}\n{newest}")
 }

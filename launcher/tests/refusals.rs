@@ -522,6 +522,6 @@ fn a_run_without_checkpoints_lists_none() {
     );
     for arguments in [&["--json"][..], &["--json", "--verify"]] {
         let document: serde_json::Value = serde_json::from_str(&list(arguments)).expect("one JSON document");
-        assert_eq!(document, serde_json::json!({"checkpoints": []}));
+        assert_eq!(document, serde_json::json!({"checkpoints": [], "newest": null}));
     }
 }
