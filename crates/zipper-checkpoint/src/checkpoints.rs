@@ -83,20 +83,15 @@ impl Checkpoints {
         let path = part_path(step, layout::WRITER);
         let claim = Writer { generation };
         let json = serde_json::to_vec(&claim).expect("a claim has only a number");
-        match self.run.put_create(&path, json.into()).await {
-            Ok(()) => Ok(String::new()),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                let bytes = self.run.get(&path).await?;
-                // What cannot be read was not written by this generation.
-                let ours = serde_json::from_slice::<Writer>(&bytes).is_ok_and(|writer| writer == claim);
-                Ok(if ours {
-                    String::new()
-                } else {
-                    layout::generation_prefix(generation)
-                })
-            }
-            Err(error) => Err(error),
-        }
+        let there = self.run.create_or_get(&path, json.into()).await?;
+        // What cannot be read was not written by this generation.
+        let ours = there
+            .is_none_or(|bytes| serde_json::from_slice(&bytes).is_ok_and(|writer: Writer| writer == claim));
+        Ok(if ours {
+            String::new()
+        } else {
+            layout::generation_prefix(generation)
+        })
     }
 
     /// Whether the checkpoint after `step` steps exists.
@@ -147,30 +142,20 @@ impl Checkpoints {
         }
         self.check_sizes(manifest).await?;
         let path = manifest_path(manifest.step);
-        match self.run.put_create(&path, manifest.to_bytes()).await {
-            Ok(()) => {
-                // A writer that was stopped before that request and has lost the run meanwhile may find its parts collected.
-                let still = self.check_sizes(manifest).await;
-                if still
-                    .as_ref()
-                    .is_err_and(|error| error.kind() == ErrorKind::Damaged)
-                {
-                    self.run.delete(&path).await?;
-                }
-                still
+        if let Some(there) = self.run.create_or_get(&path, manifest.to_bytes()).await? {
+            let object = self.run.object_url(&path);
+            if Manifest::from_bytes(manifest.step, &object, &there)? == *manifest {
+                return Ok(());
             }
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                if self.load_manifest(manifest.step).await? == *manifest {
-                    return Ok(());
-                }
-                let detail = " and describes another checkpoint";
-                Err(CheckpointError::AlreadyExists {
-                    object: self.run.object_url(&path),
-                    detail,
-                })
-            }
-            result => result,
+            let detail = " and describes another checkpoint";
+            return Err(CheckpointError::AlreadyExists { object, detail });
         }
+        // A writer that was stopped before that request and has lost the run meanwhile may find its parts collected.
+        let still = self.check_sizes(manifest).await;
+        if matches!(&still, Err(error) if error.kind() == ErrorKind::Damaged) {
+            self.run.delete(&path).await?;
+        }
+        still
     }
 
     async fn check_sizes(&self, manifest: &Manifest) -> Result<()> {

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 
 use crate::layout;
 use crate::store::RunStore;
-use crate::{CheckpointError, ErrorKind, Result};
+use crate::{CheckpointError, Result};
 
 /// How many entries are read at the same time.
 const PARALLEL_READS: usize = 16;
@@ -37,11 +37,12 @@ impl Journal {
             problem: format!("its entry cannot be written as JSON: {error}"),
         })?;
         let json = Bytes::from(json);
-        match self.run.put_create(&path, json.clone()).await {
-            Err(error) if error.kind() == ErrorKind::AlreadyExists && self.run.get(&path).await? == json => {
-                Ok(())
-            }
-            result => result,
+        match self.run.create_or_get(&path, json.clone()).await? {
+            Some(there) if there != json => Err(CheckpointError::AlreadyExists {
+                object: self.run.object_url(&path),
+                detail: " and is another entry",
+            }),
+            _ => Ok(()),
         }
     }
 

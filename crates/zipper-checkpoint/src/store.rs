@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
@@ -15,10 +16,14 @@ use crate::journal::Journal;
 use crate::location::{Location, resolve};
 use crate::options::{Environment, StoreOptions};
 use crate::usage::{Meter, StoreUsage};
-use crate::{CheckpointError, Result};
+use crate::{CheckpointError, ErrorKind, Result};
 
 /// How many objects or pieces of one are read, written or deleted at the same time.
 pub(crate) const PARALLEL: usize = 4;
+
+/// How often a creation is repeated that was refused although nothing is there, and after which pause.
+const CREATIONS: u32 = 10;
+const BETWEEN_CREATIONS: Duration = Duration::from_millis(200);
 
 /// The place where one run keeps everything. Cheap to clone.
 #[derive(Clone)]
@@ -152,6 +157,31 @@ impl RunStore {
     /// [`crate::ErrorKind::AlreadyExists`], or as [`RunStore::put`].
     pub async fn put_create(&self, path: &str, bytes: Bytes) -> Result<()> {
         self.put_with(path, bytes, PutMode::Create).await
+    }
+
+    /// Writes an object that must not be there yet, or returns what is there.
+    ///
+    /// S3 also refuses a creation while another one of the same object is under way, which may fail yet: so one that is refused
+    /// although nothing is there is repeated.
+    ///
+    /// # Errors
+    /// As [`RunStore::put_create`], [`crate::ErrorKind::AlreadyExists`] only after some repetitions.
+    pub(crate) async fn create_or_get(&self, path: &str, bytes: Bytes) -> Result<Option<Bytes>> {
+        let mut repetitions = 0;
+        loop {
+            match self.put_create(path, bytes.clone()).await {
+                Ok(()) => return Ok(None),
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => match self.get(path).await {
+                    Ok(there) => return Ok(Some(there)),
+                    Err(missing) if missing.kind() != ErrorKind::NotFound => return Err(missing),
+                    Err(_) if repetitions == CREATIONS => return Err(error),
+                    Err(_) => {}
+                },
+                Err(error) => return Err(error),
+            }
+            repetitions += 1;
+            tokio::time::sleep(BETWEEN_CREATIONS).await;
+        }
     }
 
     async fn put_with(&self, path: &str, bytes: Bytes, mode: PutMode) -> Result<()> {
