@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use tch::{Device, Kind, Tensor};
-use zipper_collectives::ProcessGroup;
+use zipper_collectives::{CollectiveError, ProcessGroup};
 use zipper_model::param::ParamScope;
 use zipper_types::{Rank, Stage, Step};
 
@@ -266,8 +266,8 @@ impl Session {
     /// Every rank of the team calls it.
     ///
     /// # Errors
-    /// [`TrainError::Collective`] if a peer is lost: the snapshot before stays whole.
-    pub(crate) fn snapshot_if_due(&mut self, step: Step) -> Result<(), TrainError> {
+    /// [`CollectiveError`] if a peer is lost: the snapshot before stays whole.
+    pub(crate) fn snapshot_if_due(&mut self, step: Step) -> Result<(), CollectiveError> {
         let every = self.replica.config().elastic.snapshot_every;
         if !self.makes_snapshots() || (self.memory.has_snapshot() && !step.0.is_multiple_of(every)) {
             return Ok(());

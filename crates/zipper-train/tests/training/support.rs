@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tch::{Device, Kind, Tensor};
-use zipper_collectives::{Backend, GroupOptions, RollCall, Store};
+use zipper_collectives::{Backend, CollectiveError, GroupOptions, RollCall, Store};
 use zipper_config::schema::RunConfig;
 use zipper_data::{DurationLimits, Utterance, load_corpus};
 use zipper_model::param::{Param, ParamScope};
@@ -87,9 +87,12 @@ fn session(
     store: &Store,
     options: GroupOptions,
 ) -> Session {
-    let device = options.device;
-    let mut session = outside(config, device);
-    let team = team(config, rank, placement, store, options);
+    let mut session = outside(config, options.device);
+    let options = GroupOptions {
+        roll_call: Some(RollCall::new(store).expect("the store answers")),
+        ..options
+    };
+    let team = team(config, rank, placement, store, &options).expect("the groups form");
     session
         .regroup(team, Step(0), &Origin::Fresh)
         .expect("the ranks begin together");
@@ -108,14 +111,10 @@ pub(crate) fn team(
     rank: Rank,
     placement: Placement,
     store: &Store,
-    options: GroupOptions,
-) -> Team {
-    let options = GroupOptions {
-        roll_call: Some(RollCall::new(store).expect("the store answers")),
-        ..options
-    };
+    options: &GroupOptions,
+) -> Result<Team, CollectiveError> {
     let work = WorkModel::unmeasured(config.data.languages.len());
-    Team::form(store, rank, 0, config, placement, work, &options).expect("the groups form")
+    Team::form(store, rank, 0, config, placement, work, options)
 }
 
 /// The session of a world of one.
