@@ -10,8 +10,11 @@ use crate::{CheckpointError, Result, layout};
 
 /// The manifest format that this version writes, and the newest that it reads.
 ///
-/// Version 2 came with `object`: parts that are not at their plain names.
+/// Version 2 came with `object`, for parts that are not at their plain names, and with a checksum of the manifest itself.
 pub const FORMAT_VERSION: u32 = 2;
+
+/// The first format with a checksum of the manifest itself.
+const SEALED_SINCE: u32 = 2;
 
 /// One object of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,6 +95,16 @@ pub struct Manifest {
     pub parts: Vec<PartRecord>,
 }
 
+/// A manifest as it is stored.
+#[derive(Serialize, Deserialize)]
+struct Sealed {
+    #[serde(flatten)]
+    manifest: Manifest,
+    /// [`Manifest::seal`].
+    #[serde(rename = "manifest_blake3")]
+    seal: Option<String>,
+}
+
 impl Manifest {
     /// The record of the part at `path`, relative to the checkpoint.
     #[must_use]
@@ -106,9 +119,19 @@ impl Manifest {
     }
 
     pub(crate) fn to_bytes(&self) -> Bytes {
-        let mut json = serde_json::to_vec_pretty(self).expect("a manifest has only strings and numbers");
+        let sealed = Sealed {
+            manifest: self.clone(),
+            seal: Some(self.seal()),
+        };
+        let mut json = serde_json::to_vec_pretty(&sealed).expect("a manifest has only strings and numbers");
         json.push(b'\n');
         json.into()
+    }
+
+    /// BLAKE3 hash of what the manifest says.
+    fn seal(&self) -> String {
+        let json = serde_json::to_vec(self).expect("a manifest has only strings and numbers");
+        blake3::hash(&json).to_hex().to_string()
     }
 
     /// Reads the manifest of the checkpoint after `step` steps. `object` is its URL for messages.
@@ -138,7 +161,19 @@ impl Manifest {
                 supported,
             });
         }
-        let manifest: Self = serde_json::from_slice(bytes).map_err(unreadable)?;
+        if format_version == 0 {
+            return Err(damaged("a format version from 1 on".to_owned(), "0".to_owned()));
+        }
+        let Sealed { manifest, seal } = serde_json::from_slice(bytes).map_err(unreadable)?;
+        if format_version >= SEALED_SINCE {
+            let expected = manifest.seal();
+            if seal.as_ref() != Some(&expected) {
+                return Err(damaged(
+                    format!("a manifest with the checksum {expected}"),
+                    seal.map_or("none".to_owned(), |seal| format!("checksum {seal}")),
+                ));
+            }
+        }
         if manifest.step != step {
             return Err(damaged(
                 format!("the manifest of step {step}"),
@@ -162,5 +197,35 @@ impl Manifest {
             };
             Some((path, problem))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: no single flipped bit in a manifest goes unnoticed. Method: flip each.
+    #[test]
+    fn every_flipped_bit_is_noticed() {
+        let mut part = PartRecord::of("banks/de.safetensors", b"a bank");
+        part.object = Some("generation-4/banks/de.safetensors".to_owned());
+        let manifest = Manifest {
+            format_version: FORMAT_VERSION,
+            step: Step(500),
+            stage: Stage::Zipper,
+            created: "2026-01-02T03:04:05Z".to_owned(),
+            world_size: WorldSize(4),
+            generation: Generation(4),
+            parts: vec![part, PartRecord::of("state.json", b"{}")],
+        };
+        let bytes = manifest.to_bytes();
+        assert_eq!(Manifest::from_bytes(Step(500), "m", &bytes).unwrap(), manifest);
+        for bit in 0..bytes.len() * 8 {
+            let mut harmed = bytes.to_vec();
+            harmed[bit / 8] ^= 1 << (bit % 8);
+            if let Ok(read) = Manifest::from_bytes(Step(500), "m", &harmed) {
+                assert_eq!(read, manifest, "bit {bit}: {}", String::from_utf8_lossy(&harmed));
+            }
+        }
     }
 }
