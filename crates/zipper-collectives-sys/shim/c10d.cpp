@@ -2,6 +2,7 @@
 
 #include <climits>
 
+#include <c10/util/ScopeExit.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
@@ -112,12 +113,20 @@ zipper_c10d_status zipper_c10d_group_gloo(
     auto options = c10d::ProcessGroupGloo::Options::create(milliseconds(timeout_ms));
     options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(host));
     auto backend = c10::make_intrusive<c10d::ProcessGroupGloo>(store->store, rank, world_size, options);
-    *out = new zipper_c10d_group{std::move(backend), abort_gloo, false};
+    *out = new zipper_c10d_group{std::make_shared<zipper::Connections>(backend), backend, abort_gloo, false};
   });
 }
 
 zipper_c10d_status zipper_c10d_group_abort(zipper_c10d_group* group, char** error) {
-  return guarded(error, [&] { group->abort(*group->backend); });
+  return guarded(error, [&] {
+    auto& connections = *group->connections;
+    connections.closed = true;
+    group->abort(*group->backend);
+    std::lock_guard<std::mutex> lock(connections.transfers_lock);
+    for (const auto& transfer : connections.transfers) {
+      transfer->abort();
+    }
+  });
 }
 
 void zipper_c10d_group_free(zipper_c10d_group* group) {
@@ -199,13 +208,23 @@ zipper_c10d_status zipper_c10d_exchange(
         works.push_back(std::move(work));
       }
     }
-    for (const auto& work : works) {
-      if (group->waits_on_device) {
+    if (group->waits_on_device) {
+      for (const auto& work : works) {
         zipper::wait_for_end(*group, *work, milliseconds(timeout_ms));
-      } else {
-        // Sends and receives take their timeout here; without one they would wait as long as the group's construction may.
-        work->wait(milliseconds(timeout_ms));
       }
+      return;
+    }
+    // Sends and receives of Gloo are waited for by this thread alone, with a timeout of their own: `abort` has to know them.
+    auto& connections = *group->connections;
+    const auto transfers = [&](std::vector<c10::intrusive_ptr<c10d::Work>> now) {
+      std::lock_guard<std::mutex> lock(connections.transfers_lock);
+      connections.transfers = std::move(now);
+    };
+    transfers(works);
+    const auto forget = c10::make_scope_exit([&] { transfers({}); });
+    for (const auto& work : works) {
+      const bool ended = !connections.closed && work->wait(milliseconds(timeout_ms));
+      TORCH_CHECK_WITH(DistNetworkError, ended, "its connections were closed");
     }
   });
 }

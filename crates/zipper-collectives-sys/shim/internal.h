@@ -3,10 +3,13 @@
 
 #include "c10d.h"
 
+#include <atomic>
 #include <chrono>
 #include <cstring>
+#include <memory>
 #include <mutex>
 #include <thread>
+#include <vector>
 
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 #include <torch/csrc/distributed/c10d/Store.hpp>
@@ -16,7 +19,45 @@ struct zipper_c10d_store {
   c10::intrusive_ptr<c10d::Store> store;
 };
 
+namespace zipper {
+
+// What all copies of a group share; outlives their references to the backend.
+struct Connections {
+  c10::intrusive_ptr<c10d::Backend> backend;
+  // Whether they were closed, so that every operation ends. Not all do: see `wait_for_end`.
+  std::atomic<bool> closed{false};
+  // Sends and receives under way that are waited for without the backend's own threads.
+  std::mutex transfers_lock;
+  std::vector<c10::intrusive_ptr<c10d::Work>> transfers;
+
+  Connections() = default;
+  explicit Connections(c10::intrusive_ptr<c10d::Backend> of) : backend(std::move(of)) {}
+  Connections(const Connections&) = delete;
+  Connections& operator=(const Connections&) = delete;
+
+  // The destructor of a closed backend may wait for an operation that does not end: not in this thread.
+  ~Connections() {
+    if (closed && backend) {
+      try {
+        std::thread([last = std::move(backend)]() mutable {
+          try {
+            last.reset();
+          } catch (...) {
+            // Nobody to tell.
+          }
+        }).detach();
+      } catch (...) {
+        // No thread: it is destroyed here.
+      }
+    }
+  }
+};
+
+}  // namespace zipper
+
 struct zipper_c10d_group {
+  // Before `backend`, so that it is destroyed after it.
+  std::shared_ptr<zipper::Connections> connections;
   c10::intrusive_ptr<c10d::Backend> backend;
   // Closes this rank's connections, so that every collective of every rank fails.
   void (*abort)(c10d::Backend& backend);
@@ -75,6 +116,9 @@ c10::intrusive_ptr<c10d::Work> hand_over(Launch&& launch) {
   return launch();
 }
 
+// How often a wait looks whether the connections were closed.
+constexpr std::chrono::milliseconds GLANCE{200};
+
 // Waits until `work` has ended; what it computed can then be used on the current stream of its device.
 inline void wait_for_end(const zipper_c10d_group& group, c10d::Work& work, std::chrono::milliseconds timeout) {
   if (group.waits_on_device) {
@@ -87,6 +131,20 @@ inline void wait_for_end(const zipper_c10d_group& group, c10d::Work& work, std::
     }
     if (auto exception = work.exception()) {
       std::rethrow_exception(exception);
+    }
+    work.wait();
+    return;
+  }
+  // Gloo tells a send nothing of the end of its connection while it is being written (gloo/transport/tcp/pair.cc,
+  // signalException): it would wait until its timeout. So an operation of closed connections is left behind when it has not ended
+  // after a while; its memory lives as long as it does.
+  for (bool had_its_time = false; !work.isCompleted();) {
+    TORCH_CHECK_WITH(DistNetworkError, !had_its_time, "its connections were closed");
+    had_its_time = group.connections->closed;
+    try {
+      work.wait(GLANCE);
+    } catch (const std::exception&) {
+      // Not yet, or a failure that the wait below throws.
     }
   }
   work.wait();

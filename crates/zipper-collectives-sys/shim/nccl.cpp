@@ -19,6 +19,6 @@ zipper_c10d_status zipper_c10d_group_nccl(
     options->timeout = std::chrono::milliseconds(timeout_ms);
     auto backend = c10::make_intrusive<c10d::ProcessGroupNCCL>(store->store, rank, world_size, options);
     backend->setBoundDeviceId(at::Device(at::kCUDA, static_cast<at::DeviceIndex>(device_index)));
-    *out = new zipper_c10d_group{std::move(backend), abort_nccl, true};
+    *out = new zipper_c10d_group{std::make_shared<zipper::Connections>(backend), backend, abort_nccl, true};
   });
 }

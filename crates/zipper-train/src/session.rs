@@ -135,6 +135,16 @@ impl Session {
         4 * bytes.sum::<usize>() as u64
     }
 
+    /// Bytes of everything trained on this rank, with its optimizer state.
+    pub fn trained_bytes(&self) -> u64 {
+        let params = self.replica.params();
+        let bytes = params
+            .iter()
+            .map(|param| param.tensor.numel() * param.tensor.kind().elt_size_in_bytes());
+        // Weight and two moments.
+        3 * bytes.sum::<usize>() as u64
+    }
+
     /// Completed optimizer steps.
     pub fn step(&self) -> Step {
         self.step

@@ -17,8 +17,12 @@ use crate::reduction::{StepLanguages, Traffic};
 use crate::replica::Pass;
 use crate::session::Session;
 
-/// What a step did; the same on all ranks.
+/// What a step did; the same on all ranks, except for what begins with `own` and the time for memory.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "facts of a step that do not depend on each other"
+)]
 pub struct StepReport {
     /// The step that was made.
     pub step: Step,

@@ -2,14 +2,20 @@
 //! says so.
 //! Method: a tiny Speech-LLM with random weights trains through both stages.
 
-use zipper_config::schema::{OnNonFinite, RunConfig};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::{fs, thread};
+
+use zipper_config::schema::{OnLossSpike, OnNonFinite, RunConfig};
 use zipper_tests::Fixture;
 use zipper_train::TrainError;
 use zipper_train::session::Session;
-use zipper_train::step::Votes;
+use zipper_train::step::{StepReport, Votes};
 use zipper_types::{Stage, Variant};
 
-use crate::support::{all_steps, alone, assert_close, config, on_ranks, parts_of, read, train, value_of};
+use crate::support::{
+    all_steps, alone, assert_close, config, on_ranks, parts_of, read, reports, train, value_of,
+};
 
 /// Whatever the step a run is stopped at, a new process that restores its parts goes on as if nothing had happened.
 #[test]
@@ -132,6 +138,124 @@ fn updates_that_are_not_finite_follow_the_policy() {
         "weights that diverged stay so"
     );
     assert_eq!(skipping.step().0, 4, "a step without an update is still a step");
+}
+
+/// A loss above the threshold is reported, left out or ends the run, as configured; the losses that it is compared with are part of
+/// the state, so a resumed run decides as the one that was not stopped.
+#[test]
+fn loss_spikes_follow_the_policy() {
+    let fixture = Fixture::new();
+    let with = |policy, factor| {
+        config(&fixture, |config| {
+            config.training.on_loss_spike = policy;
+            config.training.loss_spike_factor = factor;
+            config.training.align.steps = 40;
+        })
+    };
+    // Far below 1: every loss counts as a spike as soon as there are 32 to compare with.
+    let any = 0.1;
+    let warned = reports(&mut alone(&with(OnLossSpike::Warn, any)), 36);
+    let spikes = |reports: &[StepReport]| -> Vec<u64> {
+        let spikes = reports.iter().filter(|report| report.spike);
+        spikes.map(|report| report.step.0).collect()
+    };
+    assert_eq!(spikes(&warned), [33, 34, 35, 36]);
+    assert!(warned.iter().all(|report| !report.skipped));
+    for (policy, factor) in [(OnLossSpike::Ignore, any), (OnLossSpike::Warn, 1e6)] {
+        let reports = reports(&mut alone(&with(policy, factor)), 36);
+        assert_eq!(spikes(&reports), [0; 0]);
+        let losses = |reports: &[StepReport]| reports.iter().map(|report| report.loss).collect::<Vec<_>>();
+        assert_eq!(losses(&reports), losses(&warned), "a warning changes nothing");
+    }
+
+    let skip = with(OnLossSpike::Skip, any);
+    let mut before = alone(&skip);
+    train(&mut before, 32);
+    let parts = parts_of(&[before]);
+    let mut resumed = alone(&skip);
+    resumed.restore(|name| read(&parts, name)).expect("the parts fit");
+    let name = "lora.model.layers.0.self_attn.q_proj.A";
+    let weights = value_of(&resumed, name);
+    let skipped = reports(&mut resumed, 34);
+    assert!(skipped.iter().all(|report| report.spike && report.skipped));
+    assert_eq!(weights, value_of(&resumed, name), "the updates are left out");
+
+    let mut stopping = alone(&with(OnLossSpike::Stop, any));
+    train(&mut stopping, 32);
+    let error = stopping.train_step(Votes::default()).expect_err("a spike");
+    assert!(error.ends_run(), "{error}");
+    assert!(
+        error.to_string().starts_with("step 33: the loss is ")
+            && error.to_string().contains("training.on_loss_spike"),
+        "{error}"
+    );
+    assert_eq!(stopping.step().0, 32, "the step was not made");
+    stopping
+        .capture()
+        .expect("the state before it can still be saved");
+}
+
+/// What was captured stays as it was while training goes on, also when its memory was used before; two captures may be on their
+/// way at once.
+#[test]
+fn a_capture_is_of_its_step() {
+    let fixture = Fixture::new();
+    let config = config(&fixture, |config| {
+        config.training.align.steps = 2;
+        config.training.zipper.steps = 6;
+    });
+    let (mut session, mut reference) = (alone(&config), alone(&config));
+    let mut waiting = Vec::new();
+    for step in 1..=8 {
+        train(&mut session, step);
+        train(&mut reference, step);
+        let expected = parts_of(std::slice::from_ref(&reference));
+        waiting.push((session.capture().expect("a step was made"), expected));
+        if waiting.len() == 2 {
+            let (oldest, expected) = waiting.remove(0);
+            assert_eq!(oldest.step().0, step - 1);
+            let found = thread::spawn(move || oldest.parts())
+                .join()
+                .expect("no panic")
+                .expect("parts");
+            let found: BTreeMap<String, Vec<u8>> =
+                found.into_iter().map(|part| (part.name, part.bytes)).collect();
+            assert!(found == expected, "the checkpoint of step {}", step - 1);
+        }
+    }
+}
+
+/// Between the entry into a stage and its first step there is nothing to capture: the state is of no step.
+#[test]
+fn the_entry_into_a_stage_is_no_step() {
+    let fixture = Fixture::new();
+    let config = config(&fixture, |config| config.training.align.steps = 2);
+    let mut session = alone(&config);
+    train(&mut session, 2);
+    session.enter(Stage::Zipper).expect("stage 2 can begin");
+    let error = session.capture().expect_err("no step of this stage was made");
+    assert!(matches!(error, TrainError::State(_)), "{error}");
+    session.train_step(Votes::default()).expect("a step can be made");
+    assert_eq!(session.capture().expect("it was").step().0, 3);
+}
+
+/// A checkpoint of format 1, whose state does not have what was added since, is gone on from.
+#[test]
+fn a_checkpoint_of_the_first_format_is_resumed() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../zipper-checkpoint/tests/formats/v1/checkpoints/step-00000250");
+    let fixture = Fixture::new();
+    let mut session = alone(&config(&fixture, |_| ()));
+    session
+        .restore(|name| {
+            let bytes = fs::read(folder.join(name));
+            bytes.map_err(|error| TrainError::State(format!("`{name}`: {error}")))
+        })
+        .expect("it fits the fixture's configuration");
+    assert_eq!((session.step().0, session.stage().0), (250, Stage::Zipper));
+    let report = session.train_step(Votes::default()).expect("a step can be made");
+    assert_eq!(report.step.0, 251);
+    assert!(report.loss.is_finite());
 }
 
 /// A checkpoint of another shape is refused by the tensor's name, and nothing is silently loaded.
