@@ -282,8 +282,8 @@ impl Checkpoints {
     /// [`ErrorKind::NotFound`], too, when it was removed meanwhile.
     pub async fn verify(&self, step: Step) -> Result<Manifest> {
         let manifest = self.load_manifest(step).await?;
-        let parts = stream::iter(&manifest.parts)
-            .map(|part| self.read_part(step, part))
+        let parts = stream::iter(manifest.parts.clone())
+            .map(async |part: PartRecord| self.read_part(step, &part).await)
             .buffered(PARALLEL)
             .try_for_each(async |_| Ok(()))
             .await;

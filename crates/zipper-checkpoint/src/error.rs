@@ -201,7 +201,8 @@ impl CheckpointError {
             };
         }
         match source {
-            object_store::Error::NotFound { .. } => Self::NotFound { object },
+            // What is missing when something is written is its folder or its upload: those come back with the next try.
+            object_store::Error::NotFound { .. } if action != "write" => Self::NotFound { object },
             object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. } => {
                 Self::AlreadyExists { object, detail: "" }
             }

@@ -242,11 +242,14 @@ impl Lease {
     /// # Errors
     /// [`LeaseLost`].
     pub async fn check(&self) -> std::result::Result<(), LeaseLost> {
-        let verified = self.still_ours()?.verified;
-        if verified.elapsed() < self.ttl * 2 / 3 {
-            return Ok(());
+        loop {
+            let verified = self.still_ours()?.verified;
+            if verified.elapsed() < self.ttl * 2 / 3 {
+                return Ok(());
+            }
+            // Once more if it took so long that it is too old already: whoever was stopped meanwhile knows nothing.
+            self.renew().await?;
         }
-        self.renew().await
     }
 
     /// Gives the run back: the next coordinator need not wait.

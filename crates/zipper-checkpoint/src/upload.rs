@@ -107,17 +107,16 @@ impl RunStore {
     ) -> Result<()> {
         self.meter().write(0);
         let completed = multipart.complete_multipart(location, &note.upload, parts).await;
-        match self.answer("write", &note.path, completed) {
-            Ok(_) => Ok(()),
-            // A request that was repeated inside the client finds no upload when the first one did succeed.
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                self.meter().read();
-                let head = self.place().store.head(location).await;
-                let found = self.answer("read", &note.path, head)?.size;
-                if found == size { Ok(()) } else { Err(error) }
+        // A request that was repeated inside the client finds no upload when the first one did succeed.
+        if matches!(completed, Err(object_store::Error::NotFound { .. })) {
+            self.meter().read();
+            let head = self.place().store.head(location).await;
+            if head.is_ok_and(|found| found.size == size) {
+                return Ok(());
             }
-            Err(error) => Err(error),
         }
+        self.answer("write", &note.path, completed)?;
+        Ok(())
     }
 
     /// Ends an upload without its object, and forgets it.

@@ -169,6 +169,41 @@ async fn a_claim_that_was_not_acknowledged_counts_when_the_other_holder_knows_it
     second.check().await.unwrap();
 }
 
+/// LEASE-2 and LEASE-3: the holder is stopped in the middle of the renewal that a check asks for, on either side of any of its requests, until
+/// another one has the run. What it finds out then is too old.
+#[tokio::test(start_paused = true)]
+async fn a_holder_that_is_stopped_in_a_check_does_not_pass_it() {
+    for number in 0..2 {
+        for moment in [Moment::Before, Moment::After] {
+            let what = format!("stopped {moment:?} request {number} of the renewal");
+            let backing = Backing::new();
+            acquired(&healthy(&backing), 9).await.release().await.unwrap();
+            // The requests before are those of the claim, after one that was given back.
+            let gate = Arc::new(Gate::at(
+                num_requests_to_claim_a_free_run().await + number,
+                moment,
+            ));
+            let first = acquired(&run(&backing, Arc::clone(&gate) as _), 1).await;
+            sleep(TTL).await;
+            let checking = tokio::spawn(async move { first.check().await });
+            gate.reached().await;
+            let second = acquired(&healthy(&backing), 2).await;
+            second.check().await.unwrap();
+            gate.open();
+            let checked = checking.await.unwrap();
+            checked.expect_err(&what);
+        }
+    }
+}
+
+async fn num_requests_to_claim_a_free_run() -> usize {
+    let backing = Backing::new();
+    acquired(&healthy(&backing), 9).await.release().await.unwrap();
+    let store = Arc::new(FaultyStore::new(Arc::clone(&backing), Arc::new(NoFaults)));
+    acquired(&RunStore::over(Arc::clone(&store) as _, "memory://run"), 1).await;
+    store.requests().len()
+}
+
 /// LEASE-4: a claim that was lost is lost, although the last renewal before that is young.
 #[tokio::test(start_paused = true)]
 async fn a_lost_claim_stays_lost() {

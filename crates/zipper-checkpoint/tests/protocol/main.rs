@@ -5,3 +5,4 @@ mod formats;
 mod journal;
 mod kills;
 mod lease;
+mod random;
