@@ -2,19 +2,24 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use clap::Parser;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use zipper_checkpoint::lease::{Holder, Lease, LeaseOptions};
-use zipper_checkpoint::{RunStore, layout};
+use zipper_checkpoint::{RunStore, StoreOptions, layout};
 use zipper_cli::{ExitStatus, UserError, finish, hostname, init_tracing, when_parent_is_gone};
 use zipper_config::RunConfig;
 use zipper_coordinator::server::{Job, serve};
-use zipper_coordinator::state::Crew;
+use zipper_coordinator::state::{Crew, Event};
+
+/// How long a coordinator stays whose launcher is gone, to give the run back: even if the store does not answer.
+const ABANDONED: Duration = Duration::from_secs(8);
 
 /// Coordinates the workers of one run. zipper-launch starts it; when its stdin closes it stops the run.
 ///
@@ -72,7 +77,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
         .await
         .with_context(|| format!("cannot listen on {}", arguments.listen))?;
     let address = listener.local_addr().context("the listener has no address")?;
-    let lease = claim(&store, &config, address, arguments.supersede).await?;
+    let lease = claim(&arguments.run, &config, address, arguments.supersede).await?;
     let line = serde_json::json!({ "address": address.to_string(), "epoch": lease.epoch() });
     writeln!(std::io::stdout(), "{line}").context("stdout is closed")?;
 
@@ -94,7 +99,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
 
 /// Makes this coordinator the only one of the run.
 async fn claim(
-    store: &RunStore,
+    run: &str,
     config: &RunConfig,
     address: SocketAddr,
     supersede: Option<u64>,
@@ -108,7 +113,14 @@ async fn claim(
     let options = LeaseOptions {
         ttl: config.elastic.lease_ttl,
     };
-    match Lease::acquire(store, holder, options, supersede).await? {
+    // No request for the lease takes longer than the right that it is about.
+    let patience = StoreOptions {
+        retry_timeout: config.elastic.lease_ttl / 3,
+        request_timeout: config.elastic.lease_ttl / 3,
+        ..StoreOptions::default()
+    };
+    let store = RunStore::open_with(run, &patience)?;
+    match Lease::acquire(&store, holder, options, supersede).await? {
         Ok(lease) => Ok(lease),
         Err(refused) => Err(UserError::new(refused.to_string())
             .hint("stop that run first, or wait for its end: two launches cannot share a run")
@@ -117,12 +129,14 @@ async fn claim(
 }
 
 /// What asks this process to stop the run: its launcher's end, or a signal.
-fn stop_requests() -> anyhow::Result<mpsc::Receiver<String>> {
+fn stop_requests() -> anyhow::Result<mpsc::Receiver<Event>> {
     let (stop, stopped) = mpsc::channel(1);
     let gone = stop.clone();
     when_parent_is_gone(move || {
-        // The run may be over already, or about to stop.
-        let _ = gone.try_send("zipper-launch is gone".to_owned());
+        // The run may be over already.
+        let _ = gone.blocking_send(Event::Abandoned);
+        std::thread::sleep(ABANDONED);
+        let _ = kill(Pid::this(), Signal::SIGKILL);
     });
     for (kind, name) in [
         (SignalKind::terminate(), "SIGTERM"),
@@ -133,7 +147,8 @@ fn stop_requests() -> anyhow::Result<mpsc::Receiver<String>> {
         let stop = stop.clone();
         tokio::spawn(async move {
             while signals.recv().await.is_some() {
-                let _ = stop.try_send(format!("{name} to zipper-coordinator"));
+                let reason = format!("{name} to zipper-coordinator");
+                let _ = stop.send(Event::StopRequested { reason }).await;
             }
         });
     }

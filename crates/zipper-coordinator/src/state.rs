@@ -132,6 +132,8 @@ pub enum Event {
         /// Who and why.
         reason: String,
     },
+    /// Whoever started the run is gone, and its workers with it: there is nothing left to coordinate.
+    Abandoned,
     /// Generations up to this number may be formed: the journal says so.
     Reserved(Generation),
     /// The coordinator itself cannot write to the run's store, or can again.
@@ -450,6 +452,10 @@ impl State {
             Event::AgentAlive { node, incarnation } => self.agent_alive(now, node, incarnation),
             Event::Exited(ended) => self.exited(now, ended, &mut effects),
             Event::StopRequested { reason } => self.stop(now, reason, &mut effects),
+            Event::Abandoned => {
+                let verdict = Verdict::Stopped("zipper-launch is gone".to_owned());
+                self.end(now, verdict, &mut effects);
+            }
             Event::Reserved(generation) => self.reserved = self.reserved.max(generation),
             Event::StoreTrouble(trouble) => self.own_trouble = trouble,
             Event::Tick => self.tick(now, &mut effects),

@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use tch::Device;
 use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
-use zipper_checkpoint::{RunStore, layout};
+use zipper_checkpoint::{RunStore, StoreOptions, layout};
 use zipper_cli::{ExitStatus, UserError, die_with_parent, hostname, when_parent_is_gone};
 use zipper_collectives::{Backend, FlightRecorder, GroupOptions, RollCall, Store};
 use zipper_config::RunConfig;
@@ -93,6 +93,11 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     let runtime = Runtime::new().context("the async runtime cannot start")?;
     let store = RunStore::open(&arguments.run).map_err(|error| UserError::new(error.to_string()))?;
     let (config, skipped) = runtime.block_on(read_run(&store))?;
+    let options = StoreOptions {
+        multipart_bytes: config.checkpoint.multipart_mib << 20,
+        ..StoreOptions::default()
+    };
+    let store = RunStore::open_with(store.url(), &options)?;
     let recorder = FlightRecorder::default();
     let identity = Identity {
         run: config.name.clone(),

@@ -54,14 +54,14 @@ pub struct Job {
     pub adopt: bool,
 }
 
-/// Serves a run on `listener` until it has ended, and returns how.
+/// Serves a run on `listener` until it has ended, and returns how. `stop` brings what happens to this process itself.
 ///
 /// # Errors
 /// If the run's store cannot be read, another coordinator takes the run over, or the listener fails.
 pub async fn serve(
     listener: TcpListener,
     job: Job,
-    mut stop: mpsc::Receiver<String>,
+    mut stop: mpsc::Receiver<Event>,
 ) -> anyhow::Result<ExitStatus> {
     let (messages, inbox) = mpsc::channel(EVENTS_WAITING);
     let (view, views) = watch::channel(View::default());
@@ -129,9 +129,8 @@ pub async fn serve(
     );
     let owner = tokio::spawn(owner.run(inbox, telling));
     tokio::spawn(async move {
-        while let Some(reason) = stop.recv().await {
-            let stop = Event::StopRequested { reason };
-            let _ = messages.send(Message::Event(stop, oneshot::channel().0)).await;
+        while let Some(event) = stop.recv().await {
+            let _ = messages.send(Message::Event(event, oneshot::channel().0)).await;
         }
     });
     let verdict = owner.await.context("the coordinator's state was lost")?;

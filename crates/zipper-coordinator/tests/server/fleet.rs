@@ -1,21 +1,26 @@
 //! A coordinator, its workers and its watchers, as the tests play them.
 
+use std::time::Duration;
+
 use tempfile::TempDir;
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
+use zipper_checkpoint::lease::{Holder, Lease, LeaseOptions};
 use zipper_checkpoint::{RunStore, layout};
 use zipper_cli::ExitStatus;
 use zipper_config::RunConfig;
 use zipper_coordinator::server::{Job, serve};
+use zipper_coordinator::state::{self as coordinator, Crew};
 use zipper_proto::v1;
+use zipper_proto::v1::agent_service_client::AgentServiceClient;
 use zipper_proto::v1::complete_task_request::Outcome;
 use zipper_proto::v1::run_service_client::RunServiceClient;
 use zipper_proto::v1::task::Kind;
 use zipper_proto::v1::watch_response::Event;
 use zipper_proto::v1::worker_service_client::WorkerServiceClient;
-use zipper_types::{Step, WorkerId, WorldSize};
+use zipper_types::{Step, WorkerId};
 
 pub(crate) const WORKERS: u32 = 2;
 pub(crate) const CHECKPOINT_EVERY: u64 = 2;
@@ -54,21 +59,28 @@ pub(crate) fn run_in(directory: &TempDir) -> RunStore {
 pub(crate) struct Coordinator {
     pub(crate) channel: Channel,
     pub(crate) serving: JoinHandle<anyhow::Result<ExitStatus>>,
-    /// What the launcher holds.
-    pub(crate) stop: oneshot::Sender<String>,
+    /// What happens to the process itself.
+    pub(crate) stop: mpsc::Sender<coordinator::Event>,
 }
 
 impl Coordinator {
-    pub(crate) async fn start(store: &RunStore, config: RunConfig, resume: u64) -> Self {
+    pub(crate) async fn start(store: &RunStore, config: RunConfig) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
-        let (stop, stopped) = oneshot::channel();
+        let (stop, stopped) = mpsc::channel(1);
+        let lease = claim(store).await;
         let job = Job {
             store: store.clone(),
             config,
-            world_size: WorldSize(WORKERS),
-            resume: Step(resume),
+            crew: Crew {
+                min_workers: WORKERS,
+                max_workers: WORKERS,
+                nodes: 1,
+                workers_per_node: WORKERS,
+            },
             bank_bytes: None,
+            lease,
+            adopt: false,
         };
         let serving = tokio::spawn(serve(listener, job, stopped));
         let channel = Channel::from_shared(format!("http://{address}"))
@@ -91,12 +103,33 @@ impl Coordinator {
         RunServiceClient::new(self.channel.clone())
     }
 
+    pub(crate) fn agents(&self) -> AgentServiceClient<Channel> {
+        AgentServiceClient::new(self.channel.clone())
+    }
+
     pub(crate) async fn ended(self) -> ExitStatus {
         self.serving
             .await
             .expect("the coordinator does not panic")
             .expect("the run's store can be written")
     }
+}
+
+/// The claim of a coordinator that nobody contests.
+async fn claim(store: &RunStore) -> Lease {
+    let holder = Holder {
+        host: "host".to_owned(),
+        pid: 1,
+        since: "2026-01-02T03:04:05Z".to_owned(),
+        address: "http://127.0.0.1:1".to_owned(),
+    };
+    let options = LeaseOptions {
+        ttl: Duration::from_secs(15),
+    };
+    let claimed = Lease::acquire(store, holder, options, None).await;
+    claimed
+        .expect("the folder can be written")
+        .expect("nobody else has the run")
 }
 
 pub(crate) fn member(local_rank: u32) -> v1::MemberContext {
@@ -116,6 +149,8 @@ pub(crate) fn join_request(local_rank: u32) -> v1::JoinRequest {
         store_address: format!("127.0.0.1:{}", 7000 + local_rank),
         hostname: "host".to_owned(),
         pid: 1,
+        held: Vec::new(),
+        idle: None,
     }
 }
 
@@ -137,6 +172,7 @@ impl Fleet {
         let mut members = Vec::new();
         for (rank, joined) in (0..).zip(futures::future::join_all(joins).await) {
             let joined = joined.expect("all workers come").into_inner();
+            let joined = joined.assignment.expect("the generation is formed");
             assert_eq!((joined.rank, joined.world_size), (rank, WORKERS));
             assert_eq!(joined.store_address, "127.0.0.1:7000", "the store of rank 0");
             let placement = joined.placement.expect("workers are told where the banks are");
@@ -226,13 +262,14 @@ impl Fleet {
             let (path, bytes) = (format!("part{rank}"), format!("step {step}"));
             let checkpoints = self.store.checkpoints();
             let part = checkpoints
-                .put_part(Step(step), &path, bytes.into())
+                .put_part(Step(step), "", &path, bytes.into())
                 .await
-                .expect("the checkpoint is not published");
+                .expect("the folder can be written");
             let part = v1::CheckpointPart {
                 path: part.path,
                 bytes: part.bytes,
                 blake3: part.blake3,
+                object: part.object,
             };
             let request = v1::ReportCheckpointPartsRequest {
                 member: Some(member.clone()),
@@ -261,6 +298,10 @@ impl Fleet {
                     self.complete(id, |_| Outcome::Trained(v1::Trained { reached_step }))
                         .await;
                 }
+                Kind::Save(task) => {
+                    self.checkpoint(task.step, task.stage).await;
+                    self.complete(id, |_| Outcome::Saved(v1::Saved {})).await;
+                }
                 Kind::Evaluate(_) => self.complete(id, evaluated).await,
                 Kind::Finish(finish) => panic!("the run ended: {finish:?}"),
             }
@@ -284,8 +325,7 @@ impl Fleet {
     pub(crate) async fn heartbeat(&mut self) -> v1::HeartbeatResponse {
         let request = v1::HeartbeatRequest {
             member: Some(self.members[0].clone()),
-            last_completed_step: 0,
-            latest_collective: None,
+            ..v1::HeartbeatRequest::default()
         };
         let response = self.client.heartbeat(request).await.expect("members may");
         response.into_inner()
@@ -318,6 +358,9 @@ pub(crate) fn word(event: &Event) -> String {
         Event::EvaluationDone(done) => format!("{}@{}: wer {}", done.name, done.step, done.wer),
         Event::CheckpointCommitted(checkpoint) => format!("checkpoint {}", checkpoint.step),
         Event::Verdict(verdict) => format!("{:?}", verdict.outcome()),
+        Event::Summary(_) => "summary".to_owned(),
+        Event::Resumed(resumed) => format!("resumed from {}", resumed.step),
+        other => format!("{other:?}"),
     }
 }
 

@@ -9,7 +9,8 @@ use tempfile::TempDir;
 use tonic::Code;
 use zipper_checkpoint::layout;
 use zipper_cli::ExitStatus;
-use zipper_coordinator::server::JournalEntry;
+use zipper_coordinator::journal::JournalEntry;
+use zipper_coordinator::state::Event;
 use zipper_proto::v1::complete_task_request::Outcome;
 use zipper_proto::v1::task::Kind;
 use zipper_proto::v1::{self, verdict};
@@ -21,7 +22,7 @@ use fleet::{Coordinator, Fleet, config, join_request, member, metric_lines, run_
 async fn a_whole_run_leaves_everything_and_tells_everybody() {
     let directory = TempDir::new().expect("a folder");
     let store = run_in(&directory);
-    let coordinator = Coordinator::start(&store, config(), 0).await;
+    let coordinator = Coordinator::start(&store, config()).await;
     let early = watch(&coordinator).await;
     let mut fleet = Fleet::join(&coordinator, &store).await;
     fleet
@@ -31,8 +32,17 @@ async fn a_whole_run_leaves_everything_and_tells_everybody() {
     assert_eq!(fleet.verdict().await.outcome(), verdict::Outcome::Done);
 
     let told = early.await.expect("the watcher does not panic");
+    // Checkpoints are published beside the rest.
+    let (checkpoints, others): (Vec<&str>, Vec<&str>) = told
+        .iter()
+        .map(String::as_str)
+        .partition(|word| word.starts_with("checkpoint"));
     assert_eq!(
-        told,
+        checkpoints,
+        ["checkpoint 2", "checkpoint 3", "checkpoint 4", "checkpoint 5"]
+    );
+    assert_eq!(
+        others,
         [
             "generation 1 of 2",
             "evaluating t, untrained",
@@ -40,22 +50,19 @@ async fn a_whole_run_leaves_everything_and_tells_everybody() {
             "training 0-3",
             "step 1",
             "step 2",
-            "checkpoint 2",
             "step 3",
-            "checkpoint 3",
             "evaluating validation",
             "validation@3: wer 0.25",
             "training 3-5",
             "step 4",
-            "checkpoint 4",
             "step 5",
-            "checkpoint 5",
             "evaluating validation",
             "validation@5: wer 0.25",
             "evaluating t",
             "t@5: wer 0.25",
             "evaluating t, silenced",
             "t, silenced@5: wer 0.25",
+            "summary",
             "Done",
         ]
     );
@@ -92,16 +99,21 @@ async fn a_whole_run_leaves_everything_and_tells_everybody() {
     let kinds: Vec<String> = journal
         .iter()
         .map(|(_, entry)| match entry {
+            JournalEntry::Coordinator { reserved, .. } => format!("reserved up to {reserved}"),
             JournalEntry::Generation {
                 generation, banks, ..
             } => format!("generation {generation}: {banks:?}"),
             JournalEntry::Checkpoint { step, .. } => format!("checkpoint {step}"),
             JournalEntry::End { verdict, .. } => format!("end {verdict}"),
+            JournalEntry::Task { .. } | JournalEntry::Evaluation { .. } => String::new(),
+            JournalEntry::Broken { .. } => "broken".to_owned(),
         })
+        .filter(|words| !words.is_empty())
         .collect();
     assert_eq!(
         kinds,
         [
+            "reserved up to 8",
             "generation 1: {\"de\": (Rank(1), Rank(1)), \"en\": (Rank(0), Rank(1))}",
             "checkpoint 2",
             "checkpoint 3",
@@ -119,7 +131,7 @@ async fn a_stopped_run_goes_on_from_an_earlier_checkpoint() {
     let mut config = config();
     config.training.align.steps = 9;
     for (resume, stopped_at, loss, generation) in [(0, 5, 1.0, 1), (4, 6, 2.0, 2)] {
-        let coordinator = Coordinator::start(&store, config.clone(), resume).await;
+        let coordinator = Coordinator::start(&store, config.clone()).await;
         let mut fleet = Fleet::join(&coordinator, &store).await;
         assert_eq!(
             fleet.generation(),
@@ -175,32 +187,34 @@ async fn metrics_after_the_step_of_resumption_go_at_once() {
         .put(layout::TRAIN_METRICS, lines.into())
         .await
         .expect("the folder can be written");
-    let coordinator = Coordinator::start(&store, config(), 2).await;
-    let mut fleet = Fleet::join(&coordinator, &store).await;
-    let (id, _) = fleet.train_task().await;
-    fleet.complete(id, |_| failed(false)).await;
-    fleet.verdict().await;
+    let coordinator = Coordinator::start(&store, config()).await;
+    let fleet = Fleet::join(&coordinator, &store).await;
+    let request = failed(&fleet.members[0], false);
+    let mut client = coordinator.workers();
+    client.report_failure(request).await.expect("anybody may report");
     assert_eq!(coordinator.ended().await, ExitStatus::Failed);
-    assert_eq!(metric_lines(&store).await, [(1, 1.0), (2, 1.0)]);
+    assert_eq!(metric_lines(&store).await, [], "the run begins anew");
 }
 
-fn failed(config: bool) -> Outcome {
-    Outcome::Failed(v1::Failed {
+fn failed(member: &v1::MemberContext, config: bool) -> v1::ReportFailureRequest {
+    v1::ReportFailureRequest {
+        member: Some(member.clone()),
         config,
+        fatal: !config,
         message: "no model there".to_owned(),
         failed_collective: None,
-        collective: false,
-    })
+    }
 }
 
 #[tokio::test]
 async fn a_worker_with_a_bad_configuration_ends_the_run_with_exit_code_2() {
     let directory = TempDir::new().expect("a folder");
     let store = run_in(&directory);
-    let coordinator = Coordinator::start(&store, config(), 0).await;
+    let coordinator = Coordinator::start(&store, config()).await;
     let mut fleet = Fleet::join(&coordinator, &store).await;
-    let (id, _) = fleet.next().await;
-    fleet.complete(id, |_| failed(true)).await;
+    let request = failed(&fleet.members[0], true);
+    let reported = fleet.client.report_failure(request).await;
+    reported.expect("anybody may report");
     let heard = fleet.heartbeat().await.verdict;
     let verdict = fleet.verdict().await;
     assert_eq!(
@@ -221,7 +235,7 @@ async fn a_worker_with_a_bad_configuration_ends_the_run_with_exit_code_2() {
 async fn only_members_of_the_generation_are_heard() {
     let directory = TempDir::new().expect("a folder");
     let store = run_in(&directory);
-    let coordinator = Coordinator::start(&store, config(), 0).await;
+    let coordinator = Coordinator::start(&store, config()).await;
     let fleet = Fleet::join(&coordinator, &store).await;
     let good = fleet.members[1].clone();
     let with = |change: &dyn Fn(&mut v1::MemberContext)| {
@@ -232,18 +246,18 @@ async fn only_members_of_the_generation_are_heard() {
     let refused = [
         (
             with(&|member| member.generation = Some(0)),
-            Code::FailedPrecondition,
-            "generation 1",
+            Code::Aborted,
+            "generation 0, which is over",
         ),
         (
             with(&|member| member.generation = None),
-            Code::FailedPrecondition,
-            "generation 1",
+            Code::Aborted,
+            "no generation",
         ),
         (
-            with(&|member| member.incarnation = 2),
+            with(&|member| member.incarnation = 0),
             Code::FailedPrecondition,
-            "node0/1",
+            "`node0/1` was given up",
         ),
         (
             with(&|member| member.run = "other".to_owned()),
@@ -252,7 +266,7 @@ async fn only_members_of_the_generation_are_heard() {
         ),
         (
             with(&|member| member.worker_id = "node9/9".to_owned()),
-            Code::NotFound,
+            Code::Aborted,
             "node9/9",
         ),
         (None, Code::InvalidArgument, "`member`"),
@@ -265,55 +279,131 @@ async fn only_members_of_the_generation_are_heard() {
                 completed_task: None,
             })
             .await;
-        let heartbeat = client
-            .heartbeat(v1::HeartbeatRequest {
-                member: member.clone(),
-                last_completed_step: 0,
-                latest_collective: None,
-            })
-            .await;
         let completed = client
             .complete_task(v1::CompleteTaskRequest {
                 member: member.clone(),
                 task_id: 0,
-                outcome: Some(failed(false)),
+                outcome: Some(Outcome::Saved(v1::Saved {})),
             })
             .await;
-        for status in [asked.err(), heartbeat.err(), completed.err()] {
+        let began = client
+            .begin_checkpoint(v1::BeginCheckpointRequest {
+                member: member.clone(),
+                step: 2,
+            })
+            .await;
+        for status in [asked.err(), completed.err(), began.err()] {
             let status = status.expect("it is refused");
             assert_eq!(status.code(), code, "{status}");
             assert!(status.message().contains(words), "{status}");
         }
     }
-    let mut again = join_request(1);
-    again.member = with(&|member| member.incarnation = 2);
-    let status = client.join(again).await.expect_err("the generation is complete");
-    assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
     // Nothing of that did anything: the run goes on, and the same process may ask for its place again.
     let joined = client.join(join_request(1)).await.expect("joining is idempotent");
-    assert_eq!(joined.into_inner().rank, 1);
+    let assignment = joined.into_inner().assignment.expect("it has a place");
+    assert_eq!(assignment.rank, 1);
+}
+
+/// Every rank asks where to write, and one claim is made; another generation would write elsewhere.
+#[tokio::test]
+async fn a_checkpoint_is_claimed_once() {
+    let directory = TempDir::new().expect("a folder");
+    let store = run_in(&directory);
+    store
+        .checkpoints()
+        .begin(Step(4), Generation(0))
+        .await
+        .expect("the folder can be written");
+    let coordinator = Coordinator::start(&store, config()).await;
+    let fleet = Fleet::join(&coordinator, &store).await;
+    let mut client = coordinator.workers();
+    for (step, prefix) in [(2, ""), (4, "generation-1/")] {
+        for member in &fleet.members {
+            let request = v1::BeginCheckpointRequest {
+                member: Some(member.clone()),
+                step,
+            };
+            let response = client.begin_checkpoint(request).await.expect("members may");
+            let response = response.into_inner();
+            assert_eq!((response.prefix.as_str(), response.published), (prefix, false));
+        }
+    }
+}
+
+/// An agent registers, hears of workers that were given up, and is told what to do after the end of one.
+#[tokio::test]
+async fn agents_do_as_they_are_told() {
+    let directory = TempDir::new().expect("a folder");
+    let store = run_in(&directory);
+    let coordinator = Coordinator::start(&store, config()).await;
+    let mut agents = coordinator.agents();
+    let agent = v1::AgentContext {
+        run: "tiny".to_owned(),
+        node_rank: 0,
+        incarnation: 1,
+    };
+    let request = v1::RegisterNodeRequest {
+        agent: Some(agent.clone()),
+        hostname: "host".to_owned(),
+        workers: 2,
+    };
+    let registered = agents.register_node(request).await.expect("agents may");
+    let start = |advice: Option<v1::Advice>| match advice.and_then(|advice| advice.what) {
+        Some(v1::advice::What::Start(start)) => zipper_proto::duration(start.after),
+        other => panic!("it is told {other:?}"),
+    };
+    assert_eq!(start(registered.into_inner().advice), Some(Duration::ZERO));
+    let _fleet = Fleet::join(&coordinator, &store).await;
+    let ended = v1::ReportWorkerExitRequest {
+        agent: Some(agent.clone()),
+        worker: Some(v1::WorkerProcess {
+            worker_id: "node0/1".to_owned(),
+            incarnation: 1,
+        }),
+        signal: Some(9),
+        ..v1::ReportWorkerExitRequest::default()
+    };
+    for _ in 0..2 {
+        let answer = agents
+            .report_worker_exit(ended.clone())
+            .await
+            .expect("agents may");
+        let after = start(answer.into_inner().advice);
+        assert_eq!(after, Some(Duration::from_secs(1)), "saying it again counts once");
+    }
+    let request = v1::AgentHeartbeatRequest { agent: Some(agent) };
+    let heard = agents
+        .agent_heartbeat(request)
+        .await
+        .expect("agents may")
+        .into_inner();
+    assert_eq!(heard.kill, [], "it has ended already");
+    let status = coordinator
+        .workers()
+        .heartbeat(v1::HeartbeatRequest {
+            member: Some(v1::MemberContext {
+                generation: Some(1),
+                ..member(1)
+            }),
+            ..v1::HeartbeatRequest::default()
+        })
+        .await
+        .expect_err("it was given up");
+    assert_eq!(status.code(), Code::FailedPrecondition);
 }
 
 #[tokio::test]
-async fn a_rendezvous_that_is_not_complete_in_time_is_refused() {
+async fn a_rendezvous_that_is_not_complete_in_time_ends_the_run() {
     let directory = TempDir::new().expect("a folder");
     let store = run_in(&directory);
     let mut config = config();
     config.runtime.rendezvous_timeout = Duration::from_millis(50);
-    let coordinator = Coordinator::start(&store, config, 0).await;
+    let coordinator = Coordinator::start(&store, config).await;
     let mut client = coordinator.workers();
-    let status = client
-        .join(join_request(1))
-        .await
-        .expect_err("rank 0 never comes");
-    assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
-    assert!(status.message().contains("for 2 workers, but only"), "{status}");
-    let exit = v1::ReportWorkerExitRequest {
-        member: Some(member(0)),
-        exit_code: Some(1),
-        ..v1::ReportWorkerExitRequest::default()
-    };
-    client.report_worker_exit(exit).await.expect("agents may report");
+    let joined = client.join(join_request(1)).await.expect("it may ask");
+    let verdict = joined.into_inner().verdict.expect("rank 0 never comes");
+    assert_eq!(verdict.outcome(), verdict::Outcome::Failed);
+    assert!(verdict.reason.contains("for 2 workers, but only"), "{verdict:?}");
     assert_eq!(coordinator.ended().await, ExitStatus::Failed);
 }
 
@@ -321,24 +411,19 @@ async fn a_rendezvous_that_is_not_complete_in_time_is_refused() {
 async fn a_run_whose_launcher_is_gone_before_all_joined_is_stopped() {
     let directory = TempDir::new().expect("a folder");
     let store = run_in(&directory);
-    let coordinator = Coordinator::start(&store, config(), 0).await;
+    let coordinator = Coordinator::start(&store, config()).await;
     let mut client = coordinator.workers();
     coordinator
         .stop
-        .send("zipper-launch is gone".to_owned())
+        .send(Event::Abandoned)
+        .await
         .expect("the coordinator listens");
-    let status = client
-        .join(join_request(0))
-        .await
-        .expect_err("the run is stopped");
+    let joined = client.join(join_request(0)).await.expect("it may ask");
+    let verdict = joined.into_inner().verdict.expect("the run is stopped");
     assert_eq!(
-        (status.code(), status.message()),
-        (Code::Aborted, "zipper-launch is gone")
+        (verdict.outcome(), verdict.reason.as_str()),
+        (verdict::Outcome::Stopped, "zipper-launch is gone")
     );
-    client
-        .join(join_request(1))
-        .await
-        .expect_err("the run is stopped");
     let ended = coordinator.serving.await.expect("the coordinator does not panic");
     assert_eq!(ended.expect("the store can be written"), ExitStatus::Stopped);
 }

@@ -103,6 +103,8 @@ impl Control {
         recorder: FlightRecorder,
     ) -> anyhow::Result<Self> {
         let patience = config.elastic.coordinator_timeout;
+        // A lazy connection belongs to the runtime that it is made in.
+        let _entered = runtime.enter();
         let connection = Connection::new(address, store.clone(), patience)?;
         let identity = Arc::new(identity);
         let shared = Arc::new(Shared::new());
