@@ -1,8 +1,8 @@
 //! Goal: a run whose ranks are lost, replaced or joined by others, at whatever moment, equals the run that was not (DESIGN 3 and 5),
 //! without anything being read from a checkpoint; and what is remembered is what is promised.
 //! Method: ranks are threads with real process groups. A rank is lost by letting go of its session, so that the others fail in
-//! the middle of their next step, or its connections are closed after so many collectives. Then those who are left agree about the
-//! newest step that they hold, as the coordinator does.
+//! the middle of their next step, or its connections are closed after so many collectives. As with the coordinator, one rank's failure
+//! ends the generation for all, and those who are left agree about the newest step that they hold.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -111,6 +111,28 @@ struct Play<'a> {
     run: Mutex<Run>,
     barriers: Vec<Barrier>,
     held: Vec<Mutex<BTreeMap<usize, Vec<HeldState>>>>,
+    failing: Vec<Mutex<Failing>>,
+}
+
+/// How the failure of one rank ends its generation for all.
+#[derive(Default)]
+struct Failing {
+    over: bool,
+    handles: Vec<AbortHandle>,
+}
+
+impl Failing {
+    fn add(&mut self, handles: &[AbortHandle]) {
+        self.handles.extend_from_slice(handles);
+        if self.over {
+            self.end();
+        }
+    }
+
+    fn end(&mut self) {
+        self.over = true;
+        self.handles.iter().for_each(AbortHandle::abort);
+    }
 }
 
 /// Plays `generations`, one after the other.
@@ -126,6 +148,7 @@ fn play(config: &RunConfig, generations: &[Generation]) -> Run {
         run: Mutex::default(),
         barriers: generations.iter().map(barrier).collect(),
         held: generations.iter().map(|_| Mutex::default()).collect(),
+        failing: generations.iter().map(|_| Mutex::default()).collect(),
     };
     thread::scope(|scope| {
         for worker in 0..workers {
@@ -147,7 +170,12 @@ impl Play<'_> {
             };
             self.held[number].lock().unwrap().insert(rank, session.held());
             self.barriers[number].wait();
-            let _ = self.take_part(&mut session, number, worker, Rank(rank as u32));
+            if self
+                .take_part(&mut session, number, worker, Rank(rank as u32))
+                .is_err()
+            {
+                self.failing[number].lock().unwrap().end();
+            }
             match &generation.end {
                 End::Lost(lost) if lost.contains(&worker) => return,
                 End::Lost(_) => step_without_peers(self.config, &mut session),
@@ -195,6 +223,7 @@ impl Play<'_> {
         let placement = placement(config, generation.members.len() as u32);
         let team = team(config, rank, placement, &store, &options)?;
         let handles = team.abort_handles();
+        self.failing[number].lock().unwrap().add(&handles);
         let ended = AtomicBool::new(false);
         thread::scope(|scope| {
             if let End::Broken {
