@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
 use zipper_tests::faults::{Kind, Plan, Report, Round, Site, Size, Soak};
 
 #[derive(Debug, Parser)]
@@ -48,14 +49,31 @@ async fn main() -> ExitCode {
         Ok(output) => output.join(format!("seed-{}", arguments.seed)),
         Err(error) => return failed(&error.to_string()),
     };
-    let done = match arguments.soak_minutes {
-        Some(minutes) => soak(&arguments, minutes, output).await,
-        None => campaign(&arguments, output).await,
+    let work = async {
+        match arguments.soak_minutes {
+            Some(minutes) => soak(&arguments, minutes, output).await,
+            None => campaign(&arguments, output).await,
+        }
+    };
+    // Dropping the work ends its processes, and takes its hosts and disks away.
+    let done = tokio::select! {
+        done = work => done,
+        signal = interrupted() => signal,
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }
+}
+
+/// Waits for a signal to end.
+async fn interrupted() -> Result<(), String> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
+    tokio::select! {
+        result = tokio::signal::ctrl_c() => result.map_err(|error| error.to_string())?,
+        _ = terminate.recv() => {}
+    }
+    Err("interrupted".to_owned())
 }
 
 fn failed(error: &str) -> ExitCode {

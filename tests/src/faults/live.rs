@@ -17,6 +17,8 @@ use crate::programs::processes;
 
 /// Longest that a run may take from a point where it should go on by itself to its end.
 const DEADLINE: Duration = Duration::from_mins(4);
+/// Lines of stderr that are enough to see what happened.
+const LAST_WORDS: usize = 30;
 const POLL: Duration = Duration::from_millis(20);
 
 /// A zipper-launch under way. It and all its processes end with this value.
@@ -167,6 +169,16 @@ pub struct Ended {
     pub events: Vec<(Instant, Event)>,
     /// What it printed on stderr.
     pub stderr: String,
+}
+
+impl Ended {
+    /// The end of what it printed on stderr, without the lines of steps.
+    pub fn last_words(&self) -> String {
+        let lines = self.stderr.lines().filter(|line| !line.contains(" audio-s/s "));
+        let mut last: Vec<&str> = lines.rev().take(LAST_WORDS).collect();
+        last.reverse();
+        last.join("\n")
+    }
 }
 
 /// The step that an event says is completed.

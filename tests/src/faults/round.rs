@@ -115,9 +115,7 @@ impl Round {
         let Some(began) = injected else { return Ok(()) };
         if ended.code != Some(0) {
             let how = if ended.hung { "it did not end" } else { "it failed" };
-            let last: Vec<&str> = ended.stderr.lines().rev().take(12).collect();
-            let last: Vec<&str> = last.into_iter().rev().collect();
-            let (code, last) = (ended.code, last.join("\n"));
+            let (code, last) = (ended.code, ended.last_words());
             self.problems.push(format!("{how} (exit code {code:?}):\n{last}"));
         }
         events.extend(ended.events);
@@ -126,7 +124,7 @@ impl Round {
             self.problems
                 .push("no step was completed after the fault".to_owned());
         }
-        self.account(&events);
+        self.account(&events, site.size().snapshot_every);
         self.check_result(site, &store).await
     }
 
@@ -140,7 +138,11 @@ impl Round {
     fn check_end_of_launch(&mut self, ended: &Ended) {
         let expected = (self.plan.kind == Kind::Preempted).then_some(STOPPED);
         if ended.code != expected || ended.hung {
-            let problem = format!("zipper-launch ended with {:?}:\n{}", ended.code, ended.stderr);
+            let problem = format!(
+                "zipper-launch ended with {:?}:\n{}",
+                ended.code,
+                ended.last_words()
+            );
             self.problems.push(problem);
         }
     }
@@ -152,9 +154,9 @@ impl Round {
             .extend(left.into_iter().map(|process| format!("left behind: {process}")));
     }
 
-    /// Adds up what was lost, and checks it against the policy: never further back than the newest checkpoint, and not to the
-    /// store at all while memory holds the state.
-    fn account(&mut self, events: &[(Instant, Event)]) {
+    /// Adds up what was lost, and checks it against the policy: never further back than the newest checkpoint, and from memory
+    /// never more than the steps between two copies of a bank.
+    fn account(&mut self, events: &[(Instant, Event)], snapshot_every: u64) {
         let mut committed = 0;
         for (_, event) in events {
             match event {
@@ -164,8 +166,12 @@ impl Round {
                     self.repeated_steps += recovered.repeated_steps;
                     self.store_reads += recovered.store_reads;
                     self.from_store += u64::from(recovered.from_checkpoint);
-                    if recovered.from_step < committed {
-                        let from = recovered.from_step;
+                    let (from, repeated) = (recovered.from_step, recovered.repeated_steps);
+                    if !recovered.from_checkpoint && repeated > snapshot_every {
+                        let problem = format!("from memory, {repeated} completed steps were lost");
+                        self.problems.push(problem);
+                    }
+                    if from < committed {
                         let problem =
                             format!("went back to step {from}, behind the checkpoint of step {committed}");
                         self.problems.push(problem);

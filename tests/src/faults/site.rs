@@ -25,6 +25,8 @@ pub struct Size {
     pub steps_of_a_stage: u64,
     /// Steps between checkpoints.
     pub checkpoint_every: u64,
+    /// Steps between copies of banks to the memory of a peer.
+    pub snapshot_every: u64,
 }
 
 impl Default for Size {
@@ -35,6 +37,7 @@ impl Default for Size {
             spares: 0,
             steps_of_a_stage: 300,
             checkpoint_every: 20,
+            snapshot_every: 5,
         }
     }
 }
@@ -177,6 +180,7 @@ fn configure(text: &str, size: Size) -> String {
     let Size {
         steps_of_a_stage,
         checkpoint_every,
+        snapshot_every,
         ..
     } = size;
     let text = text
@@ -191,8 +195,16 @@ fn configure(text: &str, size: Size) -> String {
         )
         .replace("heartbeat_timeout: 20s", "heartbeat_timeout: 5s")
         .replace("collective_timeout: 30s", "collective_timeout: 15s");
-    text + "elastic:\n  join_wait: 20s\n  regroup_timeout: 15s\n  snapshot_every: 5\n  restarts_per_node: 10\n  \
-            restart_backoff: 200ms\n  hang_min: 8s\n  lease_ttl: 5s\n"
+    let elastic = [
+        "join_wait: 20s",
+        "regroup_timeout: 15s",
+        &format!("snapshot_every: {snapshot_every}"),
+        "restarts_per_node: 10",
+        "restart_backoff: 200ms",
+        "hang_min: 8s",
+        "lease_ttl: 5s",
+    ];
+    format!("{text}elastic: {{{}}}\n", elastic.join(", "))
 }
 
 /// How the job ends in peace: in a folder, with two workers.
@@ -204,7 +216,7 @@ async fn expected(fixture: &Fixture, folder: PathBuf) -> Result<Parameters, Stri
     let run = LiveRun::start(&mut command, &url, &folder)?;
     let ended = run.wait().await;
     if ended.code != Some(0) {
-        return Err(format!("the run without faults failed:\n{}", ended.stderr));
+        return Err(format!("the run without faults failed:\n{}", ended.last_words()));
     }
     let store = RunStore::open(&url).map_err(|error| error.to_string())?;
     Parameters::newest(&store)

@@ -69,13 +69,13 @@ impl Soak {
         let ended = run.wait().await;
         problems.extend(orphans(&url).await);
         if ended.code != Some(75) {
-            problems.push(format!("it ended with {:?}:\n{}", ended.code, ended.stderr));
+            problems.push(format!("it ended with {:?}:\n{}", ended.code, ended.last_words()));
         }
         let summary = ended.events.iter().rev().find_map(|(_, event)| match event {
             Event::Summary(summary) => Some(summary.clone()),
             _ => None,
         });
-        let summary = summary.ok_or_else(|| format!("there is no summary:\n{}", ended.stderr))?;
+        let summary = summary.ok_or_else(|| format!("there is no summary:\n{}", ended.last_words()))?;
         let steps = ended
             .events
             .iter()
