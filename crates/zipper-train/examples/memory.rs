@@ -27,13 +27,13 @@ use zipper_types::{Rank, Stage, Step, WorldSize};
 const HOST: &str = "127.0.0.1";
 const TIMEOUT: Duration = Duration::from_mins(1);
 const WORLD_SIZE: u32 = 2;
-const REPEATS: usize = 3;
+const REPEATS: usize = 2;
 const SNAPSHOT_EVERY: [u64; 3] = [0, 1, 10];
 /// Steps between checkpoints.
 const CHECKPOINT_EVERY: u64 = 10;
 /// Steps of stage 2 at the beginning that are not counted: buffers are made, encoder outputs are computed.
-const WARM_UP: u64 = 20;
-const COUNTED: u64 = 30;
+const WARM_UP: u64 = 10;
+const COUNTED: u64 = 20;
 const SHAPE: LlmShape = LlmShape {
     width: 512,
     ffn: 1408,
@@ -55,8 +55,8 @@ data: {languages: [en, de, vi], train: [FOLDER/corpus/train.jsonl], temperature:
 training:
   align: {steps: 1, lr: 1.0e-4}
   zipper: {steps: 1000, lr: 1.0e-4}
-  batch_audio_seconds: 32
-  micro_batch_audio_seconds: 8
+  batch_audio_seconds: 16
+  micro_batch_audio_seconds: 4
 runtime: {threads_per_worker: 1}
 ";
 
