@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 use tokio::process::{Child, ChildStdin};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use zipper_cli::{ExitStatus, die_with_parent, hostname, when_parent_is_gone};
@@ -20,6 +21,7 @@ use zipper_proto::v1;
 use zipper_proto::v1::advice::What;
 use zipper_proto::v1::agent_service_client::AgentServiceClient;
 use zipper_proto::v1::run_service_client::RunServiceClient;
+use zipper_proto::v1::watch_response::Event;
 use zipper_types::WorkerId;
 
 use crate::processes::{beside, command, last_lines};
@@ -28,6 +30,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// How long workers may take to end by themselves after the verdict.
 const FAREWELL: Duration = Duration::from_secs(10);
+/// How long the last reports of workers' ends may take after the verdict.
+const LAST_REPORTS: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Arguments {
@@ -58,6 +62,9 @@ pub(crate) struct Arguments {
     /// Folder for the workers' logs.
     #[arg(long)]
     logs: PathBuf,
+    /// Changes to the run's configuration.
+    #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
+    overrides: Vec<String>,
 }
 
 /// What the main loop is told by the tasks beside it.
@@ -70,6 +77,10 @@ enum Happened {
     Heard(v1::AgentHeartbeatResponse),
     /// The coordinator was away for too long.
     Alone(Status),
+    /// The run has its verdict.
+    Over,
+    /// Workers have had their time to end.
+    Late,
 }
 
 /// A worker process.
@@ -86,6 +97,8 @@ struct Agent {
     channel: Channel,
     host: String,
     workers: BTreeMap<u32, Running>,
+    /// Reports of workers' ends that are under way.
+    reports: JoinSet<()>,
     happened: mpsc::UnboundedSender<Happened>,
 }
 
@@ -110,6 +123,7 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
         arguments: arguments.clone(),
         channel,
         workers: BTreeMap::new(),
+        reports: JoinSet::new(),
         happened,
     };
     let advice = agent.register().await?;
@@ -120,7 +134,8 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
         }
     }
     tokio::spawn(agent.heartbeats());
-    let mut over: Option<Instant> = None;
+    tokio::spawn(agent.verdict());
+    let mut over = false;
     loop {
         let happened = tokio::select! {
             happened = events.recv() => happened.context("the agent's own tasks are gone")?,
@@ -130,17 +145,25 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
             }
         };
         match happened {
-            Happened::Ended(local_rank, status) => agent.ended(local_rank, status),
-            Happened::Advised(local_rank, advice) if over.is_none() => {
+            Happened::Ended(local_rank, status) => {
+                if is_over(status) {
+                    agent.over(&mut over);
+                }
+                agent.ended(local_rank, status);
+            }
+            Happened::Advised(local_rank, advice) if !over => {
                 agent.follow(local_rank, Some(&advice))?;
             }
             Happened::Advised(..) => {}
             Happened::Heard(heard) => {
                 agent.kill(&heard.kill);
                 if heard.verdict.is_some() {
-                    over.get_or_insert_with(Instant::now);
+                    agent.over(&mut over);
                 }
             }
+            Happened::Over => agent.over(&mut over),
+            Happened::Late => agent.kill_all(),
+            Happened::Alone(_) if over => {}
             Happened::Alone(status) => {
                 agent.kill_all();
                 anyhow::bail!(
@@ -149,13 +172,11 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
                 );
             }
         }
-        if let Some(since) = over {
-            if agent.workers.is_empty() {
-                return Ok(ExitStatus::Done);
-            }
-            if since.elapsed() > FAREWELL {
-                agent.kill_all();
-            }
+        if over && agent.workers.is_empty() {
+            // A coordinator that is gone already misses nothing.
+            let reports = std::mem::take(&mut agent.reports);
+            let _ = tokio::time::timeout(LAST_REPORTS, reports.join_all()).await;
+            return Ok(ExitStatus::Done);
         }
     }
 }
@@ -254,6 +275,7 @@ impl Agent {
             .args(["--host", &self.host])
             .args(["--device", &arguments.devices[local_rank as usize]])
             .args(["--backend", &arguments.backend])
+            .args(arguments.overrides.iter().map(|change| format!("--set={change}")))
             // c10d warns of what the worker reports itself.
             .env("TORCH_CPP_LOG_LEVEL", "ERROR")
             // A failed collective is an error that the worker tells of, not a reason to kill the process.
@@ -279,7 +301,7 @@ impl Agent {
             return;
         };
         let worker = WorkerId::new(self.arguments.node_rank, local_rank);
-        if status.success() || status.code() == Some(i32::from(ExitStatus::Stopped.code())) {
+        if is_over(status) {
             return;
         }
         tracing::warn!("worker `{worker}` ended: {status}");
@@ -295,7 +317,7 @@ impl Agent {
         };
         let (client, patience) = (self.client(), self.arguments.patience);
         let happened = self.happened.clone();
-        tokio::spawn(async move {
+        self.reports.spawn(async move {
             let reported = patiently(patience, || {
                 let (mut client, request) = (client.clone(), request.clone());
                 async move { client.report_worker_exit(request).await }
@@ -338,6 +360,41 @@ impl Agent {
         }
     }
 
+    /// A task that waits for the verdict: the coordinator does not stay for the next heartbeat.
+    fn verdict(&self) -> impl Future<Output = ()> + Send + 'static {
+        // Without the deadline of requests: it lasts as long as the run.
+        let endpoint = Endpoint::from_shared(self.arguments.coordinator.clone());
+        let happened = self.happened.clone();
+        async move {
+            let Ok(endpoint) = endpoint else { return };
+            let mut client = RunServiceClient::new(endpoint.connect_lazy());
+            loop {
+                if let Ok(events) = client.watch(v1::WatchRequest {}).await {
+                    let mut events = events.into_inner();
+                    while let Ok(Some(response)) = events.message().await {
+                        if let Some(Event::Verdict(_)) = response.event {
+                            let _ = happened.send(Happened::Over);
+                            return;
+                        }
+                    }
+                }
+                tokio::time::sleep(HEARTBEAT_INTERVAL).await;
+            }
+        }
+    }
+
+    /// The run has ended: workers are given their time to do so too.
+    fn over(&self, over: &mut bool) {
+        if std::mem::replace(over, true) {
+            return;
+        }
+        let happened = self.happened.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(FAREWELL).await;
+            let _ = happened.send(Happened::Late);
+        });
+    }
+
     /// Ends workers that the coordinator has given up.
     fn kill(&self, given_up: &[v1::WorkerProcess]) {
         for running in self.workers.values() {
@@ -355,6 +412,11 @@ impl Agent {
             let _ = kill(running.pid, Signal::SIGKILL);
         }
     }
+}
+
+/// Whether a worker ended because the run has: only then it ends in order.
+fn is_over(status: std::process::ExitStatus) -> bool {
+    status.success() || status.code() == Some(i32::from(ExitStatus::Stopped.code()))
 }
 
 async fn wait(mut child: Child, local_rank: u32, happened: mpsc::UnboundedSender<Happened>) {

@@ -1,6 +1,7 @@
 //! `zipper-launch`: what people type. Checks a run's input, starts its processes, shows how it goes.
 //!
-//! Reading order: `run` (the main job), `preflight` (everything that can be refused before anything starts), `devices` (how
+//! Reading order: `run` (the main job), `preflight` (everything that can be refused before anything starts), `resume` (what a run that is
+//! there goes on with), `signals`, `devices` (how
 //! many workers, on which GPUs), `plan` (who would hold what), `processes` (coordinator and node agents), `agent` (one node's workers), `display` and
 //! `table` (what people see), `checkpoints`.
 
@@ -11,10 +12,13 @@ mod display;
 mod plan;
 mod preflight;
 mod processes;
+mod resume;
 mod run;
+mod signals;
 mod table;
 
 use clap::{Parser, Subcommand};
+use tokio::runtime::Runtime;
 use zipper_cli::{ExitStatus, finish, init_tracing};
 
 /// Train Zipper-LoRA adapters for multilingual speech recognition on many workers, from one YAML file.
@@ -22,12 +26,15 @@ use zipper_cli::{ExitStatus, finish, init_tracing};
 /// Examples:
 ///   zipper-launch --nodes 2 --config configs/quickstart.yaml
 ///   zipper-launch --nodes 2 --workers-per-node 4 --config run.yaml --run file:///data/runs/a --resume auto
+///   zipper-launch --nodes 2:4 --spares 1 --config run.yaml --run s3://bucket/runs/a
+///   zipper-launch --nodes 2 --run s3://bucket/runs/a --resume require
 ///   zipper-launch --nodes 1 --workers-per-node 2 --backend gloo --config run.yaml
 ///   zipper-launch --nodes 1 --config run.yaml --set training.align.lr=1e-3 --set adapter.variant=hard
 ///   zipper-launch plan --nodes 4 --config run.yaml
 ///   zipper-launch checkpoints --run file:///data/runs/a --verify
 ///
-/// Ctrl-C stops the run at the next step with a checkpoint (exit code 75); the same command goes on from there. Exit codes:
+/// Ctrl-C, SIGTERM and SIGUSR1 stop the run at the next step with a checkpoint (exit code 75); the same command goes on from
+/// there. A second Ctrl-C ends it at once. Exit codes:
 /// 0 done, 1 the run failed, 2 usage or configuration error, 75 stopped so that it can be resumed.
 #[derive(Debug, Parser)]
 #[command(
@@ -62,14 +69,22 @@ enum Command {
     Agent(agent::Arguments),
 }
 
-#[tokio::main]
-async fn main() -> ExitStatus {
+fn main() -> ExitStatus {
     let arguments = Arguments::parse();
     init_tracing("warn");
-    finish(match arguments.command {
-        None => run::run(arguments.run).await,
-        Some(Command::Plan(arguments)) => plan::run(&arguments).await,
-        Some(Command::Checkpoints(arguments)) => checkpoints::run(&arguments).await,
-        Some(Command::Agent(arguments)) => agent::run(&arguments).await,
-    })
+    let runtime = match Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return finish(Err(error.into())),
+    };
+    let status = finish(runtime.block_on(async {
+        match arguments.command {
+            None => run::run(arguments.run).await,
+            Some(Command::Plan(arguments)) => plan::run(&arguments).await,
+            Some(Command::Checkpoints(arguments)) => checkpoints::run(&arguments).await,
+            Some(Command::Agent(arguments)) => agent::run(&arguments).await,
+        }
+    }));
+    // A check of audio that was given up may still be at work.
+    runtime.shutdown_background();
+    status
 }

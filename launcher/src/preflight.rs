@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressStyle};
-use zipper_checkpoint::{CheckpointError, ErrorKind, RunStore, layout};
+use zipper_checkpoint::{RunStore, layout};
 use zipper_cli::UserError;
 use zipper_config::RunConfig;
 use zipper_config::schema::OnBadAudio;
@@ -15,6 +15,7 @@ use zipper_types::{Stage, Variant, WorldSize};
 
 use crate::devices::{self, Crew, Wishes};
 use crate::plan;
+use crate::resume::{self, Begun, Difference};
 use crate::run::{Arguments, Resume};
 
 /// Bad utterances that a message names; the others are counted.
@@ -23,6 +24,8 @@ const NAMED: usize = 20;
 /// A run that may start.
 pub(crate) struct Prepared {
     pub(crate) config: RunConfig,
+    /// How it differs from the run's: `key.path=value`.
+    pub(crate) changes: Vec<String>,
     pub(crate) store: RunStore,
     /// Its workers.
     pub(crate) crew: Crew,
@@ -34,17 +37,23 @@ pub(crate) struct Prepared {
 
 /// Checks everything, and leaves in the run what its processes need: run.yaml, the corpus report, the ids to skip.
 pub(crate) async fn prepare(arguments: &Arguments) -> anyhow::Result<Prepared> {
-    let file = arguments.config.as_deref().context("--config is required")?;
     let user = |error: &dyn std::error::Error| UserError::new(error.to_string());
-    let config = read_config(file, &arguments.all_overrides())?;
-    let url = arguments
-        .run
-        .clone()
-        .unwrap_or_else(|| format!("./runs/{}", config.name));
+    let overrides = arguments.all_overrides();
+    let given = arguments.config.as_deref();
+    let given = given.map(|file| read_config(file, &overrides)).transpose()?;
+    let url = match (&arguments.run, &given) {
+        (Some(url), _) => url.clone(),
+        (None, Some(config)) => format!("./runs/{}", config.name),
+        (None, None) => return Err(UserError::new("--config or --run is required").into()),
+    };
     let store = RunStore::open(&url).map_err(|error| user(&error))?;
-    check_run(&store, &config, arguments.resume).await?;
+    let (config, changes) = configuration(&store, given, &overrides, arguments.resume).await?;
 
-    let (train, skipped) = check_data(&config)?;
+    // Decoding takes a while: signals are seen meanwhile.
+    let checked = config.clone();
+    let (train, skipped) = tokio::task::spawn_blocking(move || check_data(&checked))
+        .await
+        .context("the check of the data was cut off")??;
     let problem = sampler_problem(&config, &train.utterances);
     let check_workers = |workers| {
         problem
@@ -85,11 +94,38 @@ pub(crate) async fn prepare(arguments: &Arguments) -> anyhow::Result<Prepared> {
     let logs = log_folder(&store, &config)?;
     Ok(Prepared {
         config,
+        changes,
         store,
         crew,
         bank_memory,
         logs,
     })
+}
+
+/// The configuration of this launch, and how it differs from that of the run, if that was begun before.
+async fn configuration(
+    store: &RunStore,
+    given: Option<RunConfig>,
+    overrides: &[String],
+    resume: Resume,
+) -> anyhow::Result<(RunConfig, Vec<String>)> {
+    let Some(begun) = Begun::find(store, resume).await? else {
+        let config = given.ok_or_else(|| {
+            UserError::new(format!("there is no run in `{}`", store.url()))
+                .hint("give the file to begin one with: `--config FILE`")
+        })?;
+        return Ok((config, Vec::new()));
+    };
+    let config = match given {
+        Some(config) => config,
+        None => begun.changed(overrides)?,
+    };
+    let differences = begun.differences(store.url(), &config)?;
+    if resume == Resume::Require {
+        resume::require_checkpoint(store).await?;
+    }
+    let changes = differences.iter().map(Difference::as_override);
+    Ok((config, changes.collect()))
 }
 
 /// Bytes that a bank takes on an owner, if there is a limit: only that makes it matter. Refuses banks that do not fit.
@@ -122,99 +158,6 @@ pub(crate) fn read_config(file: &Path, overrides: &[String]) -> anyhow::Result<R
         eprintln!("warning: {source}: {warning}");
     }
     Ok(config)
-}
-
-/// Decides whether the run may begin or go on. From which checkpoint is decided by the coordinator, which has the run to itself.
-async fn check_run(store: &RunStore, config: &RunConfig, resume: Resume) -> anyhow::Result<()> {
-    let url = store.url();
-    if !store.exists(layout::RUN_CONFIG).await? {
-        if resume == Resume::Require {
-            let error = UserError::new(format!("--resume require: there is no run in `{url}`"));
-            return Err(error.hint("begin one with `--resume auto`").into());
-        }
-        return Ok(());
-    }
-    if resume == Resume::Never {
-        let error = UserError::new(format!("--resume never: there is a run in `{url}` already"));
-        return Err(error
-            .hint("choose another `--run`, or go on with `--resume auto`")
-            .into());
-    }
-    let of_run = yaml(&store.get(layout::RUN_CONFIG).await?).map_err(|error| {
-        let object = store.object_url(layout::RUN_CONFIG);
-        UserError::new(format!("`{object}` is not YAML: {error}"))
-            .hint("no run can go on from there: choose another `--run`")
-    })?;
-    let now = yaml(config.to_yaml().as_bytes()).context("the configuration is not YAML")?;
-    let (of_run, now) = (without_backend(of_run), without_backend(now));
-    let mut differences = Vec::new();
-    compare("", &of_run, &now, &mut differences);
-    if !differences.is_empty() {
-        let message = format!(
-            "the run in `{url}` was begun with another configuration:\n  {}",
-            differences.join("\n  ")
-        );
-        let error = UserError::new(message);
-        return Err(error
-            .hint("undo the changes, or choose another `--run` for them")
-            .into());
-    }
-    if resume == Resume::Require && store.checkpoints().latest().await.map_err(fault)?.is_none() {
-        let error = UserError::new(format!(
-            "--resume require: the run in `{url}` has no checkpoint to resume from"
-        ));
-        return Err(error.hint("begin it again with `--resume auto`").into());
-    }
-    Ok(())
-}
-
-/// What trying again cannot help is the user's to mend.
-fn fault(error: CheckpointError) -> anyhow::Error {
-    if error.kind() == ErrorKind::Config {
-        UserError::new(error.to_string()).into()
-    } else {
-        error.into()
-    }
-}
-
-fn yaml(text: &[u8]) -> Result<serde_json::Value, serde_yaml::Error> {
-    serde_yaml::from_slice(text)
-}
-
-/// A run may go on where there are no GPUs, or others; workers are told their backend when they start.
-fn without_backend(mut config: serde_json::Value) -> serde_json::Value {
-    if let Some(runtime) = config
-        .get_mut("runtime")
-        .and_then(serde_json::Value::as_object_mut)
-    {
-        runtime.remove("backend");
-    }
-    config
-}
-
-/// Finds `training.align.lr: 0.001 in the run, 0.002 now` for every key whose value differs.
-fn compare(key: &str, of_run: &serde_json::Value, now: &serde_json::Value, found: &mut Vec<String>) {
-    use serde_json::Value::{Null, Object};
-    match (of_run, now) {
-        (Object(a), Object(b)) => {
-            let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
-            for name in keys {
-                let key = if key.is_empty() {
-                    name.clone()
-                } else {
-                    format!("{key}.{name}")
-                };
-                compare(
-                    &key,
-                    a.get(name).unwrap_or(&Null),
-                    b.get(name).unwrap_or(&Null),
-                    found,
-                );
-            }
-        }
-        (a, b) if a != b => found.push(format!("{key}: {a} in the run, {b} now")),
-        _ => {}
-    }
 }
 
 /// Reads all manifests and decodes all audio; returns the training corpus without what cannot be used, and the ids of

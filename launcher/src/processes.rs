@@ -209,8 +209,14 @@ impl Starter {
             &crew.workers_per_node.to_string(),
         ]);
         coordinator.extend(prepared.bank_memory.map(|bytes| format!("--bank-bytes={bytes}")));
+        let changes: Vec<String> = prepared
+            .changes
+            .iter()
+            .map(|change| format!("--set={change}"))
+            .collect();
+        coordinator.extend(changes.iter().cloned());
         let agents = (0..crew.all_nodes()).map(|node| {
-            text(&[
+            let mut agent = text(&[
                 "--node-rank",
                 &node.to_string(),
                 "--devices",
@@ -219,7 +225,9 @@ impl Starter {
                 crew.backend,
                 "--threads",
                 &threads.to_string(),
-            ])
+            ]);
+            agent.extend(changes.iter().cloned());
+            agent
         });
         Self {
             run: prepared.store.url().to_owned(),

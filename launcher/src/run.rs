@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 use tonic::transport::Channel;
 use zipper_checkpoint::RunStore;
 use zipper_cli::ExitStatus;
@@ -18,6 +18,7 @@ use crate::devices::NodeRange;
 use crate::display::Display;
 use crate::preflight::{self, Prepared};
 use crate::processes::{Place, Processes};
+use crate::signals::{GivenUp, Signals, attend};
 use crate::table;
 
 /// How long processes may take to end after the verdict.
@@ -42,10 +43,10 @@ pub(crate) struct Arguments {
     /// `auto` takes NCCL where it can. Short for `--set runtime.backend=..`.
     #[arg(long, value_enum)]
     pub(crate) backend: Option<BackendName>,
-    /// The run's YAML file.
-    #[arg(long, required = true)]
+    /// The run's YAML file. Left out: the configuration of the run that `--run` names.
+    #[arg(long, required_unless_present = "run")]
     pub(crate) config: Option<PathBuf>,
-    /// Where the run is kept: `file:///dir` or a folder. Left out: `./runs/<name>`.
+    /// Where the run is kept: a folder, `file:///dir` or `s3://bucket/prefix`. Left out: `./runs/<name>`.
     #[arg(long)]
     pub(crate) run: Option<String>,
     /// What to do if the run is there already: go on from its newest checkpoint, refuse, or refuse to begin anew.
@@ -98,13 +99,24 @@ pub(crate) enum Resume {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
-    let prepared = preflight::prepare(&arguments).await?;
-    let place = Place {
-        listen: arguments.listen,
-        node_command: arguments.node_command.clone(),
+    let mut signals = Signals::new()?;
+    let starting = async {
+        let prepared = preflight::prepare(&arguments).await?;
+        let place = Place {
+            listen: arguments.listen,
+            node_command: arguments.node_command.clone(),
+        };
+        let processes = Processes::start(&prepared, place).await?;
+        anyhow::Ok((prepared, processes))
     };
-    let processes = Processes::start(&prepared, place).await?;
-    let verdict = watch(&prepared, processes).await?;
+    let (prepared, processes) = tokio::select! {
+        started = starting => started?,
+        signal = signals.next() => {
+            eprintln!("Stopped ({} to zipper-launch) before the run went on.", signal.name());
+            return Ok(ExitStatus::Stopped);
+        }
+    };
+    let verdict = watch(&prepared, processes, &mut signals).await?;
     let outcome = verdict.outcome();
     if outcome == v1::verdict::Outcome::Done {
         show_results(&prepared.store, arguments.json).await?;
@@ -115,14 +127,48 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
 }
 
 /// Shows the run until its verdict, passing signals on, keeps its processes going, and sees them off.
-async fn watch(prepared: &Prepared, mut processes: Processes) -> anyhow::Result<v1::Verdict> {
-    let mut signals = Signals::new()?;
-    let mut display = Display::new(&prepared.config);
-    let mut stop = StopRequest::default();
+async fn watch(
+    prepared: &Prepared,
+    mut processes: Processes,
+    signals: &mut Signals,
+) -> anyhow::Result<v1::Verdict> {
+    let client = RunServiceClient::new(processes.channel()?);
+    let (lines, shown) = mpsc::unbounded_channel();
+    let display = Display::new(&prepared.config);
+    let grace = prepared.config.runtime.grace;
+    // Dropping the processes ends them.
+    let verdict = tokio::select! {
+        verdict = follow(&mut processes, client.clone(), display, shown) => verdict?,
+        given_up = attend(signals, &client, grace, &lines) => match given_up {
+            GivenUp::Interrupted => {
+                bail!("ended by a second Ctrl-C: what was done since the last checkpoint is lost")
+            }
+            GivenUp::Overdue(reason) => return Ok(v1::Verdict {
+                outcome: v1::verdict::Outcome::Stopped.into(),
+                reason: format!("{reason}; the coordinator did not end the run within the grace time"),
+            }),
+        },
+    };
+    let patience = match verdict.outcome() {
+        v1::verdict::Outcome::Done | v1::verdict::Outcome::Stopped => FAREWELL,
+        _ => FAREWELL_AFTER_FAILURE,
+    };
+    tokio::select! {
+        () = processes.wait(patience) => {}
+        _ = signals.next() => {}
+    }
+    Ok(verdict)
+}
+
+/// Shows what happens until the verdict, and keeps the processes going.
+async fn follow(
+    processes: &mut Processes,
+    mut client: RunServiceClient<Channel>,
+    mut display: Display,
+    mut lines: mpsc::UnboundedReceiver<String>,
+) -> anyhow::Result<v1::Verdict> {
     loop {
-        let mut client = RunServiceClient::new(processes.channel()?);
-        let watching = client.watch(v1::WatchRequest {}).await;
-        let mut events = match watching {
+        let mut events = match client.watch(v1::WatchRequest {}).await {
             Ok(events) => events.into_inner(),
             Err(status) => {
                 tracing::debug!("the run cannot be watched: {status}");
@@ -130,13 +176,11 @@ async fn watch(prepared: &Prepared, mut processes: Processes) -> anyhow::Result<
                 continue;
             }
         };
-        // A coordinator that has come back does not know that the run is to stop.
-        stop.send(&client);
         loop {
             let event = tokio::select! {
                 event = events.message() => event,
-                signal = signals.next() => {
-                    stop.request(&client, &display, signal)?;
+                Some(line) = lines.recv() => {
+                    display.line(&line);
                     continue;
                 }
                 tended = processes.tend_agents(&display) => {
@@ -147,11 +191,6 @@ async fn watch(prepared: &Prepared, mut processes: Processes) -> anyhow::Result<
             match event.ok().flatten().and_then(|response| response.event) {
                 Some(Event::Verdict(verdict)) => {
                     display.finish();
-                    let patience = match verdict.outcome() {
-                        v1::verdict::Outcome::Done | v1::verdict::Outcome::Stopped => FAREWELL,
-                        _ => FAREWELL_AFTER_FAILURE,
-                    };
-                    processes.wait(patience).await;
                     return Ok(verdict);
                 }
                 Some(event) => display.show(&event),
@@ -160,75 +199,6 @@ async fn watch(prepared: &Prepared, mut processes: Processes) -> anyhow::Result<
             }
         }
         processes.mend_coordinator(&display).await?;
-    }
-}
-
-/// Signals that ask for a stop.
-struct Signals([(Signal, &'static str); 3]);
-
-impl Signals {
-    fn new() -> anyhow::Result<Self> {
-        let handled = |kind, name| {
-            let signal = signal(kind).with_context(|| format!("{name} cannot be handled"))?;
-            anyhow::Ok((signal, name))
-        };
-        Ok(Self([
-            handled(SignalKind::interrupt(), "Ctrl-C")?,
-            handled(SignalKind::terminate(), "SIGTERM")?,
-            handled(SignalKind::user_defined1(), "SIGUSR1")?,
-        ]))
-    }
-
-    async fn next(&mut self) -> &'static str {
-        let [(interrupt, ctrl_c), (terminate, sigterm), (preempt, sigusr1)] = &mut self.0;
-        tokio::select! {
-            _ = interrupt.recv() => ctrl_c,
-            _ = terminate.recv() => sigterm,
-            _ = preempt.recv() => sigusr1,
-        }
-    }
-}
-
-/// What was asked of the run.
-#[derive(Default)]
-struct StopRequest {
-    reason: Option<String>,
-}
-
-impl StopRequest {
-    /// The first request stops the run with a checkpoint; a second Ctrl-C gives up on it.
-    fn request(
-        &mut self,
-        client: &RunServiceClient<Channel>,
-        display: &Display,
-        signal: &str,
-    ) -> anyhow::Result<()> {
-        if self.reason.is_some() {
-            if signal == "Ctrl-C" {
-                // Dropping the processes ends them.
-                bail!("ended by a second {signal}: what was done since the last checkpoint is lost");
-            }
-            return Ok(());
-        }
-        display.line(&format!(
-            "{signal}: stopping at the next step, with a checkpoint; Ctrl-C once more ends the run at once"
-        ));
-        self.reason = Some(format!("{signal} to zipper-launch"));
-        self.send(client);
-        Ok(())
-    }
-
-    /// Tells the coordinator, if there is something to tell.
-    fn send(&self, client: &RunServiceClient<Channel>) {
-        let Some(reason) = self.reason.clone() else {
-            return;
-        };
-        let mut client = client.clone();
-        tokio::spawn(async move {
-            if let Err(status) = client.stop(v1::StopRequest { reason }).await {
-                tracing::warn!("the coordinator did not take the request to stop: {status}");
-            }
-        });
     }
 }
 

@@ -108,7 +108,8 @@ fn eval_repeats_the_figures_of_the_run() {
     assert!(code == Some(2) && message.contains("step-00000099"), "{message}");
 }
 
-/// A worker that is killed ends the run with exit code 1 and its name, and `--resume` goes on from the last checkpoint.
+/// Where no worker may be started again, one that is killed ends the run with exit code 1 and its name, and `--resume` goes on
+/// from the last checkpoint.
 #[test]
 fn a_lost_worker_is_named_and_the_run_can_be_resumed() {
     let fixture = Fixture::new();
@@ -116,7 +117,8 @@ fn a_lost_worker_is_named_and_the_run_can_be_resumed() {
         text.replace("steps: 6,", "steps: 60,")
             .replace("untrained: true", "untrained: false")
     });
-    let arguments = launch(&fixture, "long.yaml", "run", &["--nodes", "2"]);
+    let once = ["--nodes", "2", "--set", "elastic.restarts_per_node=0"];
+    let arguments = launch(&fixture, "long.yaml", "run", &once);
     let launched = Launched::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
     let checkpoint = fixture.path().join("run/checkpoints/step-00000004/MANIFEST.json");
     wait_until("the first checkpoint is written", || checkpoint.exists());

@@ -1,5 +1,5 @@
-//! Goal: a worker that is lost in the middle of training is named, with the operation at which the others missed it; every
-//! survivor ends by itself with that message, flight records stay in the run, and no process is left.
+//! Goal: a worker that is lost in the middle of training is named, with the operation at which the others missed it; where it may
+//! not be started again the run ends with that message, flight records stay in the run, and no process is left.
 //! Method: the real programs, three workers, one of which gets a signal at whatever it is doing.
 
 use std::fs;
@@ -19,6 +19,7 @@ fn lose(node: u32, fixture: &Fixture, signal: Signal, more: &[&str]) -> (Finishe
     let config = fixture.path().join("long.yaml").display().to_string();
     let run = fixture.run_url("run");
     let mut arguments = vec!["--nodes", "3", "--config", &config, "--run", &run];
+    arguments.extend(["--set", "elastic.restarts_per_node=0"]);
     arguments.extend(more.iter().flat_map(|set| ["--set", set]));
     let launched = Launched::start(&arguments);
     let checkpoint = fixture.path().join("run/checkpoints/step-00000004/MANIFEST.json");

@@ -52,6 +52,9 @@ struct Arguments {
     /// Take over from the coordinator that had this claim and is known to be dead, with its workers.
     #[arg(long)]
     supersede: Option<u64>,
+    /// Changes to the run's configuration that hold for this launch.
+    #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
+    overrides: Vec<String>,
 }
 
 #[tokio::main]
@@ -68,7 +71,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
         .await
         .map_err(|error| UserError::new(error.to_string()))?;
     let config = std::str::from_utf8(&config).context("run.yaml is not UTF-8")?;
-    let config = zipper_config::from_str(config, layout::RUN_CONFIG, &[])
+    let config = zipper_config::from_str(config, layout::RUN_CONFIG, &arguments.overrides)
         .map_err(|error| UserError::new(error.to_string()))?;
     if config.runtime.bank_memory_mib.is_some() && arguments.bank_bytes.is_none() {
         return Err(UserError::new("`runtime.bank_memory_mib` needs `--bank-bytes`").into());

@@ -135,7 +135,13 @@ pub fn checkpoints(config: &RunConfig, from: Step, reached: Step, at_end: bool) 
 pub(crate) mod tests {
     use super::*;
 
+    /// Checkpoints every 2 steps, unless `more` says otherwise.
     pub(crate) fn config(more: &str) -> RunConfig {
+        let checkpoint = if more.contains("checkpoint:") {
+            ""
+        } else {
+            "checkpoint: {every_steps: 2}"
+        };
         let yaml = format!(
             "
 name: tiny
@@ -145,12 +151,12 @@ training:
   align: {{steps: 5}}
   zipper: {{steps: 4}}
   batch_audio_seconds: 8
-checkpoint: {{every_steps: 2}}
 evaluation:
   tests: [{{name: t, manifest: t.jsonl}}]
   untrained: true
   no_audio_control: true
-{more}"
+{more}
+{checkpoint}"
         );
         zipper_config::from_str(&yaml, "test", &[]).expect("a valid configuration")
     }

@@ -48,6 +48,8 @@ pub(super) enum Message {
     Step(Box<v1::StepMetrics>),
     /// A worker was told how the run ended.
     TookVerdict(WorkerId),
+    /// The agent of a node was told.
+    AgentTookVerdict(u32),
 }
 
 /// Everything that watchers were told, so that a late one catches up.
@@ -82,6 +84,8 @@ pub(super) struct Owner {
     works: mpsc::UnboundedSender<Work>,
     /// Workers that have fetched the verdict, or ended without it.
     farewell: BTreeSet<WorkerId>,
+    /// Nodes whose agents have heard of the verdict.
+    agents_told: BTreeSet<u32>,
     ended: Option<Instant>,
 }
 
@@ -105,6 +109,7 @@ impl Owner {
             history,
             works,
             farewell: BTreeSet::new(),
+            agents_told: BTreeSet::new(),
             ended: None,
         }
     }
@@ -136,7 +141,8 @@ impl Owner {
                 }
             }
             if let (Some(verdict), Some(ended)) = (self.state.verdict(), self.ended) {
-                let everyone = self.state.workers().all(|worker| self.farewell.contains(worker));
+                let everyone = self.state.workers().all(|worker| self.farewell.contains(worker))
+                    && self.state.nodes().all(|node| self.agents_told.contains(&node));
                 if everyone || ended.elapsed() > FAREWELL {
                     return Ok(verdict.clone());
                 }
@@ -165,6 +171,9 @@ impl Owner {
             }
             Message::TookVerdict(worker) => {
                 self.farewell.insert(worker);
+            }
+            Message::AgentTookVerdict(node) => {
+                self.agents_told.insert(node);
             }
         }
         Ok(())

@@ -500,9 +500,13 @@ impl AgentService for Services {
             worker_id: worker.0,
             incarnation: incarnation.0,
         });
+        let verdict = self.views.borrow().verdict.as_ref().map(wire_verdict);
+        if verdict.is_some() {
+            self.send(Message::AgentTookVerdict(node)).await?;
+        }
         Ok(Response::new(v1::AgentHeartbeatResponse {
             kill: kill.collect(),
-            verdict: self.views.borrow().verdict.as_ref().map(wire_verdict),
+            verdict,
         }))
     }
 

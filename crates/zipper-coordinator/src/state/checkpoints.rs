@@ -40,9 +40,9 @@ impl State {
             return;
         };
         let at_end = (ends_stage && !yielded) || stopped;
-        let written = schedule::checkpoints(&self.config, from, reached, at_end);
-        self.expected
-            .extend(written.into_iter().filter(|step| !self.published.contains(step)));
+        let mut written = schedule::checkpoints(&self.config, from, reached, at_end);
+        written.retain(|step| !self.was_published(*step));
+        self.expected.extend(written);
         self.furthest = self.furthest.max(reached);
         if yielded || stopped {
             self.go_on_from(reached);
@@ -65,7 +65,7 @@ impl State {
         let Phase::Together(together) = &self.phase else {
             return;
         };
-        if self.published.contains(&step) {
+        if self.was_published(step) {
             return;
         }
         let pending = self.pending.entry(step).or_insert_with(|| Pending {
@@ -105,8 +105,14 @@ impl State {
         let retire = self.retire();
         for step in &retire {
             self.published.remove(step);
+            self.retired.insert(*step);
         }
         effects.push(Effect::Committed { step, retire });
+    }
+
+    /// Whether there is a checkpoint of `step`, or was one that is not kept.
+    pub(super) fn was_published(&self, step: Step) -> bool {
+        self.published.contains(&step) || self.retired.contains(&step)
     }
 
     /// Checkpoints that are not kept any longer.

@@ -68,6 +68,11 @@ impl State {
         (*ended == incarnation).then_some(advice)
     }
 
+    /// Nodes whose agents have registered.
+    pub fn nodes(&self) -> impl Iterator<Item = u32> {
+        self.nodes.keys().copied()
+    }
+
     /// Processes of a node that were given up and may still be running.
     pub fn to_kill(&self, node: u32) -> Vec<(WorkerId, Incarnation)> {
         let of_node = format!("node{node}/");
@@ -278,14 +283,16 @@ impl State {
             Some(loss) => format!("{}\n", loss.diagnose(now, self.generation)),
             None => String::new(),
         };
-        let reasons: Vec<&str> = left_out
-            .iter()
-            .map(|reason| reason.lines().next().unwrap_or_default())
-            .collect();
+        // The first one with the end of its log, the others in a line each.
+        let (first, others) = left_out.split_first().expect("a node is left out");
+        let others = others.iter().map(|reason| {
+            let line = reason.lines().next().unwrap_or_default();
+            format!("\n{line}")
+        });
         let verdict = Verdict::Failed(format!(
-            "{before}too few workers are left for the {} that the run needs: {}",
+            "{before}too few workers are left for the {} that the run needs: {first}{}",
             self.crew.min_workers,
-            reasons.join("; ")
+            others.collect::<String>()
         ));
         self.end(now, verdict, effects);
     }

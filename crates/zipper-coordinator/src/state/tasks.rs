@@ -38,7 +38,7 @@ impl State {
         // A checkpoint that was due here and has not been finished.
         if step > Step(0)
             && schedule::is_checkpoint(&self.config, step)
-            && !self.published.contains(&step)
+            && !self.was_published(step)
             && let Some(stage) = schedule::stages(&self.config).stage_of(step)
         {
             self.left.push(Planned::Save { stage, step });
@@ -85,7 +85,7 @@ impl State {
     /// What a run that stops still has to do: store what it has done since the last checkpoint.
     fn last_save(&mut self) -> Option<Planned> {
         let step = self.reached;
-        if step == Step(0) || self.published.contains(&step) || self.expected.contains(&step) {
+        if step == Step(0) || self.was_published(step) || self.expected.contains(&step) {
             return None;
         }
         let stage = schedule::stages(&self.config).stage_of(step)?;
@@ -135,7 +135,7 @@ impl State {
         match planned {
             Planned::Train { from, ends_stage, .. } => self.trained(from, ends_stage, &outcomes),
             Planned::Save { step, .. } => {
-                if !self.published.contains(&step) {
+                if !self.was_published(step) {
                     self.expected.insert(step);
                 }
             }

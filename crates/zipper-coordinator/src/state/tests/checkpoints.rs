@@ -71,3 +71,21 @@ fn a_checkpoint_that_cannot_be_published_ends_the_run() {
         "the checkpoint of step 6 cannot be published: the disk is full"
     );
 }
+
+/// Retention works while ranks are still training: a checkpoint that came and went is not awaited at the end.
+#[test]
+fn a_checkpoint_that_is_no_longer_kept_is_not_awaited() {
+    let mut play = Play::formed("checkpoint: {every_steps: 1, keep_last: 1}", 5);
+    for step in [6, 7, 8, 9] {
+        play.store(0, step);
+        play.store(1, step);
+        play.publish(step);
+    }
+    while play.state.task().is_some() {
+        for rank in 0..2 {
+            let outcome = play.whole(rank);
+            play.complete(rank, outcome);
+        }
+    }
+    assert_eq!(play.state.verdict(), Some(&Verdict::Done));
+}
