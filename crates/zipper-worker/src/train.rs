@@ -55,6 +55,9 @@ pub(crate) struct Arguments {
     /// Address of this machine that other workers can reach.
     #[arg(long, default_value = "127.0.0.1")]
     host: String,
+    /// Changes to the run's configuration that hold for this launch.
+    #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
+    overrides: Vec<String>,
     /// Where the tensors are: `cpu` or `cuda:0`.
     #[arg(long, default_value = "cpu", value_parser = device)]
     device: Device,
@@ -92,7 +95,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     });
     let runtime = Runtime::new().context("the async runtime cannot start")?;
     let store = RunStore::open(&arguments.run).map_err(|error| UserError::new(error.to_string()))?;
-    let (config, skipped) = runtime.block_on(read_run(&store))?;
+    let (config, skipped) = runtime.block_on(read_run(&store, &arguments.overrides))?;
     let options = StoreOptions {
         multipart_bytes: config.checkpoint.multipart_mib << 20,
         ..StoreOptions::default()
@@ -154,10 +157,10 @@ fn stop_on_signals(runtime: &Runtime, control: &Control) -> anyhow::Result<()> {
 }
 
 /// The resolved configuration and the ids of utterances that the launcher found to be unreadable.
-async fn read_run(store: &RunStore) -> anyhow::Result<(RunConfig, Vec<String>)> {
+async fn read_run(store: &RunStore, overrides: &[String]) -> anyhow::Result<(RunConfig, Vec<String>)> {
     let config = store.get(layout::RUN_CONFIG).await?;
     let config = std::str::from_utf8(&config).context("run.yaml is not UTF-8")?;
-    let config = zipper_config::from_str(config, layout::RUN_CONFIG, &[])?;
+    let config = zipper_config::from_str(config, layout::RUN_CONFIG, overrides)?;
     let skipped = if store.exists(layout::SKIPPED).await? {
         serde_json::from_slice(&store.get(layout::SKIPPED).await?).context(layout::SKIPPED)?
     } else {
