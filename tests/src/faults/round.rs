@@ -1,5 +1,6 @@
 //! One run with one fault, judged against the run without.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -158,7 +159,19 @@ impl Round {
     /// never more than the steps between two copies of a bank.
     fn account(&mut self, events: &[(Instant, Event)], snapshot_every: u64) {
         let mut committed = 0;
+        // A watcher that connects again is told again what it needs to catch up.
+        let (mut broken, mut recovered_in, mut resumed_at) =
+            (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for (_, event) in events {
+            let is_new = match event {
+                Event::GenerationBroken(loss) => broken.insert(loss.generation),
+                Event::Recovered(recovered) => recovered_in.insert(recovered.generation),
+                Event::Resumed(resumed) => resumed_at.insert(resumed.step),
+                _ => true,
+            };
+            if !is_new {
+                continue;
+            }
             match event {
                 Event::CheckpointCommitted(checkpoint) => committed = committed.max(checkpoint.step),
                 Event::GenerationBroken(_) => self.broken += 1,
