@@ -293,10 +293,10 @@ async fn a_run_that_is_fought_over_stays_whole() {
                 assert_eq!(bytes, expected, "seed {seed}: {} {}", checkpoint.id, part.path);
             }
         }
-        for (step, epoch) in world.published.borrow().iter() {
-            let found = run.checkpoints().load_manifest(*step).await;
+        for (step, epoch) in world.published.take() {
+            let found = run.checkpoints().load_manifest(step).await;
             let found = found.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
-            assert_eq!(found.generation.0, *epoch, "seed {seed}: {step}");
+            assert_eq!(found.generation.0, epoch, "seed {seed}: {step}");
         }
         published += list.checkpoints.len();
         epochs += world.active.get();
