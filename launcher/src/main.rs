@@ -2,7 +2,7 @@
 //!
 //! Reading order: `run` (the main job), `preflight` (everything that can be refused before anything starts), `resume` (what a run that is
 //! there goes on with), `signals`, `devices` (how
-//! many workers, on which GPUs), `plan` (who would hold what), `processes` (coordinator and node agents), `agent` (one node's workers), `display` and
+//! many workers, on which GPUs), `plan` (who would hold what), `processes` and `restarts` (coordinator and node agents), `agent` (one node's workers), `display` and
 //! `table` (what people see), `checkpoints`.
 
 mod agent;
@@ -12,6 +12,7 @@ mod display;
 mod plan;
 mod preflight;
 mod processes;
+mod restarts;
 mod resume;
 mod run;
 mod signals;

@@ -121,9 +121,7 @@ async fn configuration(
         None => begun.changed(overrides)?,
     };
     let differences = begun.differences(store.url(), &config)?;
-    if resume == Resume::Require {
-        resume::require_checkpoint(store).await?;
-    }
+    resume::check_checkpoints(store, resume).await?;
     let changes = differences.iter().map(Difference::as_override);
     Ok((config, changes.collect()))
 }

@@ -18,13 +18,14 @@ use zipper_cli::UserError;
 
 use crate::display::Display;
 use crate::preflight::Prepared;
+use crate::restarts::Restarts;
 
 /// How long the coordinator may take until it listens, besides the time for which another one's claim counts.
 const START_TIMEOUT: Duration = Duration::from_mins(1);
 /// How often to look whether all processes live.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
-/// Pause before an agent is started again.
-const AGENT_PAUSE: Duration = Duration::from_secs(1);
+/// How long a coordinator that did not start may take to end.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 const LAST_LINES: usize = 20;
 
 /// Where the processes run.
@@ -43,8 +44,7 @@ pub(crate) struct Processes {
     address: SocketAddr,
     /// The coordinator's claim on the run.
     epoch: u64,
-    /// How often the coordinator was started again.
-    restarts: u32,
+    restarts: Restarts,
     agents: Vec<AgentSlot>,
 }
 
@@ -52,6 +52,7 @@ pub(crate) struct Processes {
 struct AgentSlot {
     node: u32,
     child: Option<Child>,
+    restarts: Restarts,
     /// When to start another one.
     due: Option<Instant>,
 }
@@ -68,6 +69,8 @@ struct Starter {
     patience: Duration,
     lease_ttl: Duration,
     max_restarts: u32,
+    restart_window: Duration,
+    restart_backoff: Duration,
 }
 
 impl Processes {
@@ -81,16 +84,17 @@ impl Processes {
                 Ok(AgentSlot {
                     node,
                     child,
+                    restarts: starter.restarts(),
                     due: None,
                 })
             })
             .collect::<anyhow::Result<Vec<_>>>()?;
         Ok(Self {
+            restarts: starter.restarts(),
             starter,
             coordinator,
             address,
             epoch,
-            restarts: 0,
             agents,
         })
     }
@@ -128,8 +132,9 @@ impl Processes {
             {
                 slot.child = None;
                 // One that ended in order was told to.
-                slot.due = (!status.success()).then(|| Instant::now() + AGENT_PAUSE);
                 if !status.success() {
+                    let (_, pause) = slot.restarts.note(Instant::now());
+                    slot.due = Some(Instant::now() + pause);
                     display.line(&format!(
                         "the agent of node {} ended ({status}); starting another",
                         slot.node
@@ -157,11 +162,18 @@ impl Processes {
         if status.code() == Some(2) {
             return Err(UserError::new(format!("the coordinator ended; {}", end())).into());
         }
-        self.restarts += 1;
-        if self.restarts > self.starter.max_restarts {
-            bail!("the coordinator ended {} times; {}", self.restarts, end());
+        let (count, pause) = self.restarts.note(Instant::now());
+        if count > self.starter.max_restarts as usize {
+            bail!(
+                "the coordinator ended {count} times within `elastic.restart_window` = {}; {}",
+                humantime::format_duration(self.starter.restart_window),
+                end()
+            );
         }
         display.line(&format!("the coordinator ended ({status}); starting another"));
+        if count > 1 {
+            sleep(pause).await;
+        }
         let (coordinator, address, epoch) = self.starter.coordinator(self.address, Some(self.epoch)).await?;
         self.coordinator = coordinator;
         self.address = address;
@@ -239,7 +251,13 @@ impl Starter {
             patience: config.elastic.coordinator_timeout,
             lease_ttl: config.elastic.lease_ttl,
             max_restarts: config.elastic.restarts_per_node,
+            restart_window: config.elastic.restart_window,
+            restart_backoff: config.elastic.restart_backoff,
         }
+    }
+
+    fn restarts(&self) -> Restarts {
+        Restarts::new(self.restart_window, self.restart_backoff)
     }
 
     fn coordinator_log(&self) -> PathBuf {
@@ -264,7 +282,7 @@ impl Starter {
             Ok((address, epoch)) => Ok((child, address, epoch)),
             Err(error) => {
                 let end = last_lines(&log);
-                let status = tokio::time::timeout(AGENT_PAUSE, child.wait()).await;
+                let status = tokio::time::timeout(EXIT_TIMEOUT, child.wait()).await;
                 if let Ok(Ok(status)) = status
                     && status.code() == Some(2)
                 {
@@ -387,4 +405,28 @@ async fn read_address(coordinator: &mut Child, timeout: Duration) -> anyhow::Res
         address.context("its first line has no address")?,
         value["epoch"].as_u64().context("its first line has no claim")?,
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Error;
+
+    use super::*;
+
+    #[test]
+    fn the_coordinators_refusal_is_passed_through() {
+        let log = [
+            "2026-01-02T03:04:05Z  INFO something else",
+            "error: the run is held by process 7 on `a` since 2026-01-02T03:04:05Z",
+            "",
+            "hint: stop that run first",
+        ];
+        let mut printed = Vec::new();
+        let status = zipper_cli::report(&Error::new(said(&log.map(ToOwned::to_owned))), &mut printed);
+        assert_eq!(status, zipper_cli::ExitStatus::Usage);
+        assert_eq!(
+            String::from_utf8_lossy(&printed),
+            "error: the run is held by process 7 on `a` since 2026-01-02T03:04:05Z\n\nhint: stop that run first\n"
+        );
+    }
 }

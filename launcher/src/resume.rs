@@ -125,10 +125,17 @@ impl Begun {
     }
 }
 
-/// Refuses a run without checkpoints that must have one. From which the run goes on is decided by the coordinator, which has
-/// the run to itself.
-pub(crate) async fn require_checkpoint(store: &RunStore) -> anyhow::Result<()> {
-    if store.checkpoints().latest().await.map_err(fault)?.is_some() {
+/// Looks at the manifests of the run's checkpoints: tells of damaged ones, refuses those of a newer Zipper, and a run without any that must
+/// have one. From which the run goes on is decided by the coordinator, which has the run to itself.
+pub(crate) async fn check_checkpoints(store: &RunStore, resume: Resume) -> anyhow::Result<()> {
+    let list = store.checkpoints().list().await.map_err(fault)?;
+    for (step, error) in list.unreadable {
+        if error.kind() != ErrorKind::Damaged {
+            return Err(fault(error));
+        }
+        eprintln!("warning: the checkpoint of step {step} is damaged: {error}");
+    }
+    if resume != Resume::Require || !list.checkpoints.is_empty() {
         return Ok(());
     }
     let error = UserError::new(format!(

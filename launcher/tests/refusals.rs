@@ -422,25 +422,6 @@ fn runs_that_cannot_begin_or_go_on_are_refused() {
             ],
         },
         Case {
-            shows: "a run begun with another configuration, and every difference",
-            spoil: begin,
-            arguments: &[
-                "--set",
-                "seed=4",
-                "--set",
-                "training.zipper.lr=0.5",
-                "--set",
-                "data.languages=[en]",
-            ],
-            says: &[
-                "the run in `file://FOLDER/run` was begun with another configuration",
-                "\n  seed: 3 in the run, 4 now\n",
-                "\n  training.zipper.lr: 0.001 in the run, 0.5 now\n",
-                "\n  data.languages: [\"en\",\"de\"] in the run, [\"en\"] now\n",
-                "hint: undo the changes, or choose another `--run` for them",
-            ],
-        },
-        Case {
             shows: "--resume require where every checkpoint is damaged; they stay as they are",
             spoil: |at| {
                 begin(at);
@@ -482,9 +463,102 @@ fn runs_that_cannot_begin_or_go_on_are_refused() {
             shows: "a run.yaml in the run that somebody damaged",
             spoil: |at| write(at, "run/run.yaml", "name: [refused"),
             arguments: &[],
-            says: &["`file://FOLDER/run/run.yaml` is not YAML"],
+            says: &[
+                "file://FOLDER/run/run.yaml",
+                "not YAML",
+                "hint: no run can go on from there",
+            ],
         },
     ]);
+}
+
+#[test]
+fn other_configurations_are_refused_unless_they_train_the_same() {
+    all_refused(&[
+        Case {
+            shows: "a run begun with another configuration, and every difference",
+            spoil: begin,
+            arguments: &[
+                "--set",
+                "seed=4",
+                "--set",
+                "training.zipper.lr=0.5",
+                "--set",
+                "data.languages=[en]",
+            ],
+            says: &[
+                "the run in `file://FOLDER/run` was begun with another configuration",
+                "\n  - seed: 3\n  + seed: 4\n",
+                "\n  - training.zipper.lr: 0.001\n  + training.zipper.lr: 0.5\n",
+                "\n  - data.languages: [\"en\",\"de\"]\n  + data.languages: [\"en\"]\n",
+                "hint: undo the changes, or choose another `--run` for them",
+            ],
+        },
+        Case {
+            shows: "what says where and how the run is made may change and is shown (the workers stop the run here)",
+            spoil: begin,
+            arguments: &[
+                "--set",
+                "runtime.grace=30s",
+                "--set",
+                "checkpoint.keep_last=7",
+                "--set",
+                "evaluation.tests=[{name: held-out, manifest: train.jsonl}]",
+                "--nodes",
+                "64",
+            ],
+            says: &[
+                "This launch differs from the run's configuration (- in the run, + now):\n  - checkpoint.keep_last: 3\n  + \
+                 checkpoint.keep_last: 7\n",
+                "  - evaluation.tests: []\n  + evaluation.tests: [{",
+                "  - runtime.grace: \"1m\"\n  + runtime.grace: \"30s\"\n",
+                "error: ",
+                "64 workers",
+            ],
+        },
+        Case {
+            shows: "of mixed changes only those that may not be made are refused",
+            spoil: begin,
+            arguments: &["--set", "seed=4", "--set", "runtime.grace=30s"],
+            says: &[
+                "begun with another configuration (- in the run, + now):\n  - seed: 3\n  + seed: 4\n\nhint: ",
+            ],
+        },
+    ]);
+}
+
+#[test]
+fn a_run_goes_on_with_its_own_configuration() {
+    // Goal: where the file is not at hand the run's own is taken, with the same checks of what may change; and only a run that is
+    // there has one. Method: 64 nodes are refused after the configuration was read.
+    let folder = folder();
+    let at = folder.path();
+    let refused = |arguments: &[&str]| {
+        let output = launch(at, &[&["--run", "run"], arguments].concat());
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
+        stderr
+    };
+    let absent = refused(&[]);
+    assert!(
+        absent.contains("there is no run in `file://") && absent.contains("`--config FILE`"),
+        "{absent}"
+    );
+    begin(at);
+    fs::remove_file(at.join("run.yaml")).expect("it is there");
+    let taken = refused(&["--nodes", "64"]);
+    assert!(
+        taken.contains("Training data:") && taken.contains("64 workers") && !taken.contains("differs"),
+        "{taken}"
+    );
+    let changed = refused(&["--set", "seed=4"]);
+    assert!(changed.contains("  - seed: 3\n  + seed: 4\n"), "{changed}");
+    fs::remove_dir(at.join("llm")).expect("it is empty");
+    let gone = refused(&[]);
+    assert!(
+        gone.contains("model.llm.path") && gone.contains("make them available here"),
+        "{gone}"
+    );
 }
 
 #[test]
