@@ -2,6 +2,8 @@
 //!
 //! An object store cannot append, so the lines are kept here and the object is written anew every few seconds.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +16,7 @@ const WRITE_EVERY: Duration = Duration::from_secs(2);
 
 /// The lines of a run's metrics.
 pub struct Metrics {
-    lines: Vec<(Step, String)>,
+    lines: BTreeMap<Step, String>,
     unwritten: bool,
     last_write: Option<Duration>,
 }
@@ -31,7 +33,7 @@ impl Metrics {
             Err(error) => return Err(error),
         };
         let step_of = |line: &str| serde_json::from_str::<serde_json::Value>(line).ok()?["step"].as_u64();
-        let lines: Vec<(Step, String)> = text
+        let lines: BTreeMap<Step, String> = text
             .lines()
             .filter_map(|line| Some((Step(step_of(line)?), line.to_owned())))
             .filter(|(step, _)| resume.is_none_or(|resume| *step <= resume))
@@ -46,18 +48,19 @@ impl Metrics {
 
     /// The lines that there are.
     pub fn lines(&self) -> impl Iterator<Item = &str> {
-        self.lines.iter().map(|(_, line)| line.as_str())
+        self.lines.values().map(String::as_str)
     }
 
-    /// Adds a step, and says whether it was new: one that was made again is not added again.
+    /// Adds a step, and says whether it is the newest: one that was made again is not added again, and one that is told late,
+    /// as to a coordinator that has come back, takes its place among the others.
     pub fn add(&mut self, metrics: &v1::StepMetrics) -> bool {
         let step = Step(metrics.step);
-        let is_new = self.lines.last().is_none_or(|(last, _)| *last < step);
-        if is_new {
-            self.lines.push((step, line(metrics)));
+        let is_newest = self.lines.last_key_value().is_none_or(|(last, _)| *last < step);
+        if let Entry::Vacant(vacant) = self.lines.entry(step) {
+            vacant.insert(line(metrics));
             self.unwritten = true;
         }
-        is_new
+        is_newest
     }
 
     /// The object's new contents, if there is something new and the last write was long enough ago, or if it is `urgent`.
@@ -70,8 +73,8 @@ impl Metrics {
         }
         let text: String = self
             .lines
-            .iter()
-            .flat_map(|(_, line)| [line.as_str(), "\n"])
+            .values()
+            .flat_map(|line| [line.as_str(), "\n"])
             .collect();
         self.unwritten = false;
         self.last_write = Some(now);
@@ -100,4 +103,43 @@ fn line(metrics: &v1::StepMetrics) -> String {
         "skipped": metrics.skipped, "spike": metrics.spike, "by_language": by_language,
     })
     .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: rank 0 tells the lines again that a lost coordinator had not written; by then newer ones may have come.
+    #[test]
+    fn lines_that_are_told_late_are_not_lost() {
+        let mut metrics = Metrics {
+            lines: BTreeMap::new(),
+            unwritten: false,
+            last_write: None,
+        };
+        let step = |step, loss| v1::StepMetrics {
+            step,
+            loss,
+            ..v1::StepMetrics::default()
+        };
+        let told = [(1, 1.0), (4, 1.0), (2, 1.0), (3, 1.0), (4, 2.0)];
+        let newest = told.map(|(number, loss)| metrics.add(&step(number, loss)));
+        assert_eq!(newest, [true, true, false, false, false]);
+        let text = metrics
+            .to_write(Duration::ZERO, false)
+            .expect("there is something new");
+        let losses: Vec<(u64, f64)> = std::str::from_utf8(&text)
+            .expect("UTF-8")
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"))
+            .map(|line| {
+                (
+                    line["step"].as_u64().unwrap_or(0),
+                    line["loss"].as_f64().unwrap_or(0.0),
+                )
+            })
+            .collect();
+        assert_eq!(losses, [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0)]);
+        assert_eq!(metrics.to_write(Duration::from_secs(9), true), None);
+    }
 }
