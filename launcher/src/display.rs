@@ -56,8 +56,9 @@ impl Display {
                     spares => format!(", {spares} to spare"),
                 };
                 self.line(&format!(
-                    "{} workers joined (generation {}){spares}",
-                    formed.world_size, formed.generation
+                    "{} joined (generation {}){spares}",
+                    workers(formed.world_size),
+                    formed.generation
                 ));
             }
             Event::Resumed(resumed) => {
@@ -191,6 +192,13 @@ impl Display {
     }
 }
 
+fn workers(number: u32) -> String {
+    match number {
+        1 => "1 worker".to_owned(),
+        number => format!("{number} workers"),
+    }
+}
+
 fn recovery(recovered: &v1::Recovered) -> String {
     let took = zipper_proto::duration(recovered.took).unwrap_or_default();
     let from = if recovered.from_checkpoint {
@@ -204,9 +212,9 @@ fn recovery(recovered: &v1::Recovered) -> String {
         steps => format!("{steps} steps were made again"),
     };
     format!(
-        "recovered in {:.1}s with {} workers from {from} {}: {repeated}",
+        "recovered in {:.1}s with {} from {from} {}: {repeated}",
         took.as_secs_f64(),
-        recovered.world_size,
+        workers(recovered.world_size),
         recovered.from_step
     )
 }
@@ -252,6 +260,47 @@ fn waiting(metrics: &v1::StepMetrics) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn recoveries_and_summaries_are_sentences() {
+        let seconds = |seconds| std::time::Duration::from_secs(seconds).try_into().ok();
+        let recovered = v1::Recovered {
+            world_size: 1,
+            from_step: 177,
+            took: seconds(2),
+            ..v1::Recovered::default()
+        };
+        assert_eq!(
+            recovery(&recovered),
+            "recovered in 2.0s with 1 worker from the memory of step 177: no step was lost"
+        );
+        let recovered = v1::Recovered {
+            world_size: 3,
+            from_checkpoint: true,
+            repeated_steps: 9,
+            ..recovered
+        };
+        assert_eq!(
+            recovery(&recovered),
+            "recovered in 2.0s with 3 workers from the checkpoint of step 177: 9 steps were made again"
+        );
+        let lost = [("starting", 3), ("recovering", 7)]
+            .into_iter()
+            .filter_map(|(cause, time)| Some((cause.to_owned(), seconds(time)?)))
+            .collect();
+        let summary = v1::Summary {
+            total: seconds(200),
+            productive: seconds(190),
+            lost,
+            losses: 2,
+            repeated_steps: 9,
+        };
+        assert_eq!(
+            effective_time(&summary),
+            "effective training time: 95.0 % of 3m 20s; lost: 7.0s recovering, 3.0s starting; 2 losses of workers, 9 steps made \
+             again"
+        );
+    }
 
     #[test]
     fn communication_is_a_part_of_the_step() {
