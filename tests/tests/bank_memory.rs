@@ -40,8 +40,12 @@ fn workers_get_no_more_banks_than_their_memory_holds() {
 
     let done = launch("3");
     assert_eq!(done.code, Some(0), "{}", done.stderr);
-    let entry = fs::read(fixture.path().join("run/journal/000000000000.json")).expect("a journal");
-    let entry: Value = serde_json::from_slice(&entry).expect("JSON");
+    let journal = fs::read_dir(fixture.path().join("run/journal")).expect("a journal");
+    let entry = journal
+        .map(|entry| fs::read(entry.expect("an entry").path()).expect("it can be read"))
+        .map(|entry| serde_json::from_slice::<Value>(&entry).expect("JSON"))
+        .find(|entry| entry["event"] == "generation")
+        .expect("a generation was formed");
     let mut owners: Vec<(u64, u64)> = ["en", "de", "vi"]
         .map(|lang| {
             let rank = |end: usize| entry["banks"][lang][end].as_u64().expect("a rank");

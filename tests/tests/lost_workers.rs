@@ -43,7 +43,7 @@ fn assert_named(node: u32, finished: &Finished, fixture: &Fixture, cause: &str) 
         "it had completed step ",
         "So the collective operation `",
         " of step ",
-        &format!("had come to it, {name}"),
+        " had come to it",
         "`flight/generation-1` of the run",
     ] {
         assert!(stderr.contains(words), "no `{words}` in:\n{stderr}");

@@ -453,7 +453,7 @@ impl State {
             }
             Event::NodeRegistered(agent) => self.node_registered(now, agent, &mut effects),
             Event::AgentAlive { node, incarnation } => self.agent_alive(now, node, incarnation),
-            Event::Exited(ended) => self.exited(now, ended, &mut effects),
+            Event::Exited(ended) => self.exited(now, &ended, &mut effects),
             Event::StopRequested { reason } => self.stop(now, reason, &mut effects),
             Event::Abandoned => {
                 let verdict = Verdict::Stopped("zipper-launch is gone".to_owned());
@@ -504,7 +504,7 @@ impl State {
         let grace = self.config.runtime.grace;
         (now.saturating_sub(stop.since) > grace).then(|| {
             let from = match self.committed() {
-                Some(step) => format!("it goes on from step {step}"),
+                Some(committed) => format!("it goes on from step {committed}"),
                 None => "it begins anew".to_owned(),
             };
             Verdict::Stopped(format!(

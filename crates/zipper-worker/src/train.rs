@@ -209,8 +209,8 @@ impl Worker {
             Err(error) => return Err(self.fail(error, false)),
         };
         loop {
-            let held = session.held().iter().map(wire_held).collect();
-            let assignment = match self.control.join(&store_address, held)? {
+            let held: Vec<v1::HeldState> = session.held().iter().map(wire_held).collect();
+            let assignment = match self.control.join(&store_address, &held)? {
                 Joined::Assigned(assignment) => assignment,
                 Joined::Finished(verdict) => return exit_status(&verdict),
             };
@@ -454,7 +454,11 @@ impl Worker {
         let options = GroupOptions {
             backend: *backend,
             device: *device,
-            first_timeout: runtime.first_collective_timeout,
+            first_timeout: match origin(assignment)? {
+                // Everyone has loaded its model and remembers something: who does not come now is lost.
+                Origin::Memory { .. } => self.config.elastic.regroup_timeout,
+                Origin::Fresh | Origin::Checkpoint => runtime.first_collective_timeout,
+            },
             check: runtime.check_collectives,
             recorder: self.recorder.clone(),
             roll_call: Some(RollCall::new(&store)?),

@@ -1,4 +1,4 @@
-//! The shell around [`State`](crate::state::State): one task owns the state and applies events in turn (`owner`), another writes
+//! The shell around [`State`]: one task owns the state and applies events in turn (`owner`), another writes
 //! what it decides (`scribe`), a third keeps the lease, and the gRPC services (`service`) ask and tell.
 
 mod owner;
@@ -102,7 +102,10 @@ pub async fn serve(
         at: owner::now_text(),
     };
     // The receiver is a few lines below.
-    let _ = works.send(Work::Note(entry, Some(Event::Reserved(reserved))));
+    let _ = works.send(Work::Note(
+        Box::new(entry),
+        Some(Box::new(Event::Reserved(reserved))),
+    ));
     if past.reached > Step(0) && past.adopted.is_none() {
         history.add(v1::watch_response::Event::Resumed(v1::Resumed {
             step: past.reached.0,
@@ -130,7 +133,9 @@ pub async fn serve(
     let owner = tokio::spawn(owner.run(inbox, telling));
     tokio::spawn(async move {
         while let Some(event) = stop.recv().await {
-            let _ = messages.send(Message::Event(event, oneshot::channel().0)).await;
+            let _ = messages
+                .send(Message::Event(Box::new(event), oneshot::channel().0))
+                .await;
         }
     });
     let verdict = owner.await.context("the coordinator's state was lost")?;

@@ -41,7 +41,7 @@ pub(super) type Question = Box<dyn FnOnce(&State) + Send>;
 /// For the task that owns the state.
 pub(super) enum Message {
     /// An event of somebody who needs no answer but that it was taken in.
-    Event(Event, oneshot::Sender<()>),
+    Event(Box<Event>, oneshot::Sender<()>),
     /// Something is asked; the question sends the answer itself.
     Ask(Question),
     /// Metrics of a step.
@@ -125,7 +125,7 @@ impl Owner {
             tokio::select! {
                 biased;
                 told = told.recv() => match told {
-                    Some(Told::Event(event)) => self.apply(event).await?,
+                    Some(Told::Event(event)) => self.apply(*event).await?,
                     // Not a failure of the run, which goes on elsewhere.
                     Some(Told::Fenced(message)) => return Err(UserError::new(message).into()),
                     None => bail!("the run's journal is not written any more"),
@@ -153,11 +153,11 @@ impl Owner {
     async fn take(&mut self, message: Message) -> anyhow::Result<()> {
         match message {
             Message::Event(event, done) => {
-                if let Event::Exited(ended) = &event {
+                if let Event::Exited(ended) = &*event {
                     // Who has ended does not fetch the verdict.
                     self.farewell.insert(ended.worker.clone());
                 }
-                self.apply(event).await?;
+                self.apply(*event).await?;
                 // An answer that nobody waits for any more is no failure.
                 let _ = done.send(());
             }
@@ -212,7 +212,10 @@ impl Owner {
                     reserved,
                     at: now_text(),
                 };
-                self.write(Work::Note(entry, Some(Event::Reserved(reserved))));
+                self.write(Work::Note(
+                    Box::new(entry),
+                    Some(Box::new(Event::Reserved(reserved))),
+                ));
             }
             Effect::Publish {
                 step,
@@ -418,7 +421,7 @@ impl Owner {
     }
 
     fn note(&self, entry: JournalEntry) {
-        self.write(Work::Note(entry, None));
+        self.write(Work::Note(Box::new(entry), None));
     }
 
     fn write(&self, work: Work) {

@@ -26,7 +26,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// Something to write.
 pub(super) enum Work {
     /// The journal's next entry, and what becomes true when it is written.
-    Note(JournalEntry, Option<Event>),
+    Note(Box<JournalEntry>, Option<Box<Event>>),
     /// A checkpoint's manifest.
     Publish(Manifest),
     /// Checkpoints to delete, and leftovers before the newest one.
@@ -42,7 +42,7 @@ pub(super) enum Work {
 /// What the scribe tells the owner of the state.
 pub(super) enum Told {
     /// Something happened that the state is to know.
-    Event(Event),
+    Event(Box<Event>),
     /// Another coordinator has the run.
     Fenced(String),
 }
@@ -125,7 +125,7 @@ impl Scribe {
             match self.try_write(&work).await {
                 Ok(()) => {
                     if self.troubled_since.take().is_some() {
-                        self.tell(Told::Event(Event::StoreTrouble(None)));
+                        self.tell(Told::Event(Box::new(Event::StoreTrouble(None))));
                     }
                     self.done(work);
                     return Ok(());
@@ -134,20 +134,17 @@ impl Scribe {
                 Err(Failure::Never(message)) => {
                     tracing::error!("{message}");
                     if let Work::Publish(manifest) = work {
-                        self.tell(Told::Event(Event::Published {
-                            step: manifest.step,
-                            error: Some(message),
-                        }));
+                        let error = Some(message);
+                        let step = manifest.step;
+                        self.tell(Told::Event(Box::new(Event::Published { step, error })));
                     }
                     return Ok(());
                 }
                 Err(Failure::Later(message)) => {
                     let lasting = self.troubled_since.get_or_insert_with(Instant::now).elapsed();
                     tracing::warn!("{message}; trying again");
-                    self.tell(Told::Event(Event::StoreTrouble(Some(Trouble {
-                        lasting,
-                        message,
-                    }))));
+                    let trouble = Some(Trouble { lasting, message });
+                    self.tell(Told::Event(Box::new(Event::StoreTrouble(trouble))));
                     sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
                     self.gather();
@@ -215,10 +212,10 @@ impl Scribe {
     fn done(&self, work: Work) {
         match work {
             Work::Note(_, Some(event)) => self.tell(Told::Event(event)),
-            Work::Publish(manifest) => self.tell(Told::Event(Event::Published {
-                step: manifest.step,
-                error: None,
-            })),
+            Work::Publish(manifest) => {
+                let step = manifest.step;
+                self.tell(Told::Event(Box::new(Event::Published { step, error: None })));
+            }
             Work::Flush(done) => {
                 // Nobody waits any more if that took too long.
                 let _ = done.send(());

@@ -76,7 +76,7 @@ impl Services {
 
     async fn apply(&self, event: Event) -> Result<(), Status> {
         let (done, taken) = oneshot::channel();
-        self.send(Message::Event(event, done)).await?;
+        self.send(Message::Event(Box::new(event), done)).await?;
         taken.await.map_err(|_| ending())
     }
 
@@ -162,7 +162,7 @@ impl WorkerService for Services {
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
         let request = request.into_inner();
         let claim = self.claim(request.member)?;
-        let held: Result<Vec<HeldState>, MissingField> = request.held.into_iter().map(held).collect();
+        let held: Result<Vec<HeldState>, MissingField> = request.held.iter().map(held).collect();
         let joining = Joining {
             worker: claim.worker.clone(),
             incarnation: claim.incarnation,
@@ -565,7 +565,7 @@ impl RunService for Services {
     }
 }
 
-fn held(wire: v1::HeldState) -> Result<HeldState, MissingField> {
+fn held(wire: &v1::HeldState) -> Result<HeldState, MissingField> {
     Ok(HeldState {
         step: Step(wire.step),
         stage: zipper_proto::stage(wire.stage)?,

@@ -330,7 +330,7 @@ impl State {
             return;
         }
         let at = now.saturating_sub(idle).max(together.progress);
-        let (steps, time) = (step.0 - together.newest.0, at - together.progress);
+        let (steps, time) = (step.0 - together.newest.0, at.saturating_sub(together.progress));
         together
             .recent
             .push(time / u32::try_from(steps).unwrap_or(u32::MAX));

@@ -119,7 +119,7 @@ impl State {
         node.hostname = agent.hostname;
         node.heard = now;
         self.drop_node(now, agent.node, effects);
-        let advice = self.node_failed(now, agent.node, "its agent ended".to_owned(), effects);
+        let advice = self.node_failed(now, agent.node, "its agent ended", effects);
         if let Some(node) = self.nodes.get_mut(&agent.node) {
             node.advice = advice;
         }
@@ -159,7 +159,7 @@ impl State {
         }
     }
 
-    pub(super) fn exited(&mut self, now: Now, ended: Ended, effects: &mut Vec<Effect>) {
+    pub(super) fn exited(&mut self, now: Now, ended: &Ended, effects: &mut Vec<Effect>) {
         if self
             .advice_for_worker(ended.node, &ended.worker, ended.incarnation)
             .is_some()
@@ -186,9 +186,9 @@ impl State {
         self.given_up.insert((ended.worker.clone(), ended.incarnation));
         let how = format!("worker `{}` {}", ended.worker, ended.how());
         if let Some(loss) = &mut self.loss {
-            loss.ended(&ended);
+            loss.ended(ended);
         }
-        let advice = self.node_failed(now, ended.node, how + &ended.end_of_log(), effects);
+        let advice = self.node_failed(now, ended.node, &(how + &ended.end_of_log()), effects);
         if let Some(node) = self.nodes.get_mut(&ended.node) {
             node.exits
                 .insert(ended.worker.clone(), (ended.incarnation, advice));
@@ -206,7 +206,7 @@ impl State {
     }
 
     /// Counts a failure of a node, and says whether its workers are started again (BUDGET-1).
-    fn node_failed(&mut self, now: Now, number: u32, how: String, effects: &mut Vec<Effect>) -> Advice {
+    fn node_failed(&mut self, now: Now, number: u32, how: &str, effects: &mut Vec<Effect>) -> Advice {
         let elastic = &self.config.elastic;
         let (window, budget) = (elastic.restart_window, elastic.restarts_per_node);
         let backoff = elastic.restart_backoff;

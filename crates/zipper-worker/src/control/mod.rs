@@ -146,7 +146,7 @@ impl Control {
     }
 
     /// Enters the rendezvous, with what this worker remembers, and waits until a generation has a place for it.
-    pub(crate) fn join(&mut self, store_address: &str, held: Vec<v1::HeldState>) -> Result<Joined, Refused> {
+    pub(crate) fn join(&mut self, store_address: &str, held: &[v1::HeldState]) -> Result<Joined, Refused> {
         self.shared.set_doing("waiting");
         let left = Instant::now();
         loop {
@@ -157,7 +157,7 @@ impl Control {
                 store_address: store_address.to_owned(),
                 hostname: self.identity.hostname.clone(),
                 pid: std::process::id(),
-                held: held.clone(),
+                held: held.to_vec(),
                 idle: Some(zipper_proto::wire_duration(left.elapsed())),
             };
             let response = self.poll("joining", |mut client| {

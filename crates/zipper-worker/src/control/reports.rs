@@ -79,9 +79,9 @@ async fn run(
         tokio::select! {
             report = waiting.recv() => match report {
                 None => return,
-                Some(Report::Flush(sent)) => {
+                Some(Report::Flush(done)) => {
                     // Nobody waits any more if the training thread has ended.
-                    let _ = sent.send(());
+                    let _ = done.send(());
                 }
                 Some(Report::Step(metrics)) => {
                     send(&metrics).await;

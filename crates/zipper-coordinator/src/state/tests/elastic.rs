@@ -366,7 +366,7 @@ fn a_hang_is_found_by_the_lack_of_progress() {
 fn the_coordinators_own_sleep_is_nobodys_fault() {
     let mut play = training("", crew(1, 2));
     play.wait(Duration::from_secs(1));
-    play.wait(Duration::from_secs(600));
+    play.wait(Duration::from_mins(10));
     assert_eq!(play.state.together(), Some(FIRST));
     // Silence that it was awake for counts.
     for _ in 0..22 {
