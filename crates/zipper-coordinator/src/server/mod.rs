@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, interval};
 use tokio_stream::wrappers::TcpListenerStream;
-use zipper_checkpoint::RunStore;
+use zipper_checkpoint::{CheckpointError, ErrorKind, RunStore};
 use zipper_checkpoint::lease::{Lease, LeaseLost};
 use zipper_cli::{ExitStatus, UserError};
 use zipper_config::RunConfig;
@@ -205,7 +205,7 @@ async fn begin(
         .adopted
         .is_none()
     {
-        let latest = checkpoints.latest_readable().await?;
+        let latest = checkpoints.latest_readable().await.map_err(fault)?;
         for (step, error) in latest.damaged {
             lease.check().await?;
             tracing::warn!("the checkpoint of step {step} is damaged and makes room for a new one: {error}");
@@ -230,6 +230,15 @@ async fn begin(
         sequence,
         damaged,
     })
+}
+
+/// What trying again cannot help is the user's to mend.
+fn fault(error: CheckpointError) -> anyhow::Error {
+    if error.kind() == ErrorKind::Config {
+        UserError::new(error.to_string()).into()
+    } else {
+        error.into()
+    }
 }
 
 /// Renews the claim on the run, and says so when another coordinator has taken it.
