@@ -25,7 +25,8 @@ pub fn succession(old: &Placement, new: &Placement) -> Succession {
     let gets = banks(new);
     let from = places(&had, new);
     let pieces: usize = gets.iter().map(Vec::len).sum();
-    let kept = |(place, from): (usize, &Option<usize>)| from.map_or(0, |old| in_both(&had[old], &gets[place]));
+    let kept =
+        |(place, from): (usize, &Option<usize>)| from.map_or(0, |old| in_both(&had[old], &gets[place]));
     let kept: u32 = from.iter().enumerate().map(kept).sum();
     let by_number: u32 = had.iter().zip(&gets).map(|(had, gets)| in_both(had, gets)).sum();
     Succession {
