@@ -65,5 +65,9 @@ fn a_run_goes_on_with_another_backend() {
     assert_eq!(resumed.code, Some(0), "{}", resumed.stderr);
     let refused = launch("auto", &["--set", "training.clip_grad_norm=7"]);
     assert_eq!(refused.code, Some(2), "{}", refused.stderr);
-    assert!(refused.stderr.contains("training.clip_grad_norm"), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("training.clip_grad_norm"),
+        "{}",
+        refused.stderr
+    );
 }
