@@ -144,10 +144,12 @@ impl Site {
         folder
     }
 
-    /// The URL of a run in the store, and how tests read it.
+    /// The URL of a run in the store, and how tests read it. No other campaign on this machine has a run of that URL, by which
+    /// processes are told apart.
     pub fn run_in_store(&self, name: &str) -> (String, RunStore) {
         let s3 = self.s3();
-        (s3.url(name), s3.run(name))
+        let prefix = format!("{}/{name}", std::process::id());
+        (s3.url(&prefix), s3.run(&prefix))
     }
 
     /// `zipper-launch` of the job, in `folder`, by way of the proxy.
