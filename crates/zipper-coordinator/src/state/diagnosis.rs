@@ -188,9 +188,16 @@ impl Loss {
         }
     }
 
-    /// A worker process ended: the cause, unless it had reported before.
+    /// A worker process ended: the cause, unless it had reported before, or was ended because it was given up.
     pub(super) fn ended(&mut self, ended: &Ended) {
+        let hung = |rank: &Rank| {
+            self.hang
+                .as_ref()
+                .is_some_and(|(_, culprits)| culprits.contains(rank))
+        };
         if let Some(rank) = self.rank_of(&ended.worker, ended.incarnation)
+            && !self.silent.contains(&rank)
+            && !hung(&rank)
             && self.victims.iter().all(|victim| victim.rank != rank)
             && self.ended.iter().all(|(other, _)| *other != rank)
         {

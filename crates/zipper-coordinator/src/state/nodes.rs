@@ -183,8 +183,13 @@ impl State {
         if was_member {
             self.drop_member(now, &ended.worker, effects);
         }
+        let given_up = !was_member && self.given_up.contains(&(ended.worker.clone(), ended.incarnation));
         self.given_up.insert((ended.worker.clone(), ended.incarnation));
-        let how = format!("worker `{}` {}", ended.worker, ended.how());
+        let how = if given_up {
+            format!("worker `{}` was given up", ended.worker)
+        } else {
+            format!("worker `{}` {}", ended.worker, ended.how())
+        };
         if let Some(loss) = &mut self.loss {
             loss.ended(ended);
         }

@@ -232,3 +232,18 @@ fn many_ranks_are_counted_not_listed() {
         "{reason}"
     );
 }
+
+/// The agent ends a process that was given up: that is not what was wrong with it.
+#[test]
+fn a_silent_worker_that_is_ended_for_it_was_silent() {
+    let mut play = Play::formed("", 0);
+    play.seconds(22, |play| drop(play.apply(heartbeat(0, 5, None))));
+    play.apply(exit(1, None, Some(9)));
+    play.seconds(6, |play| drop(play.apply(heartbeat(0, 5, None))));
+    assert!(
+        play.told().contains("(rank 1) on host1: no heartbeat for 2"),
+        "{}",
+        play.told()
+    );
+    assert!(!play.told().contains("signal 9"), "{}", play.told());
+}
