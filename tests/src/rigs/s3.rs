@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use object_store::aws::AmazonS3Builder;
 use object_store::prefix::PrefixStore;
-use object_store::{ObjectStore, RetryConfig};
+use object_store::{BackoffConfig, ObjectStore, RetryConfig};
 use zipper_checkpoint::RunStore;
 
 use super::{free_port, repository};
@@ -123,9 +123,19 @@ impl S3Server {
         RunStore::over(Arc::new(store), &self.url(prefix))
     }
 
-    /// A client of its bucket, which needs no variables.
+    /// A client of its bucket, which needs no variables, and waits for a server that has just been started again: it answers
+    /// 500 until its volumes have registered.
     pub fn store(&self) -> Arc<dyn ObjectStore> {
-        self.store_via(self.address(), RetryConfig::default())
+        let patient = RetryConfig {
+            max_retries: 100,
+            retry_timeout: START_TIMEOUT,
+            backoff: BackoffConfig {
+                init_backoff: Duration::from_millis(200),
+                max_backoff: Duration::from_secs(1),
+                base: 2.0,
+            },
+        };
+        self.store_via(self.address(), patient)
     }
 
     /// The same by way of `endpoint`.
