@@ -11,8 +11,9 @@ use zipper_config::RunConfig;
 use crate::run::Resume;
 
 /// Sections and keys that say where and how a run is made, and not what is trained: they may change from launch to launch.
-const MAY_CHANGE: [&str; 6] = [
+const MAY_CHANGE: [&str; 7] = [
     "checkpoint",
+    "cluster",
     "elastic",
     "evaluation.tests",
     "model.encoder.cache",
@@ -201,6 +202,7 @@ mod tests {
     fn only_what_is_not_trained_may_change() {
         for key in [
             "runtime.grace",
+            "cluster.partition",
             "elastic.snapshot_every",
             "checkpoint.keep_last",
             "evaluation.tests",

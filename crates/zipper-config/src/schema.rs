@@ -5,6 +5,7 @@
 //! [`crate::load`] makes them absolute.
 
 mod checkpoint;
+mod cluster;
 mod elastic;
 mod runtime;
 
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use zipper_types::Variant;
 
 pub use checkpoint::CheckpointConfig;
+pub use cluster::{ClusterConfig, ContainerConfig, ContainerRuntime};
 pub use elastic::{ElasticConfig, OnLoss};
 pub use runtime::{Backend, RuntimeConfig};
 
@@ -47,6 +49,9 @@ pub struct RunConfig {
     /// How the workers of the run work together.
     #[serde(default)]
     pub runtime: RuntimeConfig,
+    /// What Slurm is asked for.
+    #[serde(default)]
+    pub cluster: ClusterConfig,
 }
 
 fn default_seed() -> u64 {

@@ -59,6 +59,7 @@ pub(crate) fn validate(config: &RunConfig) -> Vec<Problem> {
     checkpoint(&mut check, config);
     elastic(&mut check, config);
     runtime(&mut check, config);
+    cluster(&mut check, config);
     check.0
 }
 
@@ -327,6 +328,56 @@ fn runtime(check: &mut Check, config: &RunConfig) {
         "runtime.threads_per_worker",
         || "0 is not above 0".to_owned(),
     );
+}
+
+/// Slurm counts time limits in minutes, and takes 16 bits of seconds for the time before one.
+fn cluster(check: &mut Check, config: &RunConfig) {
+    let cluster = &config.cluster;
+    let stop_before = cluster.stop_before;
+    let text = humantime::format_duration;
+    if let Some(time) = cluster.time {
+        let whole_minutes = time.as_secs() >= 60 && time == Duration::from_mins(time.as_secs() / 60);
+        check.require(whole_minutes, "cluster.time", || {
+            format!("{} is not a number of whole minutes", text(time))
+        });
+        check.require(stop_before < time, "cluster.stop_before", || {
+            format!("{} is not less than `cluster.time` = {}", text(stop_before), text(time))
+        });
+    }
+    let seconds = Duration::from_secs(1)..=Duration::from_secs(u16::MAX.into());
+    check.require(seconds.contains(&stop_before), "cluster.stop_before", || {
+        format!("{} is not within 1s and 18h 12m", text(stop_before))
+    });
+    let words = [
+        ("cluster.partition", &cluster.partition),
+        ("cluster.account", &cluster.account),
+        ("cluster.qos", &cluster.qos),
+        ("cluster.constraint", &cluster.constraint),
+    ];
+    for (key, word) in words {
+        let fine = |word: &String| !word.is_empty() && !word.contains(char::is_whitespace);
+        check.require(word.as_ref().is_none_or(fine), key, || {
+            format!("`{}` is not one word", word.as_deref().unwrap_or_default())
+        });
+    }
+    for (key, count) in [
+        ("cluster.gpus_per_node", cluster.gpus_per_node),
+        ("cluster.cpus_per_node", cluster.cpus_per_node),
+    ] {
+        check.require(count != Some(0), key, || "0: leave it out instead".to_owned());
+    }
+    for (index, argument) in cluster.sbatch.iter().enumerate() {
+        let fine = argument.starts_with('-') && !argument.contains(['\n', '\r']);
+        check.require(fine, &format!("cluster.sbatch[{index}]"), || {
+            format!("`{argument}` is not an argument of sbatch such as `--exclusive`")
+        });
+    }
+    for (index, mount) in cluster.container.iter().flat_map(|container| container.mounts.iter().enumerate()) {
+        let fine = mount.is_absolute() && !mount.to_string_lossy().contains([':', ',']);
+        check.require(fine, &format!("cluster.container.mounts[{index}]"), || {
+            format!("`{}` is not an absolute path without `:` and `,`", mount.display())
+        });
+    }
 }
 
 impl RunConfig {

@@ -277,3 +277,32 @@ fn recovery_has_sane_limits() {
     }
     assert_eq!(found.len(), 5, "{found:?}");
 }
+
+/// Slurm would refuse these in its own words hours later, or read a script's line as two.
+#[test]
+fn what_slurm_could_not_take_is_refused() {
+    for (overrides, expected) in [
+        (&["cluster.time=210s"][..], "cluster.time: 3m 30s is not a number of whole minutes"),
+        (&["cluster.time=2m"], "cluster.stop_before: 3m is not less than `cluster.time` = 2m"),
+        (&["cluster.stop_before=1day"], "cluster.stop_before: 1day is not within 1s and 18h 12m"),
+        (&["cluster.partition='a b'"], "cluster.partition: `a b` is not one word"),
+        (&["cluster.gpus_per_node=0"], "cluster.gpus_per_node: 0: leave it out instead"),
+        (
+            &["cluster.sbatch=[exclusive]"],
+            "cluster.sbatch[0]: `exclusive` is not an argument of sbatch such as `--exclusive`",
+        ),
+        (
+            &["cluster.container={runtime: docker, image: a}"],
+            "cluster.container.runtime: `docker` is not one of apptainer, enroot",
+        ),
+        (
+            &["cluster.container={runtime: enroot, image: a, mounts: [data]}"],
+            "cluster.container.mounts[0]: `data` is not an absolute path without `:` and `,`",
+        ),
+    ] {
+        assert_eq!(problems(MINIMAL, overrides), [expected]);
+    }
+    let config = minimal(&["cluster.time=4h", "cluster.sbatch=[--exclusive]"]);
+    assert_eq!(config.cluster.time.map(|time| time.as_secs()), Some(4 * 3600));
+    assert_eq!(from_str(&config.to_yaml(), "again", &[]).expect("it is valid"), config);
+}
