@@ -1,7 +1,6 @@
 //! The agent of one node: starts its workers, watches how they end, starts them again as the coordinator says.
 
 use std::collections::BTreeMap;
-use std::net::UdpSocket;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -25,6 +24,7 @@ use zipper_proto::v1::watch_response::Event;
 use zipper_types::WorkerId;
 
 use crate::processes::{beside, command, last_lines};
+use crate::route::own_address_towards;
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
@@ -464,11 +464,7 @@ fn incarnation() -> u64 {
 fn own_address(coordinator: &str) -> anyhow::Result<String> {
     let url = url::Url::parse(coordinator).context("the coordinator's address")?;
     let (host, port) = (url.host_str().unwrap_or_default(), url.port().unwrap_or_default());
-    // Connecting a datagram socket sends nothing; it chooses the way.
-    let socket = UdpSocket::bind("0.0.0.0:0").context("no socket")?;
-    socket
-        .connect((host, port))
-        .with_context(|| format!("there is no way to the coordinator at {coordinator}"))?;
-    let address = socket.local_addr().context("the socket has no address")?;
-    Ok(address.ip().to_string())
+    let address = own_address_towards(host.trim_matches(['[', ']']), port);
+    let address = address.with_context(|| format!("there is no way to the coordinator at {coordinator}"))?;
+    Ok(address.to_string())
 }

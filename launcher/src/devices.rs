@@ -10,6 +10,7 @@ use zipper_cli::UserError;
 use zipper_config::schema::Backend;
 
 use crate::processes::beside;
+use crate::slurm::VARIABLES_OF_THE_JOB;
 
 /// How long a worker may take to say what it can use: it loads libtorch and looks for GPUs.
 const ASK_TIMEOUT: Duration = Duration::from_mins(2);
@@ -23,7 +24,7 @@ pub(crate) struct Devices {
     pub(crate) nccl: bool,
 }
 
-/// What somebody asked for. All nodes of a run are groups of processes on this machine.
+/// What somebody asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Wishes {
     pub(crate) nodes: NodeRange,
@@ -31,6 +32,16 @@ pub(crate) struct Wishes {
     pub(crate) spares: u32,
     pub(crate) workers_per_node: Option<u32>,
     pub(crate) backend: Backend,
+    pub(crate) machines: Machines,
+}
+
+/// What nodes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Machines {
+    /// All of them groups of processes on this machine, which share its GPUs.
+    One,
+    /// Each a machine of its own.
+    OnePerNode,
 }
 
 /// `4`, or `2:4`: how many nodes a run may have.
@@ -78,8 +89,9 @@ pub(crate) struct Crew {
     pub(crate) workers_per_node: u32,
     /// As zipper-worker takes it: `gloo` or `nccl`.
     pub(crate) backend: &'static str,
-    /// GPUs of this machine; none: workers use the CPU.
+    /// GPUs of a machine; none: workers use the CPU.
     gpus: u32,
+    machines: Machines,
 }
 
 impl Crew {
@@ -96,14 +108,22 @@ impl Crew {
             spares,
             workers_per_node,
             backend,
+            machines,
         } = wishes;
         let Devices {
             cuda_devices: gpus,
             nccl,
         } = devices;
-        let workers_per_node = workers_per_node.unwrap_or((gpus / nodes.max).max(1));
+        let workers_per_node = workers_per_node.unwrap_or_else(|| match machines {
+            Machines::One => (gpus / nodes.max).max(1),
+            Machines::OnePerNode => gpus.max(1),
+        });
         let spare_nodes = spares.div_ceil(workers_per_node);
-        let all_nodes = nodes.max.saturating_add(spare_nodes);
+        // Nodes that share GPUs, and their workers.
+        let all_nodes = match machines {
+            Machines::One => nodes.max.saturating_add(spare_nodes),
+            Machines::OnePerNode => 1,
+        };
         let workers = all_nodes.saturating_mul(workers_per_node);
         let own_gpus = workers <= gpus;
         let backend = match backend {
@@ -138,6 +158,7 @@ impl Crew {
             workers_per_node,
             backend,
             gpus,
+            machines,
         })
     }
 
@@ -161,9 +182,20 @@ impl Crew {
         self.all_nodes().saturating_mul(self.workers_per_node)
     }
 
+    /// Workers that share a machine.
+    pub(crate) fn workers_per_machine(&self) -> u32 {
+        match self.machines {
+            Machines::One => self.all_workers(),
+            Machines::OnePerNode => self.workers_per_node,
+        }
+    }
+
     /// The devices of a node's workers, in the order of their local ranks: `cpu` or `cuda:0`.
     pub(crate) fn devices_of(&self, node: u32) -> Vec<String> {
-        let first = node * self.workers_per_node;
+        let first = match self.machines {
+            Machines::One => node * self.workers_per_node,
+            Machines::OnePerNode => 0,
+        };
         (first..first + self.workers_per_node)
             .map(|worker| match worker.checked_rem(self.gpus) {
                 Some(gpu) => format!("cuda:{gpu}"),
@@ -174,17 +206,17 @@ impl Crew {
 
     /// What people should know: several workers share a GPU.
     pub(crate) fn warning(&self) -> Option<String> {
-        (self.gpus > 0 && self.all_workers() > self.gpus).then(|| {
+        (self.gpus > 0 && self.workers_per_machine() > self.gpus).then(|| {
             format!(
                 "{} share {}: that is slower than one worker on each",
-                count(self.all_workers(), "worker"),
+                count(self.workers_per_machine(), "worker"),
                 count(self.gpus, "GPU")
             )
         })
     }
 }
 
-fn count(number: u32, what: &str) -> String {
+pub(crate) fn count(number: u32, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
@@ -193,26 +225,34 @@ fn count(number: u32, what: &str) -> String {
 /// # Errors
 /// If it is not there, or does not answer.
 pub(crate) async fn ask() -> anyhow::Result<Devices> {
-    let worker = beside("zipper-worker")?;
-    let asked = tokio::process::Command::new(&worker)
-        .arg("devices")
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output();
+    ask_by(&[beside("zipper-worker")?.display().to_string()]).await
+}
+
+/// The same of a worker program that these words start, elsewhere or in a container.
+///
+/// # Errors
+/// If it cannot be started, or does not answer.
+pub(crate) async fn ask_by(words: &[String]) -> anyhow::Result<Devices> {
+    let (program, arguments) = words.split_first().context("there are no words")?;
+    let text = words.join(" ");
+    let mut command = tokio::process::Command::new(program);
+    command.args(arguments).arg("devices");
+    for name in VARIABLES_OF_THE_JOB {
+        command.env_remove(name);
+    }
+    let asked = command.stdin(Stdio::null()).kill_on_drop(true).output();
     let output = tokio::time::timeout(ASK_TIMEOUT, asked)
         .await
-        .with_context(|| format!("`{} devices` took more than {ASK_TIMEOUT:?}", worker.display()))?
-        .with_context(|| format!("`{}` cannot be started", worker.display()))?;
+        .with_context(|| format!("`{text} devices` took more than {ASK_TIMEOUT:?}"))?
+        .with_context(|| format!("`{program}` cannot be started"))?;
     if !output.status.success() {
         bail!(
-            "`{} devices` failed ({}):\n{}",
-            worker.display(),
+            "`{text} devices` failed ({}):\n{}",
             output.status,
             String::from_utf8_lossy(&output.stderr).trim_end()
         );
     }
-    serde_json::from_slice(&output.stdout)
-        .with_context(|| format!("`{} devices` printed something else", worker.display()))
+    serde_json::from_slice(&output.stdout).with_context(|| format!("`{text} devices` printed something else"))
 }
 
 #[cfg(test)]
@@ -225,6 +265,7 @@ mod tests {
             spares: 0,
             workers_per_node,
             backend,
+            machines: Machines::One,
         };
         let (cuda_devices, nccl) = devices;
         match Crew::decide(wishes, Devices { cuda_devices, nccl }) {
@@ -303,6 +344,7 @@ mod tests {
             spares,
             workers_per_node: Some(2),
             backend: Backend::Auto,
+            machines: Machines::One,
         };
         let devices = Devices {
             cuda_devices: 5,
@@ -320,5 +362,27 @@ mod tests {
         );
         assert_eq!(crew.backend, "gloo", "6 workers do not fit on 5 GPUs");
         assert_eq!(Crew::decide(wishes(0), devices).expect("4 do").backend, "nccl");
+    }
+
+    /// Goal: on machines of their own, every node has all of a machine's GPUs, and the first of them is `cuda:0` everywhere.
+    #[test]
+    fn nodes_of_a_cluster_do_not_share_gpus() {
+        let wishes = |workers_per_node| Wishes {
+            nodes: NodeRange::exactly(4),
+            spares: 3,
+            workers_per_node,
+            backend: Backend::Auto,
+            machines: Machines::OnePerNode,
+        };
+        let devices = |cuda_devices| Devices {
+            cuda_devices,
+            nccl: true,
+        };
+        let crew = Crew::decide(wishes(None), devices(2)).expect("one worker for each GPU");
+        assert_eq!((crew.workers(), crew.all_nodes(), crew.backend), (8, 6, "nccl"));
+        assert_eq!(crew.devices_of(0), crew.devices_of(5));
+        assert_eq!(crew.devices_of(5), ["cuda:0", "cuda:1"]);
+        let crew = Crew::decide(wishes(Some(3)), devices(2)).expect("Gloo can always be used");
+        assert_eq!((crew.backend, crew.warning().is_some()), ("gloo", true));
     }
 }

@@ -1,21 +1,26 @@
 //! `zipper-launch`: what people type. Checks a run's input, starts its processes, shows how it goes.
 //!
-//! Reading order: `run` (the main job), `preflight` (everything that can be refused before anything starts), `resume` (what a run that is
-//! there goes on with), `signals`, `devices` (how
-//! many workers, on which GPUs), `plan` (who would hold what), `processes` and `restarts` (coordinator and node agents), `agent` (one node's workers), `display` and
-//! `table` (what people see), `checkpoints`.
+//! Reading order: `run` (the main job), `preflight` (everything that can be refused before anything starts), `resume` (what a run
+//! that is there goes on with), `signals`, `devices` (how many workers, on which GPUs), `plan` (who would hold what), `processes`
+//! and `restarts` (coordinator and node agents), `agent` (one node's workers), `slurm` and `node` (the same in an allocation, and
+//! `submit`), `container`, `route`, `display` and `table` (what people see), `logs`, `checkpoints`.
 
 mod agent;
 mod checkpoints;
+mod container;
 mod devices;
 mod display;
+mod logs;
+mod node;
 mod plan;
 mod preflight;
 mod processes;
 mod restarts;
 mod resume;
+mod route;
 mod run;
 mod signals;
+mod slurm;
 mod table;
 
 use clap::{Parser, Subcommand};
@@ -33,6 +38,8 @@ use zipper_cli::{ExitStatus, finish, init_tracing};
 ///   zipper-launch --nodes 1 --config run.yaml --set training.align.lr=1e-3 --set adapter.variant=hard
 ///   zipper-launch plan --nodes 4 --config run.yaml
 ///   zipper-launch checkpoints --run file:///data/runs/a --verify
+///   zipper-launch submit --nodes 4 --gpus-per-node 8 --time 4h --config run.yaml --run s3://bucket/runs/a
+///   zipper-launch logs --run s3://bucket/runs/a --follow
 ///
 /// Ctrl-C, SIGTERM and SIGUSR1 stop the run at the next step with a checkpoint (exit code 75); the same command goes on from
 /// there. A second Ctrl-C ends it at once. Exit codes:
@@ -65,9 +72,32 @@ enum Command {
     Plan(plan::Arguments),
     /// List the checkpoints of a run, and verify them.
     Checkpoints(checkpoints::Arguments),
+    /// Make the run as a Slurm job, which stops with a checkpoint before its time limit, queues itself again and goes on.
+    ///
+    /// Takes what zipper-launch takes. What Slurm is asked for is in the section `cluster` of the configuration, and in these
+    /// flags. Prints the number of the job.
+    ///
+    /// Examples:
+    ///   zipper-launch submit --nodes 4 --config run.yaml --run s3://bucket/runs/a --partition gpu --gpus-per-node 8 --time 4h
+    ///   zipper-launch submit --nodes 2:4 --spares 8 --config run.yaml --run s3://bucket/runs/a --print
+    #[command(verbatim_doc_comment)]
+    Submit(Box<slurm::submit::Arguments>),
+    /// Show the logs of all processes of a run as one, each line with the process that wrote it.
+    ///
+    /// Logs are files in the folder that zipper-launch used: `<run>/logs` where the run is a folder, else `runs/<name>/logs` below
+    /// the one that it was called in. On several machines it has to be on a shared file system, or a machine shows its own.
+    ///
+    /// Examples:
+    ///   zipper-launch logs --run file:///data/runs/a --follow
+    ///   zipper-launch logs --run s3://bucket/runs/a --rank 3
+    #[command(verbatim_doc_comment)]
+    Logs(logs::Arguments),
     /// Start and watch the workers of one node; zipper-launch starts this.
     #[command(hide = true)]
     Agent(agent::Arguments),
+    /// Keep the agent of this node going; the Slurm step that zipper-launch starts has one of these on each node.
+    #[command(hide = true)]
+    Node(node::Arguments),
 }
 
 fn main() -> ExitStatus {
@@ -82,7 +112,10 @@ fn main() -> ExitStatus {
             None => run::run(arguments.run).await,
             Some(Command::Plan(arguments)) => plan::run(&arguments).await,
             Some(Command::Checkpoints(arguments)) => checkpoints::run(&arguments).await,
+            Some(Command::Submit(arguments)) => slurm::submit::run(&arguments).await,
+            Some(Command::Logs(arguments)) => logs::run(&arguments).await,
             Some(Command::Agent(arguments)) => agent::run(&arguments).await,
+            Some(Command::Node(arguments)) => node::run(&arguments).await,
         }
     }));
     // A check of audio that was given up may still be at work.

@@ -13,10 +13,13 @@ use zipper_data::{BadAudio, Corpus, DurationLimits, Utterance, check_audio, load
 use zipper_plan::{Placement, PlacementProblem, SamplerProblem, banks_that_fit};
 use zipper_types::{Stage, Variant, WorldSize};
 
-use crate::devices::{self, Crew, Wishes};
+use crate::container;
+use crate::devices::{self, Crew, Devices, Machines, NodeRange, Wishes};
 use crate::plan;
+use crate::processes;
 use crate::resume::{self, Begun, Difference};
 use crate::run::{Arguments, Resume};
+use crate::slurm::{self, Allocation};
 
 /// Bad utterances that a message names; the others are counted.
 const NAMED: usize = 20;
@@ -29,6 +32,10 @@ pub(crate) struct Prepared {
     pub(crate) store: RunStore,
     /// Its workers.
     pub(crate) crew: Crew,
+    /// Torch threads of each worker.
+    pub(crate) threads: usize,
+    /// Whether Slurm gave GPUs.
+    pub(crate) gpus_of_slurm: bool,
     /// Bytes that one bank takes on a worker, where memory for banks is limited.
     pub(crate) bank_memory: Option<u64>,
     /// Folder for the logs of all processes.
@@ -36,18 +43,21 @@ pub(crate) struct Prepared {
 }
 
 /// Checks everything, and leaves in the run what its processes need: run.yaml, the corpus report, the ids to skip.
-pub(crate) async fn prepare(arguments: &Arguments) -> anyhow::Result<Prepared> {
+pub(crate) async fn prepare(
+    arguments: &Arguments,
+    allocation: Option<&Allocation>,
+) -> anyhow::Result<Prepared> {
     let user = |error: &dyn std::error::Error| UserError::new(error.to_string());
     let overrides = arguments.all_overrides();
     let given = arguments.config.as_deref();
     let given = given.map(|file| read_config(file, &overrides)).transpose()?;
-    let url = match (&arguments.run, &given) {
-        (Some(url), _) => url.clone(),
-        (None, Some(config)) => format!("./runs/{}", config.name),
-        (None, None) => return Err(UserError::new("--config or --run is required").into()),
-    };
+    let url = run_url(arguments, given.as_ref())?;
+    let nodes = training_nodes(arguments, allocation)?;
     let store = RunStore::open(&url).map_err(|error| user(&error))?;
     let (config, changes) = configuration(&store, given, &overrides, arguments.resume).await?;
+    if let Some(container) = &config.cluster.container {
+        container::check(container)?;
+    }
 
     // Decoding takes a while: signals are seen meanwhile.
     let checked = config.clone();
@@ -61,19 +71,18 @@ pub(crate) async fn prepare(arguments: &Arguments) -> anyhow::Result<Prepared> {
             .map_err(|error| user(&error))
     };
     // As many there will be at least, whatever the worker says of GPUs.
-    check_workers(
-        arguments
-            .nodes
-            .max
-            .saturating_mul(arguments.workers_per_node.unwrap_or(1)),
-    )?;
+    check_workers(nodes.max.saturating_mul(arguments.workers_per_node.unwrap_or(1)))?;
     let wishes = Wishes {
-        nodes: arguments.nodes,
+        nodes,
         spares: arguments.spares,
         workers_per_node: arguments.workers_per_node,
         backend: config.runtime.backend,
+        machines: match allocation {
+            Some(_) => Machines::OnePerNode,
+            None => Machines::One,
+        },
     };
-    let crew = Crew::decide(wishes, devices::ask().await?)?;
+    let crew = Crew::decide(wishes, ask_for_devices(&config, allocation).await?)?;
     check_workers(crew.workers())?;
     // The fewest workers have the least memory.
     let bank_memory = bank_memory(&config, WorldSize(crew.min_workers()))?;
@@ -92,7 +101,17 @@ pub(crate) async fn prepare(arguments: &Arguments) -> anyhow::Result<Prepared> {
     let skipped = serde_json::to_vec(&skipped).context("the list of skipped utterances")?;
     store.put(layout::SKIPPED, Bytes::from(skipped)).await?;
     let logs = log_folder(&store, &config)?;
+    make_log_folder(&logs)?;
+    let cores = match allocation {
+        Some(allocation) => allocation.cpus_per_node,
+        None => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+    };
     Ok(Prepared {
+        threads: config
+            .runtime
+            .threads_per_worker
+            .unwrap_or_else(|| (cores / crew.workers_per_machine() as usize).max(1)),
+        gpus_of_slurm: allocation.is_some_and(|allocation| allocation.gpus_per_node > 0),
         config,
         changes,
         store,
@@ -100,6 +119,68 @@ pub(crate) async fn prepare(arguments: &Arguments) -> anyhow::Result<Prepared> {
         bank_memory,
         logs,
     })
+}
+
+/// The run that is meant.
+pub(crate) fn run_url(arguments: &Arguments, given: Option<&RunConfig>) -> Result<String, UserError> {
+    match (&arguments.run, given) {
+        (Some(url), _) => Ok(url.clone()),
+        (None, Some(config)) => Ok(format!("./runs/{}", config.name)),
+        (None, None) => Err(UserError::new("--config or --run is required")),
+    }
+}
+
+/// There is nothing to go on with.
+pub(crate) fn no_run(store: &RunStore) -> UserError {
+    UserError::new(format!("there is no run in `{}`", store.url()))
+        .hint("give the file to begin one with: `--config FILE`")
+}
+
+/// How many nodes train: as many as asked for, of those that Slurm gave.
+fn training_nodes(arguments: &Arguments, allocation: Option<&Allocation>) -> Result<NodeRange, UserError> {
+    let Some(allocation) = allocation else {
+        return Ok(arguments.nodes.unwrap_or(NodeRange::exactly(1)));
+    };
+    let workers = arguments
+        .workers_per_node
+        .unwrap_or(allocation.gpus_per_node)
+        .max(1);
+    allocation.training_nodes(arguments.nodes, arguments.spares.div_ceil(workers))
+}
+
+/// Asks a worker, where and how it would run, what it can use.
+async fn ask_for_devices(config: &RunConfig, allocation: Option<&Allocation>) -> anyhow::Result<Devices> {
+    let mut words = match allocation {
+        Some(_) => slurm::srun(slurm::PROBE, 1),
+        None => Vec::new(),
+    };
+    let gpus = allocation.is_some_and(|allocation| allocation.gpus_per_node > 0);
+    let worker = match &config.cluster.container {
+        Some(container) => {
+            words.extend(container::words_here(container, gpus)?);
+            // Beside zipper-launch, wherever that is.
+            let program = Path::new(&container.program).with_file_name("zipper-worker");
+            program.display().to_string()
+        }
+        None => processes::beside("zipper-worker")?.display().to_string(),
+    };
+    words.push(worker);
+    let devices = devices::ask_by(&words).await?;
+    if let Some(allocation) = allocation
+        && devices.cuda_devices < allocation.gpus_per_node
+    {
+        let error = UserError::new(format!(
+            "Slurm job {} has {} on each node, but zipper-worker can use {} there",
+            allocation.job,
+            devices::count(allocation.gpus_per_node, "GPU"),
+            devices.cuda_devices
+        ));
+        return Err(error
+            .hint("build it with `cargo xtask setup --cuda` and `cargo build --release --features cuda`")
+            .hint("or ask Slurm for no GPUs, to train on CPUs")
+            .into());
+    }
+    Ok(devices)
 }
 
 /// The configuration of this launch, and how it differs from that of the run, if that was begun before.
@@ -110,10 +191,7 @@ async fn configuration(
     resume: Resume,
 ) -> anyhow::Result<(RunConfig, Vec<String>)> {
     let Some(begun) = Begun::find(store, resume).await? else {
-        let config = given.ok_or_else(|| {
-            UserError::new(format!("there is no run in `{}`", store.url()))
-                .hint("give the file to begin one with: `--config FILE`")
-        })?;
+        let config = given.ok_or_else(|| no_run(store))?;
         return Ok((config, Vec::new()));
     };
     let config = match given {
@@ -235,8 +313,9 @@ pub(crate) fn sampler_problem(config: &RunConfig, utterances: &[Utterance]) -> S
     }
 }
 
-/// Logs stay on this machine: inside the run if it is a folder, else beside where zipper-launch was called.
-fn log_folder(store: &RunStore, config: &RunConfig) -> anyhow::Result<PathBuf> {
+/// Where logs are: inside the run if it is a folder, else below where zipper-launch was called. Never in an object store, which
+/// cannot append.
+pub(crate) fn log_folder(store: &RunStore, config: &RunConfig) -> anyhow::Result<PathBuf> {
     let local = url::Url::parse(store.url())
         .ok()
         .filter(|url| url.scheme() == "file")
@@ -245,6 +324,9 @@ fn log_folder(store: &RunStore, config: &RunConfig) -> anyhow::Result<PathBuf> {
     let folder = local
         .unwrap_or_else(|| Path::new("runs").join(&config.name))
         .join("logs");
-    std::fs::create_dir_all(&folder).with_context(|| format!("cannot make `{}`", folder.display()))?;
-    Ok(folder)
+    std::path::absolute(&folder).with_context(|| format!("`{}`", folder.display()))
+}
+
+pub(crate) fn make_log_folder(folder: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make `{}`", folder.display()))
 }

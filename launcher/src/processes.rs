@@ -1,10 +1,13 @@
-//! The processes of a run on this machine: one coordinator, one agent for each node.
+//! The processes of a run that zipper-launch starts: one coordinator, and one agent for each node of this machine, or the Slurm
+//! step that holds those of an allocation.
 //!
 //! Each has a process group of its own, so that Ctrl-C in a terminal reaches zipper-launch alone, and a pipe as stdin, whose
-//! end tells it that zipper-launch is gone. A coordinator or an agent that ends before the run does is started again.
+//! end tells it that zipper-launch is gone (srun hands it on). A coordinator, an agent or a step that ends before the run does is
+//! started again.
 
+use std::fmt;
 use std::fs::File;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -16,9 +19,12 @@ use tokio::time::{Instant, sleep};
 use tonic::transport::{Channel, Endpoint};
 use zipper_cli::UserError;
 
+use crate::container;
 use crate::display::Display;
 use crate::preflight::Prepared;
 use crate::restarts::Restarts;
+use crate::run::Arguments;
+use crate::slurm::{self, Allocation, VARIABLES_OF_THE_JOB};
 
 /// How long the coordinator may take until it listens, besides the time for which another one's claim counts.
 const START_TIMEOUT: Duration = Duration::from_mins(1);
@@ -33,8 +39,38 @@ const LAST_LINES: usize = 20;
 pub(crate) struct Place {
     /// Address of the coordinator.
     pub(crate) listen: IpAddr,
-    /// Words before the command of each agent.
-    pub(crate) node_command: Option<String>,
+    pub(crate) agents: AgentPlace,
+}
+
+/// Where the node agents run.
+#[derive(Debug, Clone)]
+pub(crate) enum AgentPlace {
+    /// On this machine, behind these words; `{node}` is the node's number.
+    Here(Vec<String>),
+    /// In a step of the Slurm allocation.
+    Slurm,
+}
+
+impl Place {
+    /// Where the processes of a run in `allocation` run, or of one on this machine.
+    ///
+    /// # Errors
+    /// If the nodes cannot be reached from here.
+    pub(crate) async fn new(arguments: &Arguments, allocation: Option<&Allocation>) -> anyhow::Result<Self> {
+        let listen = match (arguments.listen, allocation) {
+            (Some(address), _) => address,
+            (None, Some(allocation)) => allocation.own_address().await?,
+            (None, None) => Ipv4Addr::LOCALHOST.into(),
+        };
+        let agents = match allocation {
+            Some(_) => AgentPlace::Slurm,
+            None => {
+                let words = arguments.node_command.as_deref().unwrap_or_default();
+                AgentPlace::Here(words.split_whitespace().map(ToOwned::to_owned).collect())
+            }
+        };
+        Ok(Self { listen, agents })
+    }
 }
 
 /// Running processes; dropping them ends them.
@@ -48,9 +84,26 @@ pub(crate) struct Processes {
     agents: Vec<AgentSlot>,
 }
 
-/// The agent of one node.
+/// What zipper-launch starts to have agents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Agents {
+    OfNode(u32),
+    /// Those of all nodes.
+    Step,
+}
+
+impl fmt::Display for Agents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OfNode(node) => write!(f, "the agent of node {node}"),
+            Self::Step => f.write_str("the Slurm step of the node agents"),
+        }
+    }
+}
+
+/// Agents that run, or will again.
 struct AgentSlot {
-    node: u32,
+    agents: Agents,
     child: Option<Child>,
     restarts: Restarts,
     /// When to start another one.
@@ -60,13 +113,17 @@ struct AgentSlot {
 /// How processes are started.
 struct Starter {
     run: String,
-    name: String,
     place: Place,
     logs: PathBuf,
     coordinator: Vec<String>,
-    /// Arguments of the agent of each node.
-    agents: Vec<Vec<String>>,
-    patience: Duration,
+    /// Words before the program of an agent: those of a container.
+    container: Vec<String>,
+    /// That program.
+    program: PathBuf,
+    /// Arguments of all agents.
+    agents: Vec<String>,
+    /// The devices of each node's workers.
+    devices: Vec<String>,
     lease_ttl: Duration,
     max_restarts: u32,
     restart_window: Duration,
@@ -75,14 +132,19 @@ struct Starter {
 
 impl Processes {
     pub(crate) async fn start(prepared: &Prepared, place: Place) -> anyhow::Result<Self> {
-        let starter = Starter::new(prepared, place);
+        let starter = Starter::new(prepared, place)?;
         let listen = SocketAddr::new(starter.place.listen, 0);
         let (coordinator, address, epoch) = starter.coordinator(listen, None).await?;
-        let agents = (0..prepared.crew.all_nodes())
-            .map(|node| {
-                let child = Some(starter.agent(node, address)?);
+        let agents = match starter.place.agents {
+            AgentPlace::Here(_) => (0..prepared.crew.all_nodes()).map(Agents::OfNode).collect(),
+            AgentPlace::Slurm => vec![Agents::Step],
+        };
+        let agents = agents
+            .into_iter()
+            .map(|agents| {
+                let child = Some(starter.agents(agents, address)?);
                 Ok(AgentSlot {
-                    node,
+                    agents,
                     child,
                     restarts: starter.restarts(),
                     due: None,
@@ -131,19 +193,16 @@ impl Processes {
                 && let Some(status) = child.try_wait().context("an agent")?
             {
                 slot.child = None;
-                // One that ended in order was told to.
-                if !status.success() {
+                // One that ended in order was told to. Of a step that says nothing: srun is content with tasks that were lost.
+                if !status.success() || slot.agents == Agents::Step {
                     let (_, pause) = slot.restarts.note(Instant::now());
                     slot.due = Some(Instant::now() + pause);
-                    display.line(&format!(
-                        "the agent of node {} ended ({status}); starting another",
-                        slot.node
-                    ));
+                    display.line(&format!("{} ended ({status}); starting another", slot.agents));
                 }
             }
             if slot.due.is_some_and(|due| due <= Instant::now()) {
                 slot.due = None;
-                slot.child = Some(self.starter.agent(slot.node, self.address)?);
+                slot.child = Some(self.starter.agents(slot.agents, self.address)?);
             }
         }
         Ok(())
@@ -201,14 +260,9 @@ impl Processes {
 }
 
 impl Starter {
-    fn new(prepared: &Prepared, place: Place) -> Self {
+    fn new(prepared: &Prepared, place: Place) -> anyhow::Result<Self> {
         let crew = &prepared.crew;
         let config = &prepared.config;
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let threads = config
-            .runtime
-            .threads_per_worker
-            .unwrap_or_else(|| (cores / crew.all_workers() as usize).max(1));
         let text = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<String>>();
         let mut coordinator = text(&[
             "--min-workers",
@@ -227,33 +281,34 @@ impl Starter {
             .map(|change| format!("--set={change}"))
             .collect();
         coordinator.extend(changes.iter().cloned());
-        let agents = (0..crew.all_nodes()).map(|node| {
-            let mut agent = text(&[
-                "--node-rank",
-                &node.to_string(),
-                "--devices",
-                &crew.devices_of(node).join(","),
-                "--backend",
-                crew.backend,
-                "--threads",
-                &threads.to_string(),
-            ]);
-            agent.extend(changes.iter().cloned());
-            agent
-        });
-        Self {
+        let patience = humantime::format_duration(config.elastic.coordinator_timeout).to_string();
+        let mut agents = text(&["--run", prepared.store.url(), "--name", &config.name]);
+        agents.extend(text(&["--patience", &patience, "--backend", crew.backend]));
+        agents.extend(text(&["--threads", &prepared.threads.to_string()]));
+        agents.extend(changes);
+        let (container, program) = match &config.cluster.container {
+            Some(container) => {
+                let words = container::words_here(container, prepared.gpus_of_slurm)?;
+                (words, PathBuf::from(&container.program))
+            }
+            None => (Vec::new(), this_program()?),
+        };
+        Ok(Self {
             run: prepared.store.url().to_owned(),
-            name: config.name.clone(),
             place,
             logs: prepared.logs.clone(),
             coordinator,
-            agents: agents.collect(),
-            patience: config.elastic.coordinator_timeout,
+            container,
+            program,
+            agents,
+            devices: (0..crew.all_nodes())
+                .map(|node| crew.devices_of(node).join(","))
+                .collect(),
             lease_ttl: config.elastic.lease_ttl,
             max_restarts: config.elastic.restarts_per_node,
             restart_window: config.elastic.restart_window,
             restart_backoff: config.elastic.restart_backoff,
-        }
+        })
     }
 
     fn restarts(&self) -> Restarts {
@@ -299,33 +354,65 @@ impl Starter {
         }
     }
 
-    fn agent(&self, node: u32, coordinator: SocketAddr) -> anyhow::Result<Child> {
-        let this = std::env::current_exe().context("zipper-launch does not know its own path")?;
-        let log = self.logs.join(format!("node{node}-agent.log"));
-        let words = self.place.node_command.as_deref().unwrap_or_default();
-        let words = words.replace("{node}", &node.to_string());
-        let mut words = words.split_whitespace();
-        let mut command = match words.next() {
-            Some(program) => {
-                let mut command = command(Path::new(program), &log)?;
-                command.args(words).arg(this);
-                command
-            }
-            None => command(&this, &log)?,
+    fn agents(&self, agents: Agents, coordinator: SocketAddr) -> anyhow::Result<Child> {
+        let mut command = match agents {
+            Agents::OfNode(node) => self.agent_here(node)?,
+            Agents::Step => self.step()?,
         };
         command
-            .args(["agent", "--run", &self.run, "--name", &self.name])
+            .args(&self.agents)
             .args(["--coordinator", &format!("http://{coordinator}")])
-            .args([
-                "--patience",
-                &humantime::format_duration(self.patience).to_string(),
-            ])
-            .arg("--logs")
-            .arg(&self.logs)
-            .args(&self.agents[node as usize])
             .spawn()
-            .with_context(|| format!("the agent of node {node} cannot be started"))
+            .with_context(|| format!("{agents} cannot be started"))
     }
+
+    fn agent_here(&self, node: u32) -> anyhow::Result<Command> {
+        let words = match &self.place.agents {
+            AgentPlace::Here(words) => words.as_slice(),
+            AgentPlace::Slurm => &[],
+        };
+        let words = words.iter().map(|word| word.replace("{node}", &node.to_string()));
+        let words: Vec<String> = words.chain(self.container.iter().cloned()).collect();
+        let log = self.logs.join(format!("node{node}-agent.log"));
+        let mut command = self.program_behind(&words, &log)?;
+        command
+            .args(["agent", "--node-rank", &node.to_string(), "--devices"])
+            .arg(&self.devices[node as usize])
+            .arg("--logs")
+            .arg(&self.logs);
+        Ok(command)
+    }
+
+    /// One command line for all nodes: what differs between them they know by Slurm's variables.
+    fn step(&self) -> anyhow::Result<Command> {
+        let mut words = slurm::srun(slurm::AGENTS, self.devices.len() as u32);
+        words.extend(self.container.iter().cloned());
+        let text = |duration| humantime::format_duration(duration).to_string();
+        let mut command = self.program_behind(&words, &self.logs.join("slurm-step.log"))?;
+        for name in VARIABLES_OF_THE_JOB {
+            command.env_remove(name);
+        }
+        command
+            .args(["node", "--restart-window", &text(self.restart_window)])
+            .args(["--restart-backoff", &text(self.restart_backoff), "--logs"])
+            .arg(&self.logs)
+            .args(["--", "--devices", &self.devices[0]]);
+        Ok(command)
+    }
+
+    /// The agents' program behind `words`, its output in `log`.
+    fn program_behind(&self, words: &[String], log: &Path) -> anyhow::Result<Command> {
+        let Some((first, others)) = words.split_first() else {
+            return command(&self.program, log);
+        };
+        let mut command = command(Path::new(first), log)?;
+        command.args(others).arg(&self.program);
+        Ok(command)
+    }
+}
+
+fn this_program() -> anyhow::Result<PathBuf> {
+    std::env::current_exe().context("zipper-launch does not know its own path")
 }
 
 /// What a coordinator that refused its arguments or its run said last: its `error:` and `hint:` lines.
@@ -364,8 +451,7 @@ pub(crate) fn command(program: &Path, log: &Path) -> anyhow::Result<Command> {
 
 /// The program called `name` beside this one.
 pub(crate) fn beside(name: &str) -> anyhow::Result<PathBuf> {
-    let this = std::env::current_exe().context("zipper-launch does not know its own path")?;
-    let path = this.with_file_name(name);
+    let path = this_program()?.with_file_name(name);
     if !path.exists() {
         bail!(
             "`{}` is missing: build the workspace with `cargo build`, or install all three programs together",

@@ -88,6 +88,11 @@ impl Begun {
         Ok(Some(Self { text, source, config }))
     }
 
+    /// The run's own configuration.
+    pub(crate) fn config(&self) -> &RunConfig {
+        &self.config
+    }
+
     /// The run's own configuration with changes, for a launch without a file.
     pub(crate) fn changed(&self, overrides: &[String]) -> anyhow::Result<RunConfig> {
         let user = |error: &dyn std::error::Error| UserError::new(error.to_string());

@@ -1,7 +1,7 @@
 //! The main job: check, start, watch, end.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -19,6 +19,8 @@ use crate::display::Display;
 use crate::preflight::{self, Prepared};
 use crate::processes::{Place, Processes};
 use crate::signals::{GivenUp, Signals, attend};
+use crate::slurm::Allocation;
+use crate::slurm::submit::absolute;
 use crate::table;
 
 /// How long processes may take to end after the verdict.
@@ -29,14 +31,19 @@ const FAREWELL_AFTER_FAILURE: Duration = Duration::from_secs(13);
 #[derive(Debug, clap::Args)]
 #[group(skip)]
 pub(crate) struct Arguments {
-    /// Nodes of the run, `4` or `MIN:MAX`; on this machine each is a group of processes of its own. With a range the run goes on
-    /// with fewer nodes when some are lost, and takes them in again when they come back.
-    #[arg(long, value_name = "N|MIN:MAX", default_value = "1")]
-    pub(crate) nodes: NodeRange,
+    /// Nodes of the run, `4` or `MIN:MAX`. Inside a Slurm allocation they are its nodes, and left out all of them; elsewhere each
+    /// is a group of processes on this machine, and left out there is one. With a range the run goes on with fewer nodes when
+    /// some are lost, and takes them in again when they come back.
+    #[arg(long, value_name = "N|MIN:MAX")]
+    pub(crate) nodes: Option<NodeRange>,
+    /// Inside a Slurm allocation, too: nodes are groups of processes on this machine.
+    #[arg(long)]
+    pub(crate) local: bool,
     /// Workers more than needed, with their models loaded, that take the place of lost ones at once.
     #[arg(long, default_value_t = 0)]
     pub(crate) spares: u32,
-    /// Workers (ranks) on each node. Left out: one for each GPU that `CUDA_VISIBLE_DEVICES` shows, one where there is none.
+    /// Workers (ranks) on each node. Left out: one for each GPU that Slurm or `CUDA_VISIBLE_DEVICES` shows, one where there is
+    /// none.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) workers_per_node: Option<u32>,
     /// What sums gradients: `nccl` between GPUs, one for each worker; `gloo` over TCP, where workers share a GPU or use the CPU;
@@ -58,9 +65,10 @@ pub(crate) struct Arguments {
     /// Print the result as one JSON document on stdout.
     #[arg(long)]
     pub(crate) json: bool,
-    /// Address of this machine that all nodes reach.
-    #[arg(long, default_value = "127.0.0.1", hide = true)]
-    pub(crate) listen: IpAddr,
+    /// Address of this machine that all nodes reach. Left out: in a Slurm allocation that on the way to its nodes, elsewhere
+    /// 127.0.0.1.
+    #[arg(long)]
+    pub(crate) listen: Option<IpAddr>,
     /// Words before the command of each node's agent; `{node}` is its number.
     #[arg(long, hide = true)]
     pub(crate) node_command: Option<String>,
@@ -75,6 +83,36 @@ pub(crate) enum BackendName {
 }
 
 impl Arguments {
+    /// The command that makes this run from elsewhere, without `--resume`.
+    ///
+    /// # Errors
+    /// If a path in it is not UTF-8.
+    pub(crate) fn command(&self, program: &Path, run: &str) -> anyhow::Result<Vec<String>> {
+        let mut command = vec![absolute(program)?];
+        let mut add = |name: &str, value: String| command.extend([name.to_owned(), value]);
+        if let Some(NodeRange { min, max }) = self.nodes {
+            add("--nodes", format!("{min}:{max}"));
+        }
+        if self.spares > 0 {
+            add("--spares", self.spares.to_string());
+        }
+        if let Some(workers) = self.workers_per_node {
+            add("--workers-per-node", workers.to_string());
+        }
+        if let Some(config) = &self.config {
+            add("--config", absolute(config)?);
+        }
+        add("--run", run.to_owned());
+        for change in self.all_overrides() {
+            add("--set", change);
+        }
+        if let Some(listen) = self.listen {
+            add("--listen", listen.to_string());
+        }
+        command.extend(self.json.then(|| "--json".to_owned()));
+        Ok(command)
+    }
+
     /// All changes to keys of the file.
     pub(crate) fn all_overrides(&self) -> Vec<String> {
         let backend = self.backend.map(|backend| match backend {
@@ -98,14 +136,27 @@ pub(crate) enum Resume {
     Require,
 }
 
+impl Resume {
+    /// As it is typed.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Never => "never",
+            Self::Require => "require",
+        }
+    }
+}
+
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
     let mut signals = Signals::new()?;
     let starting = async {
-        let prepared = preflight::prepare(&arguments).await?;
-        let place = Place {
-            listen: arguments.listen,
-            node_command: arguments.node_command.clone(),
+        let allocation = if arguments.local {
+            None
+        } else {
+            Allocation::find().await?
         };
+        let prepared = preflight::prepare(&arguments, allocation.as_ref()).await?;
+        let place = Place::new(&arguments, allocation.as_ref()).await?;
         let processes = Processes::start(&prepared, place).await?;
         anyhow::Ok((prepared, processes))
     };

@@ -17,7 +17,7 @@ use zipper_config::schema::{Dtype, RouterGranularity};
 use zipper_plan::{AdapterShape, Inventory, MeasuredStep, transformer_layers};
 use zipper_types::{Stage, Variant, WorldSize};
 
-use crate::devices::{self, Crew, NodeRange, Wishes};
+use crate::devices::{self, Crew, Machines, NodeRange, Wishes};
 use crate::preflight;
 use crate::run::print;
 use estimate::Estimate;
@@ -56,6 +56,7 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
             spares: 0,
             workers_per_node: None,
             backend: config.runtime.backend,
+            machines: Machines::One,
         };
         Crew::decide(wishes, devices::ask().await?)?.workers()
     };

@@ -75,6 +75,21 @@ impl Namespaces {
         }
     }
 
+    /// What the names of their namespaces begin with.
+    pub(super) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// The first three numbers of their addresses.
+    pub(super) fn network(&self) -> String {
+        format!("10.231.{}", self.network)
+    }
+
+    /// How many there are.
+    pub fn number(&self) -> u8 {
+        self.number
+    }
+
     /// This machine's own address, as hosts see it.
     pub fn gateway(&self) -> IpAddr {
         Ipv4Addr::new(10, 231, self.network, 1).into()

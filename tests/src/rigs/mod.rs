@@ -1,17 +1,19 @@
-//! What faults are made with: a real S3-compatible server, a proxy before it, hosts of our own, small disks, a clock that
-//! jumps.
+//! What faults are made with: a real S3-compatible server, a proxy before it, hosts of our own, a real Slurm, small disks, a
+//! clock that jumps.
 
 mod clock;
 mod disk;
 mod hosts;
 mod proxy;
 mod s3;
+mod slurm;
 
 pub use clock::FalseClock;
 pub use disk::SmallDisk;
 pub use hosts::{Host, Namespaces};
 pub use proxy::{FaultProxy, Mode};
 pub use s3::S3Server;
+pub use slurm::Slurm;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr, TcpListener};

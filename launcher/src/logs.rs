@@ -1,0 +1,261 @@
+//! `zipper-launch logs`: the logs of all processes of a run as one.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use zipper_checkpoint::RunStore;
+use zipper_cli::{ExitStatus, UserError};
+
+use crate::preflight;
+use crate::resume::Begun;
+use crate::run::Resume;
+
+/// How often to look for more.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Run URL.
+    #[arg(long)]
+    run: String,
+    /// Folder with the logs. Left out: where zipper-launch would put them if it were called here.
+    #[arg(long)]
+    folder: Option<PathBuf>,
+    /// Go on showing what is written.
+    #[arg(long, short)]
+    follow: bool,
+    /// Only what workers wrote while they were this rank.
+    #[arg(long)]
+    rank: Option<u32>,
+}
+
+pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
+    let folder = match &arguments.folder {
+        Some(folder) => folder.clone(),
+        None => folder_of(&arguments.run).await?,
+    };
+    if !folder.is_dir() {
+        let error = UserError::new(format!("there are no logs in `{}`", folder.display()));
+        return Err(error
+            .hint("they are on the machine that zipper-launch was called on, or its nodes: name the folder with `--folder`")
+            .into());
+    }
+    let mut logs = Logs::new(folder, arguments.rank);
+    loop {
+        let lines = logs.more(arguments.follow)?;
+        match write(&lines) {
+            // The reader, such as `head`, has enough.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(ExitStatus::Done),
+            written => written.context("stdout cannot be written")?,
+        }
+        if !arguments.follow {
+            return Ok(ExitStatus::Done);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// The folder that zipper-launch writes logs to, called from here.
+async fn folder_of(url: &str) -> anyhow::Result<PathBuf> {
+    let store = RunStore::open(url).map_err(|error| UserError::new(error.to_string()))?;
+    let begun = Begun::find(&store, Resume::Require).await?;
+    let begun = begun.context("a required run is there")?;
+    preflight::log_folder(&store, begun.config())
+}
+
+fn write(lines: &[String]) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    for line in lines {
+        writeln!(stdout, "{line}")?;
+    }
+    stdout.flush()
+}
+
+/// Log files of one folder, read so far.
+struct Logs {
+    folder: PathBuf,
+    rank: Option<u32>,
+    files: BTreeMap<String, LogFile>,
+}
+
+/// One process slot's log.
+#[derive(Default)]
+struct LogFile {
+    read: u64,
+    /// An unfinished line.
+    rest: Vec<u8>,
+    /// The time of its latest line that had one.
+    time: String,
+    /// The rank that its worker has.
+    rank: Option<u32>,
+}
+
+/// A line with what it is sorted by.
+struct Entry {
+    time: String,
+    text: String,
+}
+
+impl Logs {
+    fn new(folder: PathBuf, rank: Option<u32>) -> Self {
+        Self {
+            folder,
+            rank,
+            files: BTreeMap::new(),
+        }
+    }
+
+    /// What has come since the last call, in the order of its times; an unfinished last line only if no more is to come.
+    fn more(&mut self, more_to_come: bool) -> anyhow::Result<Vec<String>> {
+        let mut entries = Vec::new();
+        for name in log_names(&self.folder)? {
+            let path = self.folder.join(&name);
+            let file = self.files.entry(name.clone()).or_default();
+            let bytes = file
+                .read_on(&path, more_to_come)
+                .with_context(|| format!("cannot read `{}`", path.display()))?;
+            let source = source(&name);
+            for line in String::from_utf8_lossy(&bytes).lines() {
+                file.note(line);
+                if self.rank.is_some() && self.rank != file.rank {
+                    continue;
+                }
+                let rank = file.rank.map_or_else(String::new, |rank| format!(" rank {rank}"));
+                entries.push(Entry {
+                    time: file.time.clone(),
+                    text: format!("{source}{rank} | {line}"),
+                });
+            }
+        }
+        // Stable: lines without a time stay behind the one they belong to.
+        entries.sort_by(|a, b| a.time.cmp(&b.time));
+        Ok(entries.into_iter().map(|entry| entry.text).collect())
+    }
+}
+
+impl LogFile {
+    /// The whole lines that have come.
+    fn read_on(&mut self, path: &Path, more_to_come: bool) -> io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        file.seek(SeekFrom::Start(self.read))?;
+        let mut bytes = std::mem::take(&mut self.rest);
+        self.read += file.read_to_end(&mut bytes)? as u64;
+        if more_to_come {
+            let end = bytes
+                .iter()
+                .rposition(|&byte| byte == b'\n')
+                .map_or(0, |at| at + 1);
+            self.rest = bytes.split_off(end);
+        }
+        Ok(bytes)
+    }
+
+    /// Learns from a line what holds from it on.
+    fn note(&mut self, line: &str) {
+        if let Some(time) = time(line) {
+            time.clone_into(&mut self.time);
+        }
+        let joined = line.split_once("joined generation ").and_then(|(_, rest)| {
+            let rank = rest.split_once(" as rank ")?.1;
+            rank.split(' ').next()?.parse().ok()
+        });
+        self.rank = joined.or(self.rank);
+    }
+}
+
+/// The files of a folder that are logs, sorted.
+fn log_names(folder: &Path) -> anyhow::Result<Vec<String>> {
+    let entries = std::fs::read_dir(folder).with_context(|| format!("cannot list `{}`", folder.display()))?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut names: Vec<String> = names.filter(|name| name.ends_with(".log")).collect();
+    names.sort();
+    Ok(names)
+}
+
+/// Who writes a file: `node0/1` for `node0-worker1.log`, as workers are called everywhere.
+fn source(name: &str) -> String {
+    let stem = name.trim_end_matches(".log");
+    match stem.split_once("-worker") {
+        Some((node, worker)) => format!("{node}/{worker}"),
+        None => stem.to_owned(),
+    }
+}
+
+/// The time at the beginning of a line, or in a line of JSON: `2026-01-02T03:04:05.678901Z`. As text such times sort.
+fn time(line: &str) -> Option<&str> {
+    let rest = match line.split_once("\"timestamp\":\"") {
+        Some((before, rest)) if before.starts_with('{') => rest,
+        _ => line,
+    };
+    let word = rest.split(['"', ' ']).next()?;
+    let digits = word.get(..4)?.bytes().all(|byte| byte.is_ascii_digit());
+    (digits && word.ends_with('Z') && word.as_bytes().get(10) == Some(&b'T')).then_some(word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AGENT: &str = "2026-01-02T03:04:05.000001Z  WARN worker `node0/1` ended\nwith\ntwo more lines\n\
+        2026-01-02T03:04:09.000001Z  WARN later\n";
+    const WORKER: &str = "2026-01-02T03:04:04.000001Z  INFO loading\n\
+        2026-01-02T03:04:06.000001Z  INFO joined generation 1 as rank 3 of 4, from step 0\n\
+        {\"timestamp\":\"2026-01-02T03:04:07.000001Z\",\"fields\":{\"message\":\"joined generation 2 as rank 0 of 2, from\"}}\n\
+        2026-01-02T03:04:08.000001Z  INFO unfinished";
+
+    fn folder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("node0-agent.log"), AGENT).unwrap();
+        std::fs::write(folder.path().join("node0-worker1.log"), WORKER).unwrap();
+        std::fs::write(folder.path().join("other.txt"), "no log").unwrap();
+        folder
+    }
+
+    #[test]
+    fn lines_come_in_order_of_time_with_who_wrote_them() {
+        let folder = folder();
+        let mut logs = Logs::new(folder.path().to_owned(), None);
+        let lines = logs.more(false).unwrap();
+        let starts: Vec<&str> = lines
+            .iter()
+            .map(|line| line.split_once(" | ").expect("every line has its source").0)
+            .collect();
+        assert_eq!(
+            starts,
+            [
+                "node0/1",
+                "node0-agent",
+                "node0-agent",
+                "node0-agent",
+                "node0/1 rank 3",
+                "node0/1 rank 0",
+                "node0/1 rank 0",
+                "node0-agent"
+            ]
+        );
+        assert_eq!(lines[2], "node0-agent | with");
+    }
+
+    /// A rank is what a worker was at that time, and half a line is shown when it is whole.
+    #[test]
+    fn one_rank_is_followed_over_generations() {
+        let folder = folder();
+        let mut logs = Logs::new(folder.path().to_owned(), Some(0));
+        assert_eq!(logs.more(true).unwrap().len(), 1);
+        let mut file = File::options()
+            .append(true)
+            .open(folder.path().join("node0-worker1.log"))
+            .unwrap();
+        write!(file, " now whole\nand half").unwrap();
+        let lines = logs.more(true).unwrap();
+        assert_eq!(
+            lines,
+            ["node0/1 rank 0 | 2026-01-02T03:04:08.000001Z  INFO unfinished now whole"]
+        );
+        assert!(logs.more(true).unwrap().is_empty());
+    }
+}

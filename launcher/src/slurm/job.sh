@@ -1,0 +1,48 @@
+#!/bin/bash
+#SBATCH
+# Written by `zipper-launch submit`. The job stops with a checkpoint before its time is over and when it is pre-empted, and
+# then queues itself again; its next life goes on from there.
+set -u
+
+max_requeues=@MAX_REQUEUES@
+requeues=${SLURM_RESTART_COUNT:-0}
+resume=@RESUME@
+if ((requeues > 0)); then
+  resume=auto
+fi
+
+say() { echo "$(date -u +%FT%TZ) job $SLURM_JOB_ID: $*"; }
+say "begins on $SLURM_JOB_NODELIST, requeued $requeues of $max_requeues times"
+
+# A signal interrupts `wait`, which then has no exit code of the run.
+launch='' interrupted=''
+pass_on() {
+  interrupted=yes
+  say "$1"
+  if [[ -n $launch ]]; then kill "-$1" "$launch" 2>/dev/null; fi
+}
+trap 'pass_on USR1' USR1
+trap 'pass_on TERM' TERM
+
+@COMMAND@ --resume "$resume" &
+launch=$!
+while :; do
+  interrupted=''
+  wait "$launch"
+  code=$?
+  [[ -n $interrupted ]] || break
+done
+say "the run ended with exit code $code"
+
+state=$(scontrol show job --oneliner "$SLURM_JOB_ID" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p')
+if [[ $code -ne 75 ]]; then
+  exit "$code"
+elif [[ $state != RUNNING ]]; then
+  # Cancelled, or out of time: that is meant, or Slurm itself queues it again.
+  say "stopped in state ${state:-unknown}, so it is not queued again"
+elif ((requeues >= max_requeues)); then
+  say "stopped, and it was requeued $requeues times already (cluster.max_requeues): the same command goes on"
+elif scontrol requeue "$SLURM_JOB_ID"; then
+  say "queued again"
+fi
+exit 75
