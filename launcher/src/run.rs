@@ -83,11 +83,16 @@ pub(crate) enum BackendName {
 }
 
 impl Arguments {
-    /// The command that makes this run from elsewhere, without `--resume`.
+    /// The command that makes this run from elsewhere, with these changes of the configuration and without `--resume`.
     ///
     /// # Errors
     /// If a path in it is not UTF-8.
-    pub(crate) fn command(&self, program: &Path, run: &str) -> anyhow::Result<Vec<String>> {
+    pub(crate) fn command(
+        &self,
+        program: &Path,
+        run: &str,
+        changes: &[String],
+    ) -> anyhow::Result<Vec<String>> {
         let mut command = vec![absolute(program)?];
         let mut add = |name: &str, value: String| command.extend([name.to_owned(), value]);
         if let Some(NodeRange { min, max }) = self.nodes {
@@ -103,8 +108,8 @@ impl Arguments {
             add("--config", absolute(config)?);
         }
         add("--run", run.to_owned());
-        for change in self.all_overrides() {
-            add("--set", change);
+        for change in changes {
+            add("--set", change.clone());
         }
         if let Some(listen) = self.listen {
             add("--listen", listen.to_string());

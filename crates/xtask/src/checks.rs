@@ -70,7 +70,7 @@ fn check_scripts(workspace: &Workspace) -> anyhow::Result<()> {
     if runs(&mut workspace.command("shellcheck")) {
         let mut shellcheck = workspace.command("shellcheck");
         shellcheck
-            .arg(".ci/run")
+            .args([".ci/run", "launcher/src/slurm/job.sh"])
             .args(scripts(&workspace.root().join("cluster"))?);
         workspace::run(&mut shellcheck)?;
     } else {

@@ -341,7 +341,11 @@ fn cluster(check: &mut Check, config: &RunConfig) {
             format!("{} is not a number of whole minutes", text(time))
         });
         check.require(stop_before < time, "cluster.stop_before", || {
-            format!("{} is not less than `cluster.time` = {}", text(stop_before), text(time))
+            format!(
+                "{} is not less than `cluster.time` = {}",
+                text(stop_before),
+                text(time)
+            )
         });
     }
     let seconds = Duration::from_secs(1)..=Duration::from_secs(u16::MAX.into());
@@ -372,10 +376,17 @@ fn cluster(check: &mut Check, config: &RunConfig) {
             format!("`{argument}` is not an argument of sbatch such as `--exclusive`")
         });
     }
-    for (index, mount) in cluster.container.iter().flat_map(|container| container.mounts.iter().enumerate()) {
+    for (index, mount) in cluster
+        .container
+        .iter()
+        .flat_map(|container| container.mounts.iter().enumerate())
+    {
         let fine = mount.is_absolute() && !mount.to_string_lossy().contains([':', ',']);
         check.require(fine, &format!("cluster.container.mounts[{index}]"), || {
-            format!("`{}` is not an absolute path without `:` and `,`", mount.display())
+            format!(
+                "`{}` is not an absolute path without `:` and `,`",
+                mount.display()
+            )
         });
     }
 }

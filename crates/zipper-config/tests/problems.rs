@@ -282,11 +282,26 @@ fn recovery_has_sane_limits() {
 #[test]
 fn what_slurm_could_not_take_is_refused() {
     for (overrides, expected) in [
-        (&["cluster.time=210s"][..], "cluster.time: 3m 30s is not a number of whole minutes"),
-        (&["cluster.time=2m"], "cluster.stop_before: 3m is not less than `cluster.time` = 2m"),
-        (&["cluster.stop_before=1day"], "cluster.stop_before: 1day is not within 1s and 18h 12m"),
-        (&["cluster.partition='a b'"], "cluster.partition: `a b` is not one word"),
-        (&["cluster.gpus_per_node=0"], "cluster.gpus_per_node: 0: leave it out instead"),
+        (
+            &["cluster.time=210s"][..],
+            "cluster.time: 3m 30s is not a number of whole minutes",
+        ),
+        (
+            &["cluster.time=2m"],
+            "cluster.stop_before: 3m is not less than `cluster.time` = 2m",
+        ),
+        (
+            &["cluster.stop_before=1day"],
+            "cluster.stop_before: 1day is not within 1s and 18h 12m",
+        ),
+        (
+            &["cluster.partition='a b'"],
+            "cluster.partition: `a b` is not one word",
+        ),
+        (
+            &["cluster.gpus_per_node=0"],
+            "cluster.gpus_per_node: 0: leave it out instead",
+        ),
         (
             &["cluster.sbatch=[exclusive]"],
             "cluster.sbatch[0]: `exclusive` is not an argument of sbatch such as `--exclusive`",
@@ -304,5 +319,8 @@ fn what_slurm_could_not_take_is_refused() {
     }
     let config = minimal(&["cluster.time=4h", "cluster.sbatch=[--exclusive]"]);
     assert_eq!(config.cluster.time.map(|time| time.as_secs()), Some(4 * 3600));
-    assert_eq!(from_str(&config.to_yaml(), "again", &[]).expect("it is valid"), config);
+    assert_eq!(
+        from_str(&config.to_yaml(), "again", &[]).expect("it is valid"),
+        config
+    );
 }

@@ -13,26 +13,37 @@ fi
 
 say() { echo "$(date -u +%FT%TZ) job $SLURM_JOB_ID: $*"; }
 say "begins on $SLURM_JOB_NODELIST, requeued $requeues of $max_requeues times"
+# Slurm itself queues jobs again, too, when their nodes are lost.
+if ((requeues > max_requeues)); then
+  say "that is more often than cluster.max_requeues allows: the same command goes on"
+  exit 75
+fi
 
 # A signal interrupts `wait`, which then has no exit code of the run.
-launch='' interrupted=''
+launch='' asked='' interrupted=''
+# shellcheck disable=SC2317 # traps call it
 pass_on() {
-  interrupted=yes
+  asked=$1 interrupted=yes
   say "$1"
   if [[ -n $launch ]]; then kill "-$1" "$launch" 2>/dev/null; fi
 }
 trap 'pass_on USR1' USR1
 trap 'pass_on TERM' TERM
 
-@COMMAND@ --resume "$resume" &
-launch=$!
-while :; do
-  interrupted=''
-  wait "$launch"
-  code=$?
-  [[ -n $interrupted ]] || break
-done
-say "the run ended with exit code $code"
+code=75
+if [[ -z $asked ]]; then
+  @COMMAND@ --resume "$resume" &
+  launch=$!
+  # It may have come just now.
+  if [[ -n $asked ]]; then kill "-$asked" "$launch"; fi
+  while :; do
+    interrupted=''
+    wait "$launch"
+    code=$?
+    [[ -n $interrupted ]] || break
+  done
+  say "the run ended with exit code $code"
+fi
 
 state=$(scontrol show job --oneliner "$SLURM_JOB_ID" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p')
 if [[ $code -ne 75 ]]; then

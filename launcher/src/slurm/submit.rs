@@ -1,6 +1,5 @@
 //! `zipper-launch submit`: the same run as a Slurm job, from a machine outside the allocation.
 
-use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -114,7 +113,9 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
         outlives_nodes: spare > 0 || nodes.min < nodes.max,
         cluster: &config.cluster,
         output: logs.join("slurm-%j.log").display().to_string(),
-        command: arguments.run.command(&this, store.url())?,
+        command: arguments
+            .run
+            .command(&this, store.url(), &for_the_run(&arguments.run))?,
         resume: arguments.run.resume.name(),
     };
     let text = script.render();
@@ -136,6 +137,15 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     );
     print(&job)?;
     Ok(ExitStatus::Done)
+}
+
+/// The changes of the configuration that the job's own zipper-launch is given: what Slurm is asked for is in the script already.
+fn for_the_run(arguments: &run::Arguments) -> Vec<String> {
+    let is_of_the_script =
+        |change: &String| change.starts_with("cluster.") && !change.starts_with("cluster.container");
+    let mut changes = arguments.all_overrides();
+    changes.retain(|change| !is_of_the_script(change));
+    changes
 }
 
 /// The configuration of the run: that of the file, or that of a run that was begun before.
@@ -183,13 +193,12 @@ async fn sbatch(script: &str) -> anyhow::Result<String> {
     let output = tokio::time::timeout(SUBMIT_TIMEOUT, handing_in).await;
     let output =
         output.with_context(|| format!("zipper-launch waited {SUBMIT_TIMEOUT:?} for `sbatch`"))??;
-    // Warnings of the cluster's own are for people.
-    std::io::stderr()
-        .write_all(&output.stderr)
-        .context("stderr is closed")?;
+    let said = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        let said = said.lines().last().unwrap_or_default().to_owned();
+        let lines = said
+            .lines()
+            .map(|line| line.trim_start_matches("sbatch: error: "));
+        let said = lines.collect::<Vec<_>>().join("; ");
         if is_refusal(&said) {
             let error = UserError::new(format!("Slurm does not take the job: {said}"));
             return Err(error
@@ -198,6 +207,8 @@ async fn sbatch(script: &str) -> anyhow::Result<String> {
         }
         bail!("`sbatch` failed ({}): {said}", output.status);
     }
+    // What clusters add of their own is for people.
+    eprint!("{said}");
     // `123`, or `123;cluster`.
     let said = String::from_utf8_lossy(&output.stdout);
     let job = said.trim().split(';').next().unwrap_or_default();

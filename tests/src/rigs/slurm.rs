@@ -41,8 +41,13 @@ impl Slurm {
         }
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         // Held until all are found, so that none is found twice.
-        let held: Vec<_> = (0..=nodes).map(|_| free_port(Ipv4Addr::UNSPECIFIED.into())).collect();
-        let ports: Vec<String> = held.iter().map(|(address, _)| address.port().to_string()).collect();
+        let held: Vec<_> = (0..=nodes)
+            .map(|_| free_port(Ipv4Addr::UNSPECIFIED.into()))
+            .collect();
+        let ports: Vec<String> = held
+            .iter()
+            .map(|(address, _)| address.port().to_string())
+            .collect();
         drop(held);
         let started = run(Command::new(repository("cluster/start-slurm.sh"))
             .args(["--nodes", &nodes.to_string(), "--ports", &ports.join(",")])

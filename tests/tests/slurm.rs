@@ -1,0 +1,541 @@
+//! Goal: a run on a real Slurm keeps Slurm's manners: it takes what the allocation has or refuses, stops before its time is over
+//! and when it is pre-empted, queues itself again and goes on as if nothing had been, lets itself be cancelled, and does without a
+//! node that is lost. docs/slurm.md lists the cases.
+//! Method: munge, slurmctld and a slurmd for each node on this machine, and the real programs, as people call them. Where this is
+//! not root the tests say so and show nothing.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use zipper_checkpoint::RunStore;
+use zipper_tests::{
+    FaultProxy, Finished, Fixture, Launched, Namespaces, NotPermitted, Parameters, S3Server, Slurm,
+    processes, program, wait_until,
+};
+
+/// What a test makes of a rig that this machine does not allow: it says so and shows nothing.
+fn permitted<T>(rig: Result<T, NotPermitted>) -> Option<T> {
+    rig.inspect_err(|why| eprintln!("left out: {why}")).ok()
+}
+
+/// A cluster, and the tiny job in a configuration of this many steps a stage.
+struct Site {
+    slurm: Slurm,
+    fixture: Fixture,
+    environment: Vec<(String, String)>,
+}
+
+impl Site {
+    fn new(slurm: Slurm, steps: u32) -> Self {
+        let fixture = Fixture::new();
+        fixture.write_config("run.yaml", |text| configure(&text, steps));
+        Self {
+            slurm,
+            fixture,
+            environment: Vec::new(),
+        }
+    }
+
+    fn start(nodes: u8, steps: u32) -> Option<Self> {
+        permitted(Slurm::start(nodes, 0)).map(|slurm| Self::new(slurm, steps))
+    }
+
+    /// `zipper-launch` with words before and after the usual ones.
+    fn launch(&self, before: &[&str], url: &str, after: &[&str]) -> Command {
+        let mut command = self
+            .slurm
+            .command(&program("zipper-launch").display().to_string());
+        command
+            .args(before)
+            .arg("--config")
+            .arg(self.fixture.path().join("run.yaml"))
+            .args(["--run", url])
+            .args(after)
+            .current_dir(self.fixture.path())
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    /// Submits a run; the number of its job.
+    fn submit(&self, url: &str, options: &[&str]) -> String {
+        let finished = Launched::start_command(&mut self.launch(&["submit"], url, options)).wait();
+        assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+        finished.stdout.trim().to_owned()
+    }
+
+    /// Runs a batch script of some lines on its first node to its end: its exit code and what it printed.
+    fn batch(&self, options: &[&str], lines: &str) -> Finished {
+        let script = self.fixture.path().join("batch.sh");
+        let output = self.fixture.path().join("batch.log");
+        let _ = fs::remove_file(&output);
+        fs::write(&script, format!("#!/bin/bash\n{lines}\n")).expect("the fixture's folder is writable");
+        let mut command = self.slurm.command("sbatch");
+        command
+            .args(["--wait", "--output"])
+            .arg(&output)
+            .args(options)
+            .arg(&script);
+        let finished = Launched::start_command(command.current_dir(self.fixture.path())).wait();
+        Finished {
+            stdout: fs::read_to_string(&output).unwrap_or_default(),
+            ..finished
+        }
+    }
+
+    /// `zipper-launch` as a line of a batch script.
+    fn line(&self, url: &str, options: &str) -> String {
+        let config = self.fixture.path().join("run.yaml");
+        let launch = program("zipper-launch");
+        format!(
+            "{} --config {} --run {url} {options}",
+            launch.display(),
+            config.display()
+        )
+    }
+
+    /// Waits until a job is over for good, and shows that it ended so.
+    fn ends(&self, job: &str, logs: &Path, state: &str, code: &str) {
+        wait_until("the job has ended", || {
+            let state = self.slurm.of_job(job, "JobState");
+            !["PENDING", "CONFIGURING", "RUNNING", "COMPLETING"].contains(&state.as_str())
+        });
+        let found = (
+            self.slurm.of_job(job, "JobState"),
+            self.slurm.of_job(job, "ExitCode"),
+        );
+        assert_eq!(
+            (found.0.as_str(), found.1.as_str()),
+            (state, code),
+            "{}",
+            output(logs, job)
+        );
+    }
+
+    /// Completed steps of a run that is a folder, repeated ones too.
+    fn steps(&self, run: &str) -> usize {
+        let metrics = self.fixture.path().join(run).join("metrics/train.jsonl");
+        fs::read_to_string(metrics).map_or(0, |text| text.lines().count())
+    }
+
+    fn logs(&self, run: &str) -> PathBuf {
+        self.fixture.path().join(run).join("logs")
+    }
+}
+
+/// The output of a job's script so far.
+fn output(logs: &Path, job: &str) -> String {
+    fs::read_to_string(logs.join(format!("slurm-{job}.log"))).unwrap_or_default()
+}
+
+fn configure(text: &str, steps: u32) -> String {
+    let text = text
+        .replace("steps: 6,", &format!("steps: {steps},"))
+        .replace("untrained: true", "untrained: false")
+        .replace("no_audio_control: true", "no_audio_control: false")
+        .replace("every_steps: 4", "every_steps: 0")
+        // In f64 the order of sums does not show, and a lost utterance does.
+        .replace("  prompt:\n", "  dtype: f64\n  prompt:\n")
+        .replace(
+            "clip_grad_norm: 1.0",
+            "clip_grad_norm: 1.0\n  optimizer: {eps: 1.0e-6}",
+        )
+        // A test stops a worker for as long as Slurm takes to send a signal.
+        .replace("heartbeat_timeout: 20s", "heartbeat_timeout: 2m")
+        .replace("collective_timeout: 30s", "collective_timeout: 2m")
+        .replace("rendezvous_timeout: 60s", "rendezvous_timeout: 3m");
+    format!("{text}  grace: 15s\nelastic: {{lease_ttl: 5s, hang_min: 5m, join_wait: 5s}}\n")
+}
+
+/// The run at `url`, with what makes a store reachable.
+async fn parameters(url: &str) -> Parameters {
+    let store = RunStore::open(url).expect("a run URL");
+    Parameters::newest(&store)
+        .await
+        .expect("its newest checkpoint can be read")
+}
+
+/// How the job of `site` ends on this machine, without Slurm and without being stopped.
+async fn uninterrupted(site: &Site) -> Parameters {
+    let url = site.fixture.run_url("uninterrupted");
+    let finished = Launched::start_command(&mut site.launch(&[], &url, &["--nodes", "1"])).wait();
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    parameters(&url).await
+}
+
+/// Four nodes, each a host with its own address, and no name of a node that resolves; checkpoints go to S3. One line submits it.
+/// What Slurm keeps and shows of the job has no secret in it.
+#[tokio::test]
+async fn a_submitted_run_trains_on_four_nodes_and_keeps_its_checkpoints_in_s3() {
+    let Some(hosts) = permitted(Namespaces::up(4)) else {
+        return;
+    };
+    let s3 = S3Server::start();
+    let proxy = FaultProxy::start_on(hosts.gateway(), s3.address());
+    let Some(slurm) = permitted(Slurm::start_on(&hosts)) else {
+        return;
+    };
+    let mut site = Site::new(slurm, 6);
+    site.environment = s3.env_via(proxy.address());
+    let url = s3.url("four");
+    let job = site.submit(
+        &url,
+        &[
+            "--nodes",
+            "4",
+            "--time",
+            "1h",
+            "--set",
+            "checkpoint.every_steps=4",
+        ],
+    );
+    let logs = site.fixture.path().join("runs/tiny/logs");
+    site.ends(&job, &logs, "COMPLETED", "0:0");
+    let run = s3.run("four");
+    let newest = run
+        .checkpoints()
+        .latest()
+        .await
+        .expect("S3 answers")
+        .expect("a checkpoint");
+    let manifest = run
+        .checkpoints()
+        .load_manifest(newest)
+        .await
+        .expect("it is whole");
+    assert_eq!((newest.0, manifest.world_size.0), (12, 4));
+
+    // Each node wrote its own logs, and they come together with ranks before the lines.
+    let mut merged = site
+        .slurm
+        .command(&program("zipper-launch").display().to_string());
+    merged
+        .args(["logs", "--run", &url])
+        .current_dir(site.fixture.path())
+        .envs(site.environment.iter().map(|(name, value)| (name, value)));
+    let merged = Launched::start_command(&mut merged).wait();
+    for words in [
+        "node0/0 rank ",
+        "node3/0 rank ",
+        "coordinator | ",
+        &format!("slurm-{job} | "),
+    ] {
+        assert!(
+            merged.stdout.contains(words),
+            "no `{words}` in:\n{}",
+            merged.stdout
+        );
+    }
+    let addresses = fs::read_to_string(logs.join("coordinator.log")).unwrap_or_default();
+    assert!(!addresses.contains("127.0.0.1"), "{addresses}");
+
+    let secret = site
+        .environment
+        .iter()
+        .find(|(name, _)| name == "AWS_SECRET_ACCESS_KEY");
+    let (_, secret) = secret.expect("the store has a key");
+    let shown = site.slurm.ask("scontrol", &["show", "job", &job]);
+    let script = site.slurm.ask("scontrol", &["write", "batch_script", &job, "-"]);
+    let yaml = run.get("run.yaml").await.expect("the run has its configuration");
+    for text in [
+        &shown,
+        &script,
+        &merged.stdout,
+        &String::from_utf8_lossy(&yaml).into_owned(),
+    ] {
+        assert!(!text.contains(secret.as_str()), "the secret is in:\n{text}");
+    }
+}
+
+/// Thread 4 of what users of others report: a requeued job goes on from another checkpoint than its last, or its logs are gone.
+/// Here a job is queued again three times, for three reasons: its time limit, a job that is more urgent, and its owner. In the
+/// end its parameters are those of a run that nobody stopped, every step is there once, and nothing of the logs is lost.
+#[tokio::test]
+async fn thread_4_three_requeues_end_like_an_uninterrupted_run() {
+    let Some(site) = Site::start(2, 60) else { return };
+    let expected = uninterrupted(&site).await;
+    let url = site.fixture.run_url("run");
+    let options = [
+        "--nodes",
+        "2",
+        "--time",
+        "1m",
+        "--sbatch=--exclusive",
+        "--set",
+        "cluster.stop_before=50s",
+    ];
+    let job = site.submit(&url, &options);
+    let logs = site.logs("run");
+    let halted_in_life = |life: usize| {
+        let before = site.steps("run");
+        wait_until("the job trains", || {
+            output(&logs, &job).matches("begins on").count() == life && site.steps("run") >= before + 3
+        });
+        // The rest of the run waits for this worker: however long it takes, it is not over before its signal has come.
+        let workers = processes(&["zipper-worker", "train", &url, "--node-rank\u{0}1"]);
+        let worker = Pid::from_raw(*workers.first().expect("the run has a worker on node 1"));
+        kill(worker, Signal::SIGSTOP).expect("it runs");
+        worker
+    };
+    let requeued = |times: usize| {
+        wait_until("the job has queued itself again", || {
+            output(&logs, &job).matches("queued again").count() == times
+        });
+    };
+
+    let worker = halted_in_life(1);
+    wait_until("Slurm has said that time is up", || {
+        output(&logs, &job).contains("USR1")
+    });
+    kill(worker, Signal::SIGCONT).expect("it waits");
+    requeued(1);
+
+    let worker = halted_in_life(2);
+    let urgent = site.slurm.ask(
+        "sbatch",
+        &[
+            "--parsable",
+            "--partition=urgent",
+            "--nodes=2",
+            "--exclusive",
+            "--output=/dev/null",
+            "--wrap=true",
+        ],
+    );
+    wait_until("Slurm has told the run to make room", || {
+        site.slurm.of_job(&job, "PreemptTime") != "None"
+    });
+    kill(worker, Signal::SIGCONT).expect("it waits");
+    requeued(2);
+
+    let worker = halted_in_life(3);
+    assert_eq!(site.slurm.of_job(&urgent, "JobState"), "COMPLETED");
+    site.slurm.ask("scancel", &["--batch", "--signal=USR1", &job]);
+    wait_until("the signal has come", || {
+        output(&logs, &job).matches("USR1").count() == 2
+    });
+    kill(worker, Signal::SIGCONT).expect("it waits");
+    requeued(3);
+
+    site.ends(&job, &logs, "COMPLETED", "0:0");
+    assert_eq!(site.slurm.of_job(&job, "Restarts"), "3");
+    expected.assert_same(&parameters(&url).await);
+    let steps: Vec<u64> = site
+        .fixture
+        .losses("run")
+        .into_iter()
+        .map(|(step, _)| step)
+        .collect();
+    assert_eq!(steps, (1..=120).collect::<Vec<_>>(), "every step is there once");
+    let printed = output(&logs, &job);
+    for life in 0..=3 {
+        assert!(
+            printed.contains(&format!("requeued {life} of 100 times")),
+            "{printed}"
+        );
+    }
+    let of_worker = fs::read_to_string(logs.join("node1-worker0.log")).expect("node 1 has a worker");
+    assert!(of_worker.matches("as rank 1 of 2").count() >= 4, "{of_worker}");
+}
+
+/// `scancel` means it: the run stops with a checkpoint while it may, no process is left, and the job is not queued again.
+#[test]
+fn a_cancelled_job_leaves_a_checkpoint_and_nothing_else() {
+    let Some(site) = Site::start(2, 3000) else { return };
+    let url = site.fixture.run_url("run");
+    let job = site.submit(&url, &["--nodes", "2"]);
+    wait_until("the run makes steps", || site.steps("run") >= 3);
+    site.slurm.ask("scancel", &[&job]);
+    wait_until("no process of the run is left", || processes(&[&url]).is_empty());
+    let logs = site.logs("run");
+    wait_until("the job is over", || {
+        site.slurm.of_job(&job, "JobState") == "CANCELLED"
+    });
+    assert_eq!(
+        site.slurm.of_job(&job, "Restarts"),
+        "0",
+        "{}",
+        output(&logs, &job)
+    );
+    let checkpoints = fs::read_dir(site.fixture.path().join("run/checkpoints")).expect("a checkpoint");
+    assert_eq!(checkpoints.count(), 1, "{}", output(&logs, &job));
+}
+
+/// A node that is set down takes its worker with it. The run goes on with those that are left, since it may; what srun makes of it
+/// does not matter.
+#[test]
+fn a_run_shrinks_when_a_node_is_set_down() {
+    let Some(site) = Site::start(3, 30) else { return };
+    let url = site.fixture.run_url("run");
+    let job = site.submit(&url, &["--nodes", "2:3"]);
+    wait_until("the run makes steps", || site.steps("run") >= 3);
+    site.slurm.ask(
+        "scontrol",
+        &["update", "nodename=node2", "state=down", "reason=test"],
+    );
+    let logs = site.logs("run");
+    site.ends(&job, &logs, "COMPLETED", "0:0");
+    let steps = site.fixture.losses("run").len();
+    assert_eq!(steps, 60, "every step is there once");
+    let metrics = fs::read_to_string(site.fixture.path().join("run/metrics/train.jsonl")).expect("metrics");
+    let worlds: Vec<u64> = metrics
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON")["world_size"].as_u64())
+        .map(|world| world.expect("a number"))
+        .collect();
+    assert_eq!(
+        (worlds.first(), worlds.last()),
+        (Some(&3), Some(&2)),
+        "{}",
+        output(&logs, &job)
+    );
+}
+
+/// Two jobs of one run: the second says who has it, and touches nothing.
+#[test]
+fn a_second_job_of_the_same_run_is_refused() {
+    let Some(site) = Site::start(2, 3000) else { return };
+    let url = site.fixture.run_url("run");
+    let first = site.submit(&url, &["--nodes", "1"]);
+    wait_until("the run makes steps", || site.steps("run") >= 1);
+    let second = site.submit(&url, &["--nodes", "1"]);
+    let logs = site.logs("run");
+    site.ends(&second, &logs, "FAILED", "2:0");
+    let printed = output(&logs, &second);
+    assert!(printed.contains("stop that run first"), "{printed}");
+    assert_eq!(site.slurm.of_job(&first, "JobState"), "RUNNING");
+    site.slurm.ask("scancel", &[&first]);
+    wait_until("no process of the run is left", || processes(&[&url]).is_empty());
+}
+
+/// Thread 3 of what users of others report: where nodes do not find each other, each trains alone, and nobody is told. Here a run
+/// has the size that it was asked to have, or it does not train: not in an allocation of another size, and not if a node of the
+/// right one does not come.
+#[test]
+fn thread_3_a_run_of_another_size_than_asked_for_does_not_train() {
+    let Some(site) = Site::start(3, 6) else { return };
+    let url = site.fixture.run_url("run");
+    let finished = site.batch(&["--nodes=2"], &site.line(&url, "--nodes 4"));
+    assert_eq!(finished.code, Some(2), "{}", finished.stdout);
+    let words = "the run was asked to have 4 nodes, but Slurm job 1 has 2 nodes (node[0-1])";
+    assert!(finished.stdout.contains(words), "{}", finished.stdout);
+    assert!(
+        !site.fixture.path().join("run").exists(),
+        "the refused run has left something"
+    );
+
+    let lines = format!(
+        "scontrol update nodename=node2 state=down reason=test\n{}",
+        site.line(
+            &url,
+            "--nodes 3 --set runtime.collective_timeout=5s --set runtime.rendezvous_timeout=10s"
+        )
+    );
+    let finished = site.batch(&["--nodes=3", "--no-kill"], &lines);
+    assert!(matches!(finished.code, Some(1 | 2)), "{finished:?}");
+    assert_eq!(site.steps("run"), 0, "it trained:\n{}", finished.stdout);
+}
+
+/// What cannot become a run is refused in words, before anything is started.
+#[test]
+fn what_slurm_cannot_give_is_refused() {
+    let Some(slurm) = permitted(Slurm::start(1, 2)) else {
+        return;
+    };
+    let site = Site::new(slurm, 6);
+    let url = site.fixture.run_url("run");
+    let submit = |options: &[&str]| {
+        let mut command = site.launch(&["submit"], &url, options);
+        Launched::start_command(&mut command).wait()
+    };
+
+    let finished = submit(&["--partition", "nowhere"]);
+    assert_eq!(finished.code, Some(2), "{}", finished.stderr);
+    assert!(
+        finished.stderr.contains("Slurm does not take the job"),
+        "{}",
+        finished.stderr
+    );
+    let finished = submit(&["--print", "--partition", "nowhere", "--sbatch=--comment=a b"]);
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    for line in ["#SBATCH --partition=nowhere", "#SBATCH '--comment=a b'"] {
+        assert!(finished.stdout.contains(line), "{}", finished.stdout);
+    }
+
+    for (options, line, words) in [
+        (&["--array=1-1"][..], "", "is task 1 of a job array"),
+        (
+            &["--gpus-per-node=2"],
+            "",
+            "has 2 GPUs on each node, but zipper-worker can use 0 there",
+        ),
+        (
+            &[],
+            "--set 'cluster.container={runtime: enroot, image: a}'",
+            "there is no program `enroot` in PATH",
+        ),
+    ] {
+        let finished = site.batch(options, &site.line(&url, line));
+        assert_eq!(finished.code, Some(2), "{}", finished.stdout);
+        assert!(
+            finished.stdout.contains(words),
+            "no `{words}` in:\n{}",
+            finished.stdout
+        );
+    }
+    let finished = site.batch(&["--ntasks=2"], &format!("srun {}", site.line(&url, "")));
+    assert!(
+        finished.stdout.contains("started zipper-launch 2 times"),
+        "{}",
+        finished.stdout
+    );
+
+    site.slurm.stop_munge();
+    let finished = submit(&[]);
+    assert_eq!(finished.code, Some(1), "{}", finished.stderr);
+    assert!(
+        finished.stderr.to_lowercase().contains("munge"),
+        "{}",
+        finished.stderr
+    );
+    assert!(
+        !site.fixture.path().join("run/run.yaml").exists(),
+        "a run was begun"
+    );
+}
+
+/// With `cluster.container` agents and workers run in the container and the coordinator does not. The program that runs containers
+/// is one of this test, which notes what it was asked and runs that without a container.
+#[test]
+fn agents_run_in_the_container_that_is_configured() {
+    let Some(site) = Site::start(2, 2) else { return };
+    let folder = site.fixture.path().join("bin");
+    fs::create_dir(&folder).expect("the fixture's folder is writable");
+    let apptainer = folder.join("apptainer");
+    let noted = site.fixture.path().join("noted");
+    let script = format!(
+        "#!/bin/bash\necho \"$@\" >>{}\nwhile [[ $1 != zipper.sif ]]; do shift; done\nshift\nexec \"$@\"\n",
+        noted.display()
+    );
+    fs::write(&apptainer, script).expect("the fixture's folder is writable");
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(&apptainer, executable).expect("our own file");
+    let url = site.fixture.run_url("run");
+    let container = format!(
+        "'cluster.container={{runtime: apptainer, image: zipper.sif, program: {}}}'",
+        program("zipper-launch").display()
+    );
+    let lines = format!(
+        "export PATH={}:$PATH\n{}",
+        folder.display(),
+        site.line(&url, &format!("--nodes 2 --set {container}"))
+    );
+    let finished = site.batch(&["--nodes=2"], &lines);
+    assert_eq!(finished.code, Some(0), "{}", finished.stdout);
+    let noted = fs::read_to_string(noted).expect("the container was used");
+    assert_eq!(noted.matches("zipper-worker devices").count(), 1, "{noted}");
+    assert_eq!(noted.matches("zipper-launch node").count(), 2, "{noted}");
+    assert_eq!(noted.lines().count(), 3, "{noted}");
+}
