@@ -182,4 +182,65 @@ mod tests {
             "{text}"
         );
     }
+
+    /// Goal: a job queues itself again only if its run stopped, Slurm meant nothing else with it, and the budget allows it.
+    /// Method: the script itself, with programs of the same names that note what they are asked.
+    #[test]
+    fn a_job_is_queued_again_within_its_budget() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = |name: &str, lines: &str| {
+            use std::os::unix::fs::PermissionsExt;
+            let path = folder.path().join(name);
+            std::fs::write(&path, format!("#!/bin/bash\n{lines}\n")).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            path.display().to_string()
+        };
+        program(
+            "scontrol",
+            r#"[[ $1 == show ]] && echo "JobId=7 JobState=$STATE Reason=None" || echo "asked: $*""#,
+        );
+        let cluster = ClusterConfig {
+            max_requeues: 3,
+            ..ClusterConfig::default()
+        };
+        let script = Script {
+            name: "tiny",
+            nodes: NodeRange::exactly(1),
+            outlives_nodes: false,
+            cluster: &cluster,
+            output: "log".to_owned(),
+            command: vec![program("run", r#"echo "resumes: $2"; exit "$CODE""#)],
+            resume: "never",
+        };
+        let job = program("job", &script.render());
+        let path = std::env::var("PATH").unwrap_or_default();
+        for (requeues, code, state, expected) in [
+            ("0", "75", "RUNNING", (75, "never", true)),
+            ("2", "75", "RUNNING", (75, "auto", true)),
+            ("3", "75", "RUNNING", (75, "auto", false)),
+            ("4", "0", "RUNNING", (75, "", false)),
+            ("0", "75", "COMPLETING", (75, "never", false)),
+            ("0", "0", "RUNNING", (0, "never", false)),
+            ("1", "1", "RUNNING", (1, "auto", false)),
+        ] {
+            let output = std::process::Command::new(&job)
+                .env("PATH", format!("{}:{path}", folder.path().display()))
+                .env("SLURM_RESTART_COUNT", requeues)
+                .env("SLURM_JOB_ID", "7")
+                .env("SLURM_JOB_NODELIST", "node0")
+                .env("CODE", code)
+                .env("STATE", state)
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&output.stdout);
+            let resumes = said.lines().find_map(|line| line.strip_prefix("resumes: "));
+            let requeued = said.lines().any(|line| line == "asked: requeue 7");
+            let found = (
+                output.status.code().unwrap_or(-1),
+                resumes.unwrap_or_default(),
+                requeued,
+            );
+            assert_eq!(found, expected, "{requeues} {code} {state}:\n{said}");
+        }
+    }
 }
