@@ -53,6 +53,17 @@ const PLACES: &[Place] = &[
     torch_free("zipper-checkpoint", 2, &["zipper-config", "zipper-types"]),
     torch_free("zipper-simstore", 1, &[]),
     torch_free("zipper-data", 2, &["zipper-config", "zipper-types"]),
+    torch_free(
+        "zipper-watch",
+        3,
+        &[
+            "zipper-checkpoint",
+            "zipper-config",
+            "zipper-plan",
+            "zipper-proto",
+            "zipper-types",
+        ],
+    ),
     links_torch("zipper-collectives-sys", 2, &["zipper-build"]),
     links_torch(
         "zipper-collectives",
@@ -89,6 +100,7 @@ const PLACES: &[Place] = &[
             "zipper-proto",
             "zipper-score",
             "zipper-types",
+            "zipper-watch",
         ],
     ),
     torch_free(
@@ -103,6 +115,7 @@ const PLACES: &[Place] = &[
             "zipper-proto",
             "zipper-score",
             "zipper-types",
+            "zipper-watch",
         ],
     ),
     links_torch(

@@ -4,6 +4,8 @@
 //! run.yaml                        resolved configuration, immutable
 //! journal/000000000042.json       the coordinator's durable state
 //! metrics/train.jsonl             one line for each logged step
+//! metrics/status.json             the picture of the run that people are shown
+//! metrics/tensorboard/events.out.tfevents.0000000003.00000120  the same for TensorBoard, in pieces
 //! eval/<name>.json                results of evaluations
 //! data/skipped.json               utterances that were left out
 //! lease/000000000001/claim.json   which coordinator has the run; the newest claim counts
@@ -27,6 +29,10 @@ pub const CORPUS_REPORT: &str = "data/report.json";
 pub const RUN_CONFIG: &str = "run.yaml";
 /// One JSON line for each logged step.
 pub const TRAIN_METRICS: &str = "metrics/train.jsonl";
+/// The picture of the run that people are shown, where no coordinator runs any more.
+pub const STATUS: &str = "metrics/status.json";
+/// Directory of the event files that TensorBoard reads.
+pub const TENSORBOARD: &str = "metrics/tensorboard";
 /// Ids of the utterances that were left out because of their audio.
 pub const SKIPPED: &str = "data/skipped.json";
 /// Directory of the coordinator's journal.

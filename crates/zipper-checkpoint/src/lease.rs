@@ -331,6 +331,14 @@ pub async fn holder(run: &RunStore) -> Result<Option<(u64, Holder)>> {
     Ok(newest(run).await?.map(|seen| (seen.epoch, seen.holder)))
 }
 
+/// Whether the newest claim on a run was not given back: its holder lives, or has crashed.
+///
+/// # Errors
+/// If the store fails.
+pub async fn is_claimed(run: &RunStore) -> Result<bool> {
+    Ok(newest(run).await?.is_some_and(|seen| !seen.released))
+}
+
 async fn newest_epoch(run: &RunStore) -> Result<Option<u64>> {
     let objects = run.list(layout::LEASE).await?;
     Ok(objects

@@ -8,6 +8,7 @@ mod checkpoint;
 mod cluster;
 mod elastic;
 mod runtime;
+mod watching;
 
 use std::path::PathBuf;
 
@@ -18,6 +19,7 @@ pub use checkpoint::CheckpointConfig;
 pub use cluster::{ClusterConfig, ContainerConfig, ContainerRuntime};
 pub use elastic::{ElasticConfig, OnLoss};
 pub use runtime::{Backend, RuntimeConfig};
+pub use watching::WatchingConfig;
 
 /// One training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -49,6 +51,9 @@ pub struct RunConfig {
     /// How the workers of the run work together.
     #[serde(default)]
     pub runtime: RuntimeConfig,
+    /// What is shown of the run while it is made.
+    #[serde(default)]
+    pub watching: WatchingConfig,
     /// What Slurm is asked for.
     #[serde(default)]
     pub cluster: ClusterConfig,
