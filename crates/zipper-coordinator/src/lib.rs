@@ -5,7 +5,8 @@
 //!
 //! Reading order: [`schedule`] (what is to be done, as a list), [`placement`] (which rank owns which bank), [`state`] (the
 //! pure machine `apply(now, event) -> effects`), [`journal`] (what the next coordinator has to know), [`corpus`] (what there
-//! is to train on), [`evaluation`] and [`metrics`] (what it writes down), [`server`] (its tonic and timer shell).
+//! is to train on), [`evaluation`] and [`metrics`] (what it writes down), [`server`] (its tonic and timer shell), [`watching`]
+//! (what people and machines are shown of it).
 
 pub mod corpus;
 pub mod evaluation;
@@ -15,3 +16,4 @@ pub mod placement;
 pub mod schedule;
 pub mod server;
 pub mod state;
+pub mod watching;

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
@@ -17,14 +18,15 @@ use zipper_cli::{ExitStatus, UserError, finish, hostname, init_tracing, when_par
 use zipper_config::RunConfig;
 use zipper_coordinator::server::{Job, serve};
 use zipper_coordinator::state::{Crew, Event};
+use zipper_coordinator::watching::Page;
 
 /// How long a coordinator stays whose launcher is gone, to give the run back: even if the store does not answer.
 const ABANDONED: Duration = Duration::from_secs(8);
 
 /// Coordinates the workers of one run. zipper-launch starts it; when its stdin closes it stops the run.
 ///
-/// It prints one line of JSON with its address and its claim on the run, `{"address":"127.0.0.1:41234","epoch":1}`, and exits as
-/// the run ends: 0 done, 1 failed, 2 configuration error or another coordinator has the run, 75 stopped and resumable.
+/// It prints one line of JSON with its address, its claim on the run and the address of the status page,
+/// `{"address":"127.0.0.1:41234","epoch":1,"page":"127.0.0.1:41235"}`, and exits as the run ends: 0 done, 1 failed, 2 configuration error or another coordinator has the run, 75 stopped and resumable.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
@@ -49,6 +51,12 @@ struct Arguments {
     /// Address to listen on; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
+    /// Address of the status page instead of `watching.listen`: the one that the coordinator before had, so that open pages come back.
+    #[arg(long)]
+    page: Option<SocketAddr>,
+    /// File with the token of the status page, which it needs outside loopback.
+    #[arg(long)]
+    page_token: Option<PathBuf>,
     /// Take over from the coordinator that had this claim and is known to be dead, with its workers.
     #[arg(long)]
     supersede: Option<u64>,
@@ -76,12 +84,18 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
     if config.runtime.bank_memory_mib.is_some() && arguments.bank_bytes.is_none() {
         return Err(UserError::new("`runtime.bank_memory_mib` needs `--bank-bytes`").into());
     }
+    zipper_cli::describe_process(store.url(), "zipper-coordinator", &[]);
     let listener = TcpListener::bind(arguments.listen)
         .await
         .with_context(|| format!("cannot listen on {}", arguments.listen))?;
     let address = listener.local_addr().context("the listener has no address")?;
     let lease = claim(&arguments.run, &config, address, arguments.supersede).await?;
-    let line = serde_json::json!({ "address": address.to_string(), "epoch": lease.epoch() });
+    let (page, page_address) = listen_for_page(&arguments, &config).await?;
+    let line = serde_json::json!({
+        "address": address.to_string(),
+        "epoch": lease.epoch(),
+        "page": page_address.map(|address| address.to_string()),
+    });
     writeln!(std::io::stdout(), "{line}").context("stdout is closed")?;
 
     let job = Job {
@@ -97,7 +111,31 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
         lease,
         adopt: arguments.supersede.is_some(),
     };
-    serve(listener, job, stop_requests()?).await
+    serve(listener, page, job, stop_requests()?).await
+}
+
+/// The status page, and its address; nothing if there is to be none, or it cannot be served: that is no reason not to train.
+async fn listen_for_page(
+    arguments: &Arguments,
+    config: &RunConfig,
+) -> anyhow::Result<(Option<Page>, Option<SocketAddr>)> {
+    if !config.watching.page {
+        return Ok((None, None));
+    }
+    let token = match &arguments.page_token {
+        Some(path) => {
+            Some(std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?)
+        }
+        None => None,
+    };
+    let address = arguments.page.unwrap_or(config.watching.listen);
+    match Page::listen(address, token.as_deref()).await {
+        Ok((page, address)) => Ok((Some(page), Some(address))),
+        Err(problem) => {
+            tracing::warn!("{problem}; the run goes on without it");
+            Ok((None, None))
+        }
+    }
 }
 
 /// Makes this coordinator the only one of the run.

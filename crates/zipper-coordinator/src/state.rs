@@ -22,6 +22,7 @@ mod health;
 mod members;
 mod nodes;
 mod outcome;
+mod overview;
 mod recovery;
 mod restore;
 mod tasks;
@@ -41,6 +42,7 @@ pub use diagnosis::Collective;
 pub use members::{Assignment, Joining, Sign, Standing, Trouble};
 pub use nodes::{Advice, Agent};
 pub use outcome::{Decoded, Ended, Failure, Outcome, Verdict};
+pub use overview::{Overview, Seen};
 pub use recovery::{HeldState, Origin};
 pub use restore::{Adopted, Past, Seat};
 

@@ -4,6 +4,7 @@
 mod owner;
 mod scribe;
 mod service;
+mod watcher;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +29,9 @@ use crate::journal::{self, JournalEntry};
 use crate::metrics::Metrics;
 use crate::placement::PlacementBasis;
 use crate::state::{Crew, Event, RESERVED_AT_A_TIME, State, Verdict};
+use crate::watching::{Assignment, Page, Watching};
+
+pub(crate) use watcher::Watcher;
 
 use owner::{History, Message, Owner, View};
 use scribe::{Scribe, Told, Work};
@@ -54,12 +58,14 @@ pub struct Job {
     pub adopt: bool,
 }
 
-/// Serves a run on `listener` until it has ended, and returns how. `stop` brings what happens to this process itself.
+/// Serves a run on `listener`, and its status page on `page`, until it has ended, and returns how. `stop` brings what happens to
+/// this process itself.
 ///
 /// # Errors
 /// If the run's store cannot be read, another coordinator takes the run over, or the listener fails.
 pub async fn serve(
     listener: TcpListener,
+    page: Option<Page>,
     job: Job,
     mut stop: mpsc::Receiver<Event>,
 ) -> anyhow::Result<ExitStatus> {
@@ -75,6 +81,14 @@ pub async fn serve(
         job.store.checkpoints(),
         Arc::clone(&lease),
     );
+    let showing = Assignment {
+        store: job.store.clone(),
+        config: job.config.clone(),
+        lease: Arc::clone(&lease),
+        adopts: job.adopt,
+        page,
+    };
+    let watcher = services.watcher();
     let (ended, shutdown) = oneshot::channel::<()>();
     let server = tonic::transport::Server::builder()
         .add_service(WorkerServiceServer::new(services.clone()).max_decoding_message_size(usize::MAX))
@@ -131,6 +145,7 @@ pub async fn serve(
         works.clone(),
     );
     let owner = tokio::spawn(owner.run(inbox, telling));
+    let watching = Watching::start(showing, watcher);
     tokio::spawn(async move {
         while let Some(event) = stop.recv().await {
             let _ = messages
@@ -141,6 +156,8 @@ pub async fn serve(
     let verdict = owner.await.context("the coordinator's state was lost")?;
     keeper.abort();
     let verdict = verdict?;
+    // While the claim on the run is still this one's.
+    watching.end().await;
     let (done, written) = oneshot::channel();
     if works.send(Work::Flush(done)).is_ok() {
         // What could not be written by then is not worth more waiting: the run can be resumed without it.

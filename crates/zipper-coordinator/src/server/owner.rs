@@ -67,6 +67,17 @@ impl History {
         self.0.send_modify(|events| events.push(event));
     }
 
+    /// Adds what does not matter any more after the verdict, which is the last thing that watchers are told.
+    pub(super) fn add_before_the_end(&self, event: Watched) {
+        self.0.send_if_modified(|events| {
+            let ended = matches!(events.last(), Some(Watched::Verdict(_)));
+            if !ended {
+                events.push(event);
+            }
+            !ended
+        });
+    }
+
     pub(super) fn subscribe(&self) -> watch::Receiver<Vec<Watched>> {
         self.0.subscribe()
     }

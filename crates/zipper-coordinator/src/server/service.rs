@@ -19,6 +19,7 @@ use zipper_proto::{MissingField, v1::complete_task_request::Outcome as WireOutco
 use zipper_types::{Generation, Incarnation, Rank, Step, WorkerId};
 
 use super::owner::{History, Message, View};
+use super::watcher::Watcher;
 use crate::placement;
 use crate::schedule::{EvaluationSet, Planned};
 use crate::state::{
@@ -68,6 +69,11 @@ impl Services {
             lease,
             prefixes: Arc::default(),
         }
+    }
+
+    /// For those who show the run to people.
+    pub(super) fn watcher(&self) -> Watcher {
+        Watcher::new(self.messages.clone(), self.history.clone())
     }
 
     async fn send(&self, message: Message) -> Result<(), Status> {

@@ -82,7 +82,7 @@ impl Coordinator {
             lease,
             adopt: false,
         };
-        let serving = tokio::spawn(serve(listener, job, stopped));
+        let serving = tokio::spawn(serve(listener, None, job, stopped));
         let channel = Channel::from_shared(format!("http://{address}"))
             .expect("an address")
             .connect()

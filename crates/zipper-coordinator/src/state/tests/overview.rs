@@ -1,0 +1,40 @@
+//! What people are shown of the state.
+
+use super::*;
+
+/// Goal: members, nodes and accounts are counted as they are, and looking changes nothing.
+#[test]
+fn the_overview_counts_who_is_there() {
+    let mut play = Play::new("", 0);
+    play.apply(Event::NodeRegistered(Agent {
+        node: 0,
+        incarnation: Incarnation(1),
+        hostname: "host".to_owned(),
+    }));
+    play.apply(Event::Joined(joining(0, 1)));
+    play.apply(Event::Heartbeat(Sign {
+        generation: None,
+        ..sign(1, FIRST, 0)
+    }));
+    let before = play.state.overview();
+    assert_eq!(before.workers, BTreeMap::from([("loading", 1), ("ready", 1)]));
+    assert_eq!(before.nodes, BTreeMap::from([("healthy", 1)]));
+    assert_eq!(before.world_size, None);
+    play.apply(Event::Joined(joining(1, 1)));
+    play.seconds(7, |play| {
+        play.apply(Event::Heartbeat(sign(0, FIRST, 3)));
+    });
+    let together = play.state.overview();
+    assert_eq!((together.generation, together.world_size), (FIRST, Some(WORKERS)));
+    assert_eq!(together.workers, BTreeMap::from([("training", 2)]));
+    assert_eq!(
+        together.nodes,
+        BTreeMap::from([("silent", 1)]),
+        "its agent said nothing for 7 s"
+    );
+    assert_eq!(together.step, Step(3));
+    let heard: Vec<Duration> = together.members.iter().map(|member| member.heard).collect();
+    assert_eq!(heard, [Duration::ZERO, Duration::from_secs(7)]);
+    assert_eq!(together.accounts.total(), play.now);
+    assert_eq!(play.state.overview(), together);
+}

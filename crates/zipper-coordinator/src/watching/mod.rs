@@ -1,0 +1,366 @@
+//! Shows the run to people and machines while it is coordinated: the status page, `metrics/status.json`, TensorBoard's files.
+//!
+//! It listens to what watchers are told and looks at the state once a second. It never holds anything up: what it cannot
+//! write it logs and tries again later, and a page that cannot be served is no reason to end a run.
+
+mod recording;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval};
+use zipper_checkpoint::RunStore;
+use zipper_checkpoint::lease::Lease;
+use zipper_config::RunConfig;
+use zipper_proto::v1;
+use zipper_proto::v1::watch_response::Event as Watched;
+use zipper_watch::page::{self, Access, Shown};
+use zipper_watch::picture::{Member, Phase, Times};
+use zipper_watch::{Past, Picture, Series, now_text};
+
+use crate::server::Watcher;
+use crate::state::{Accounts, Overview};
+use recording::Recording;
+
+/// How often the state is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long the last pictures may take to be written and sent.
+const FAREWELL: Duration = Duration::from_secs(3);
+
+/// What the page is served on.
+pub struct Page {
+    listener: TcpListener,
+    access: Access,
+    address: SocketAddr,
+}
+
+impl Page {
+    /// Listens on `address`; outside loopback only whoever has `token` may see the page.
+    ///
+    /// # Errors
+    /// A sentence, if that is not possible.
+    pub async fn listen(address: SocketAddr, token: Option<&str>) -> Result<(Self, SocketAddr), String> {
+        let access = Access::new(address, token)?;
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|error| format!("the status page cannot listen on {address}: {error}"))?;
+        let address = listener
+            .local_addr()
+            .map_err(|error| format!("the status page has no address: {error}"))?;
+        let page = Self {
+            listener,
+            access,
+            address,
+        };
+        Ok((page, address))
+    }
+}
+
+/// Someone who watches a run for others.
+pub(crate) struct Watching {
+    task: JoinHandle<()>,
+    end: oneshot::Sender<()>,
+}
+
+/// What is to be shown, and where.
+pub(crate) struct Assignment {
+    pub(crate) store: RunStore,
+    pub(crate) config: RunConfig,
+    pub(crate) lease: Arc<Lease>,
+    /// This coordinator goes on with what a crashed one left.
+    pub(crate) adopts: bool,
+    pub(crate) page: Option<Page>,
+}
+
+impl Watching {
+    /// Begins to watch.
+    pub(crate) fn start(assignment: Assignment, watcher: Watcher) -> Self {
+        let (end, ended) = oneshot::channel();
+        let task = tokio::spawn(watch(assignment, watcher, ended));
+        Self { task, end }
+    }
+
+    /// The run is over: shows how it ended, and ends.
+    pub(crate) async fn end(self) {
+        // One that has failed has ended already.
+        let _ = self.end.send(());
+        if tokio::time::timeout(FAREWELL, self.task).await.is_err() {
+            tracing::warn!("the last picture of the run was not written within {FAREWELL:?}");
+        }
+    }
+}
+
+async fn watch(assignment: Assignment, watcher: Watcher, ended: oneshot::Receiver<()>) {
+    let Assignment {
+        store,
+        config,
+        lease,
+        adopts,
+        page,
+    } = assignment;
+    let picture = Picture::of(&config, store.url());
+    let shown = Shown::new(store.clone(), picture, Series::new(&config.data.languages));
+    let page_url = page.as_ref().map(|page| format!("http://{}/", page.address));
+    let server = page.map(|page| {
+        let shown = shown.clone();
+        tokio::spawn(async move {
+            if let Err(error) = page::serve(page.listener, shown, page.access).await {
+                tracing::warn!("the status page is not served any more: {error}");
+            }
+        })
+    });
+    remember(&store, &config, &shown, &watcher, adopts).await;
+    shown.paint(|picture| {
+        picture.began(lease.epoch(), &now_text());
+        picture.coordinator.page = page_url;
+    });
+    let recording = Recording::new(&store, lease);
+    let (over, stop_recording) = oneshot::channel();
+    let recording = tokio::spawn(recording.run(config.watching.tensorboard, shown.clone(), stop_recording));
+    show(&shown, &watcher, ended).await;
+    shown.close();
+    // A recorder that has failed has said so.
+    let _ = over.send(());
+    let _ = recording.await;
+    if let Some(server) = server {
+        // Open pages take the last picture and go.
+        let _ = server.await;
+    }
+}
+
+/// Shows what happens until the run is over.
+async fn show(shown: &Shown, watcher: &Watcher, mut ended: oneshot::Receiver<()>) {
+    let mut told = Told::new(watcher.history());
+    let mut ticks = interval(LOOK_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut members = v1::Membership::default();
+    loop {
+        tokio::select! {
+            () = told.more() => told.show(shown),
+            _ = ticks.tick() => {
+                if let Some(overview) = watcher.overview().await {
+                    let now = membership(&overview);
+                    if now != members {
+                        members = now;
+                        watcher.tell(Watched::Membership(now));
+                    }
+                    shown.paint(|picture| look(picture, &overview));
+                }
+            }
+            _ = &mut ended => break,
+        }
+    }
+    told.show(shown);
+}
+
+/// Shows what an earlier coordinator left.
+async fn remember(store: &RunStore, config: &RunConfig, shown: &Shown, watcher: &Watcher, adopts: bool) {
+    let reached = watcher.overview().await.map(|overview| overview.step);
+    let mut past = match Past::read(store, config).await {
+        Ok(past) => past,
+        Err(error) => {
+            tracing::warn!("what happened before cannot be shown: {error}");
+            return;
+        }
+    };
+    if !adopts {
+        // Steps after the checkpoint that the run goes on from are made again.
+        past.series.cut(reached.unwrap_or_default());
+        past.picture.times_before = past.picture.times.clone();
+    }
+    past.picture.latest = past.series.latest();
+    shown.replace(past.picture, past.series);
+}
+
+/// What watchers were told and is not shown yet.
+struct Told {
+    history: watch::Receiver<Vec<Watched>>,
+    shown: usize,
+}
+
+impl Told {
+    fn new(history: watch::Receiver<Vec<Watched>>) -> Self {
+        Self { history, shown: 0 }
+    }
+
+    /// Waits until there is more.
+    async fn more(&mut self) {
+        let shown = self.shown;
+        if self
+            .history
+            .wait_for(|events| events.len() > shown)
+            .await
+            .is_err()
+        {
+            // Nobody tells anything any more; the end is told by others.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn show(&mut self, shown: &Shown) {
+        let events: Vec<Watched> = {
+            let events = self.history.borrow_and_update();
+            let new = events[self.shown..].to_vec();
+            self.shown = events.len();
+            new
+        };
+        let at = now_text();
+        for event in &events {
+            if let Watched::Step(metrics) = event {
+                shown.step(metrics);
+            }
+            // That of the launch alone; the overview knows the others.
+            if !matches!(event, Watched::Summary(_)) {
+                shown.paint(|picture| picture.take(&at, event));
+            }
+        }
+    }
+}
+
+fn membership(overview: &Overview) -> v1::Membership {
+    let of = |counts: &BTreeMap<&'static str, u32>, name| counts.get(name).copied().unwrap_or_default();
+    v1::Membership {
+        nodes_healthy: of(&overview.nodes, "healthy"),
+        nodes_silent: of(&overview.nodes, "silent"),
+        nodes_left_out: of(&overview.nodes, "left_out"),
+        nodes_missing: of(&overview.nodes, "missing"),
+        workers_training: of(&overview.workers, "training"),
+        workers_ready: of(&overview.workers, "ready"),
+        workers_loading: of(&overview.workers, "loading"),
+        workers_leaving: of(&overview.workers, "leaving"),
+    }
+}
+
+/// Takes over what only the state knows.
+fn look(picture: &mut Picture, overview: &Overview) {
+    let named = |counts: &BTreeMap<&'static str, u32>| {
+        let counts = counts.iter();
+        counts
+            .map(|(name, number)| ((*name).to_owned(), *number))
+            .collect()
+    };
+    picture.workers = named(&overview.workers);
+    picture.nodes = named(&overview.nodes);
+    picture.generation = overview.generation.0;
+    picture.world_size = overview.world_size.unwrap_or(picture.world_size);
+    if overview.step.0 > picture.step {
+        picture.reached(overview.step.0);
+    }
+    picture.members = overview
+        .members
+        .iter()
+        .map(|seen| Member {
+            worker: seen.worker.clone(),
+            rank: seen.rank.map(|rank| rank.0),
+            node: seen.node,
+            hostname: seen.hostname.clone(),
+            state: seen.state.to_owned(),
+            step: seen.step.0,
+            heard_seconds: seen.heard.as_secs_f64(),
+            doing: seen.doing.clone(),
+        })
+        .collect();
+    if overview.world_size.is_some() {
+        if picture.phase == Phase::Starting {
+            // Workers that a crashed coordinator left go on with what they do, of which nothing is told again.
+            picture.phase = Phase::Training;
+        }
+        let owners = overview.banks.iter().map(|(first, last)| (first.0, last.0));
+        let banks = picture.run.languages.iter().cloned().zip(owners).collect();
+        picture.place(&banks);
+    }
+    picture
+        .checkpoints
+        .retain(|checkpoint| overview.kept.iter().any(|step| step.0 == checkpoint.step));
+    picture.times = picture.times_before.plus(&times(&overview.accounts));
+}
+
+fn times(accounts: &Accounts) -> Times {
+    Times {
+        total_seconds: accounts.total().as_secs_f64(),
+        productive_seconds: accounts.productive().as_secs_f64(),
+        lost_seconds: accounts
+            .lost()
+            .map(|(activity, time)| (activity.name().to_owned(), time.as_secs_f64()))
+            .collect(),
+        losses: accounts.losses.into(),
+        repeated_steps: accounts.repeated_steps,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use zipper_types::{Generation, Stage, Step};
+    use zipper_watch::journal::Note;
+
+    use super::*;
+    use crate::journal::JournalEntry;
+    use crate::schedule::{EvaluationSet, Planned};
+    use crate::state::Origin;
+
+    /// Goal: what the journal says is understood by those who show it, who read it in words of their own.
+    #[test]
+    fn the_journal_is_understood_by_those_who_show_it() {
+        let at = || "2026-01-01T00:00:00Z".to_owned();
+        let task = |planned| JournalEntry::Task {
+            id: 1,
+            planned,
+            at: at(),
+        };
+        let entries = [
+            JournalEntry::Coordinator {
+                epoch: 1,
+                reserved: Generation(8),
+                at: at(),
+            },
+            JournalEntry::Generation {
+                generation: Generation(2),
+                seats: Vec::new(),
+                banks: BTreeMap::new(),
+                resume: Step(4),
+                origin: Origin::Checkpoint,
+                at: at(),
+            },
+            JournalEntry::Broken {
+                generation: Generation(2),
+                step: Step(5),
+                reason: "a worker was lost".to_owned(),
+                at: at(),
+            },
+            task(Planned::Train {
+                stage: Stage::Align,
+                from: Step(4),
+                until: Step(9),
+                ends_stage: true,
+            }),
+            task(Planned::Save {
+                stage: Stage::Align,
+                step: Step(9),
+            }),
+            task(Planned::Evaluate {
+                set: EvaluationSet::Test("numbers".to_owned()),
+                silenced: true,
+                step: Step(9),
+            }),
+            JournalEntry::Checkpoint {
+                step: Step(9),
+                at: at(),
+            },
+            JournalEntry::End {
+                verdict: "Done".to_owned(),
+                generation: Some(Generation(2)),
+                at: at(),
+            },
+        ];
+        for entry in entries {
+            let text = serde_json::to_string(&entry).expect("an entry is JSON");
+            let note: Note = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert_eq!(note.at(), Some(at().as_str()), "{text}");
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! What is written for those who look later: `metrics/status.json` and TensorBoard's files. Beside the page, which a store that
+//! does not answer must not hold up.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use zipper_checkpoint::lease::Lease;
+use zipper_checkpoint::{RunStore, layout};
+use zipper_watch::now_text;
+use zipper_watch::page::Shown;
+use zipper_watch::picture::Happening;
+use zipper_watch::tensorboard::TensorBoard;
+
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Least time between two pictures in the store, while nothing happens but steps.
+const PICTURE_EVERY: Duration = Duration::from_secs(10);
+
+/// Writes into the run's store.
+pub(super) struct Recording {
+    store: RunStore,
+    lease: Arc<Lease>,
+    started: Instant,
+    tensorboard: Option<TensorBoard>,
+    /// Evaluations that TensorBoard knows.
+    evaluated: BTreeSet<(String, u64)>,
+    last_picture: Option<Instant>,
+    /// The newest line of the timeline in the last picture.
+    newest: Option<Happening>,
+    /// The last write failed: said once.
+    failing: bool,
+}
+
+impl Recording {
+    pub(super) fn new(store: &RunStore, lease: Arc<Lease>) -> Self {
+        Self {
+            store: store.clone(),
+            lease,
+            started: Instant::now(),
+            tensorboard: None,
+            evaluated: BTreeSet::new(),
+            last_picture: None,
+            newest: None,
+            failing: false,
+        }
+    }
+
+    /// Writes what is shown until the run is over; then once more.
+    pub(super) async fn run(mut self, tensorboard: bool, shown: Shown, mut over: oneshot::Receiver<()>) {
+        // What was there before is in the files of an earlier coordinator.
+        self.evaluated = shown.look(|picture, _| {
+            let evaluations = picture.evaluations.iter();
+            evaluations.map(|one| (one.name.clone(), one.step)).collect()
+        });
+        let mut ticks = interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => self.write(tensorboard, &shown, false).await,
+                _ = &mut over => break,
+            }
+        }
+        self.write(tensorboard, &shown, true).await;
+    }
+
+    async fn write(&mut self, tensorboard: bool, shown: &Shown, over: bool) {
+        let mut result = self.write_picture(shown, over).await;
+        if tensorboard && result.is_ok() {
+            result = self.write_tensorboard(shown, over).await;
+        }
+        match result {
+            Ok(()) => self.failing = false,
+            Err(problem) => {
+                if !std::mem::replace(&mut self.failing, true) {
+                    tracing::warn!("what people watch was not written, and will be tried again: {problem}");
+                }
+            }
+        }
+    }
+
+    async fn write_picture(&mut self, shown: &Shown, over: bool) -> anyhow::Result<()> {
+        let newest = shown.look(|picture, _| picture.timeline.last().cloned());
+        let waited = self
+            .last_picture
+            .is_none_or(|last| last.elapsed() >= PICTURE_EVERY);
+        if !(over || waited || newest != self.newest) {
+            return Ok(());
+        }
+        // Not sooner again, whether it succeeds or not.
+        self.last_picture = Some(Instant::now());
+        self.newest = newest;
+        self.lease.check().await?;
+        let picture = shown.look(|picture, _| {
+            let mut picture = picture.clone();
+            picture.written = now_text();
+            serde_json::to_vec(&picture)
+        })?;
+        self.store.put(layout::STATUS, Bytes::from(picture)).await?;
+        Ok(())
+    }
+
+    async fn write_tensorboard(&mut self, shown: &Shown, over: bool) -> anyhow::Result<()> {
+        let now = self.started.elapsed();
+        let mut tensorboard = match self.tensorboard.take() {
+            Some(tensorboard) => tensorboard,
+            None => TensorBoard::open(&self.store, now).await?,
+        };
+        shown.look(|picture, series| {
+            tensorboard.add(series);
+            for evaluation in &picture.evaluations {
+                if self.evaluated.insert((evaluation.name.clone(), evaluation.step)) {
+                    tensorboard.evaluated(evaluation);
+                }
+            }
+        });
+        let written = tensorboard.write(now, over).await;
+        self.tensorboard = Some(tensorboard);
+        Ok(written?)
+    }
+}
