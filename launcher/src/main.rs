@@ -3,7 +3,8 @@
 //! Reading order: `run` (the main job), `preflight` (everything that can be refused before anything starts), `resume` (what a run
 //! that is there goes on with), `signals`, `devices` (how many workers, on which GPUs), `plan` (who would hold what), `processes`
 //! and `restarts` (coordinator and node agents), `agent` (one node's workers), `slurm` and `node` (the same in an allocation, and
-//! `submit`), `container`, `route`, `display` and `table` (what people see), `logs`, `checkpoints`.
+//! `submit`), `container`, `route`, `display`, `page` and `table` (what people see), `logs`,
+//! `checkpoints`, `status`.
 
 mod agent;
 mod checkpoints;
@@ -12,6 +13,7 @@ mod devices;
 mod display;
 mod logs;
 mod node;
+mod page;
 mod plan;
 mod preflight;
 mod processes;
@@ -21,11 +23,12 @@ mod route;
 mod run;
 mod signals;
 mod slurm;
+mod status;
 mod table;
 
 use clap::{Parser, Subcommand};
 use tokio::runtime::Runtime;
-use zipper_cli::{ExitStatus, finish, init_tracing};
+use zipper_cli::{ExitStatus, finish, init_tracing_as};
 
 /// Train Zipper-LoRA adapters for multilingual speech recognition on many workers, from one YAML file.
 ///
@@ -40,6 +43,7 @@ use zipper_cli::{ExitStatus, finish, init_tracing};
 ///   zipper-launch checkpoints --run file:///data/runs/a --verify
 ///   zipper-launch submit --nodes 4 --gpus-per-node 8 --time 4h --config run.yaml --run s3://bucket/runs/a
 ///   zipper-launch logs --run s3://bucket/runs/a --follow
+///   zipper-launch status --run s3://bucket/runs/a
 ///
 /// Ctrl-C, SIGTERM and SIGUSR1 stop the run at the next step with a checkpoint (exit code 75); the same command goes on from
 /// there. A second Ctrl-C ends it at once. Exit codes:
@@ -56,6 +60,25 @@ struct Arguments {
     command: Option<Command>,
     #[command(flatten)]
     run: run::Arguments,
+    /// How all processes of the run log: `text` for people, `json` with one document on each line for collectors.
+    #[arg(long, global = true, value_enum, env = zipper_cli::LOG_FORMAT)]
+    log_format: Option<LogFormat>,
+}
+
+/// Values of `--log-format`.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+impl From<LogFormat> for zipper_cli::LogFormat {
+    fn from(format: LogFormat) -> Self {
+        match format {
+            LogFormat::Text => Self::Text,
+            LogFormat::Json => Self::Json,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -92,6 +115,15 @@ enum Command {
     ///   zipper-launch logs --run s3://bucket/runs/a --rank 3
     #[command(verbatim_doc_comment)]
     Logs(logs::Arguments),
+    /// Show how a run stands: state, step, time left, members, checkpoints, alarms, where the time went.
+    ///
+    /// Reads what the run's coordinator left in the run, every ten seconds: no process of the run has to live or be reached.
+    ///
+    /// Examples:
+    ///   zipper-launch status --run file:///data/runs/a
+    ///   zipper-launch status --run s3://bucket/runs/a --json
+    #[command(verbatim_doc_comment)]
+    Status(status::Arguments),
     /// Start and watch the workers of one node; zipper-launch starts this.
     #[command(hide = true)]
     Agent(agent::Arguments),
@@ -102,7 +134,7 @@ enum Command {
 
 fn main() -> ExitStatus {
     let arguments = Arguments::parse();
-    init_tracing("warn");
+    init_tracing_as("warn", arguments.log_format.map(Into::into));
     let runtime = match Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return finish(Err(error.into())),
@@ -114,6 +146,7 @@ fn main() -> ExitStatus {
             Some(Command::Checkpoints(arguments)) => checkpoints::run(&arguments).await,
             Some(Command::Submit(arguments)) => slurm::submit::run(&arguments).await,
             Some(Command::Logs(arguments)) => logs::run(&arguments).await,
+            Some(Command::Status(arguments)) => status::run(&arguments).await,
             Some(Command::Agent(arguments)) => agent::run(&arguments).await,
             Some(Command::Node(arguments)) => node::run(&arguments).await,
         }

@@ -21,6 +21,7 @@ use zipper_cli::UserError;
 
 use crate::container;
 use crate::display::Display;
+use crate::page::Page;
 use crate::preflight::Prepared;
 use crate::restarts::Restarts;
 use crate::run::Arguments;
@@ -128,6 +129,7 @@ struct Starter {
     max_restarts: u32,
     restart_window: Duration,
     restart_backoff: Duration,
+    page: Page,
 }
 
 impl Processes {
@@ -159,6 +161,11 @@ impl Processes {
             epoch,
             agents,
         })
+    }
+
+    /// The status page.
+    pub(crate) fn page(&self) -> &Page {
+        &self.starter.page
     }
 
     /// A connection to the coordinator.
@@ -294,6 +301,7 @@ impl Starter {
             None => (Vec::new(), this_program()?),
         };
         Ok(Self {
+            page: Page::prepare(config, &prepared.logs)?,
             run: prepared.store.url().to_owned(),
             place,
             logs: prepared.logs.clone(),
@@ -330,10 +338,11 @@ impl Starter {
             .args(["--run", &self.run, "--listen", &listen.to_string()])
             .args(&self.coordinator)
             .args(supersede.map(|epoch| format!("--supersede={epoch}")))
+            .args(self.page.arguments())
             .stdout(Stdio::piped())
             .spawn()
             .context("the coordinator cannot be started")?;
-        match read_address(&mut child, START_TIMEOUT + 2 * self.lease_ttl).await {
+        match read_address(&mut child, &self.page, START_TIMEOUT + 2 * self.lease_ttl).await {
             Ok((address, epoch)) => Ok((child, address, epoch)),
             Err(error) => {
                 let end = last_lines(&log);
@@ -444,6 +453,7 @@ pub(crate) fn command(program: &Path, log: &Path) -> anyhow::Result<Command> {
         .stdin(Stdio::piped())
         .stdout(stdout)
         .stderr(file)
+        .env(zipper_cli::LOG_FORMAT, zipper_cli::log_format().name())
         .process_group(0)
         .kill_on_drop(true);
     Ok(command)
@@ -473,7 +483,11 @@ pub(crate) fn last_lines(path: &Path) -> Vec<String> {
 }
 
 /// The address that the coordinator prints once it listens, and its claim on the run.
-async fn read_address(coordinator: &mut Child, timeout: Duration) -> anyhow::Result<(SocketAddr, u64)> {
+async fn read_address(
+    coordinator: &mut Child,
+    page: &Page,
+    timeout: Duration,
+) -> anyhow::Result<(SocketAddr, u64)> {
     let stdout = coordinator
         .stdout
         .take()
@@ -486,6 +500,7 @@ async fn read_address(coordinator: &mut Child, timeout: Duration) -> anyhow::Res
         .with_context(|| format!("zipper-launch waited {timeout:?} for the coordinator's address"))??;
     let value: serde_json::Value = serde_json::from_str(&line)
         .with_context(|| format!("it printed `{}` instead of its address", line.trim()))?;
+    page.served(&value["page"]);
     let address = value["address"].as_str().and_then(|address| address.parse().ok());
     Ok((
         address.context("its first line has no address")?,

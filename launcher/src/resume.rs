@@ -11,7 +11,7 @@ use zipper_config::RunConfig;
 use crate::run::Resume;
 
 /// Sections and keys that say where and how a run is made, and not what is trained: they may change from launch to launch.
-const MAY_CHANGE: [&str; 7] = [
+const MAY_CHANGE: [&str; 8] = [
     "checkpoint",
     "cluster",
     "elastic",
@@ -19,6 +19,7 @@ const MAY_CHANGE: [&str; 7] = [
     "model.encoder.cache",
     "runtime",
     "training.log_every",
+    "watching",
 ];
 
 /// A run that was begun before.

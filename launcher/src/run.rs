@@ -1,5 +1,6 @@
 //! The main job: check, start, watch, end.
 
+use std::io::IsTerminal;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -191,6 +192,9 @@ async fn watch(
     let client = RunServiceClient::new(processes.channel()?);
     let (lines, shown) = mpsc::unbounded_channel();
     let display = Display::new(&prepared.config);
+    if let Some(page) = processes.page().announcement(std::io::stderr().is_terminal()) {
+        display.line(&page);
+    }
     let grace = prepared.config.runtime.grace;
     // Dropping the processes ends them.
     let verdict = tokio::select! {

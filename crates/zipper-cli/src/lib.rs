@@ -1,11 +1,14 @@
 //! What the programs share on the command line: exit codes, how errors and hints are printed, logging.
 
+mod logs;
+
 use std::fmt;
-use std::io::IsTerminal;
 use std::io::Write;
 use std::process::{ExitCode, Termination};
 
-use tracing_subscriber::EnvFilter;
+pub use logs::{
+    Around, LOG_FORMAT, LogFormat, describe_process, init_tracing, init_tracing_as, log_format, write_logs_by,
+};
 
 /// How a program ends; scripts and Slurm rely on the numbers (DESIGN 6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,18 +120,6 @@ pub fn die_with_parent() -> std::io::Result<()> {
 pub fn hostname() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname")
         .map_or_else(|_| "unknown".to_owned(), |name| name.trim().to_owned())
-}
-
-/// Sends logs to stderr, at the level that `ZIPPER_LOG` or else `default_filter` says (`info`, `zipper_train=debug`).
-pub fn init_tracing(default_filter: &str) {
-    let filter = EnvFilter::try_from_env("ZIPPER_LOG").unwrap_or_else(|_| EnvFilter::new(default_filter));
-    // A second call, as in tests, changes nothing.
-    let _ = tracing_subscriber::fmt()
-        // Colours are for people: logs in files are searched.
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .try_init();
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use tch::Device;
 use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use zipper_checkpoint::{RunStore, StoreOptions, layout};
-use zipper_cli::{ExitStatus, UserError, die_with_parent, hostname, when_parent_is_gone};
+use zipper_cli::{ExitStatus, UserError, describe_process, die_with_parent, hostname, when_parent_is_gone};
 use zipper_collectives::{Backend, FlightRecorder, GroupOptions, RollCall, Store};
 use zipper_config::RunConfig;
 use zipper_data::{Corpus, DurationLimits, Utterance, load_corpus};
@@ -110,6 +110,11 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
         local_rank: arguments.local_rank,
         hostname: hostname(),
     };
+    describe_process(
+        store.url(),
+        "zipper-worker",
+        &[("worker", identity.worker.clone())],
+    );
     let control = Control::start(
         runtime.handle().clone(),
         &arguments.coordinator,
@@ -215,6 +220,8 @@ impl Worker {
                 Joined::Finished(verdict) => return exit_status(&verdict),
             };
             let rank = Rank(assignment.rank);
+            let (generation, world_size) = (assignment.generation, assignment.world_size);
+            let _span = tracing::info_span!("generation", generation, rank = rank.0, world_size).entered();
             tracing::info!(
                 "joined generation {} as rank {rank} of {}, from step {}",
                 assignment.generation,
@@ -348,6 +355,7 @@ impl Worker {
                 return Ok(None);
             }
             let started = Instant::now();
+            let _span = tracing::info_span!("step", step = session.step().0 + 1).entered();
             let report = session.train_step(shared.votes()).map_err(user_error_if_config)?;
             shared.completed(&report);
             let last = report.step.0 == task.until_step;

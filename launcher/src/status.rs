@@ -1,0 +1,212 @@
+//! `zipper-launch status`: how a run stands, whether a coordinator runs or not.
+
+use std::fmt::Write;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+use zipper_checkpoint::lease;
+use zipper_checkpoint::{CheckpointError, ErrorKind, RunStore, layout};
+use zipper_cli::{ExitStatus, UserError};
+use zipper_watch::picture::Phase;
+use zipper_watch::{Past, Picture, events};
+
+use crate::display::span;
+use crate::run::print;
+
+/// A coordinator writes the picture every ten seconds: one that has not for so long is gone.
+const SILENT_AFTER: Duration = Duration::from_mins(1);
+/// Lines of the timeline that people are shown.
+const NEWEST: usize = 8;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Run URL: a folder, `file:///dir` or `s3://bucket/prefix`.
+    #[arg(long)]
+    run: String,
+    /// Print one JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is printed as JSON.
+#[derive(Debug, Serialize)]
+struct Document<'a> {
+    /// Whether the run's claim is held; who holds it may have crashed a moment ago.
+    claimed: bool,
+    /// Completed steps of both stages together.
+    last_step: u64,
+    /// Share of the time that was effective, 0 to 1.
+    effective_training_ratio: Option<f64>,
+    #[serde(flatten)]
+    picture: &'a Picture,
+}
+
+pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
+    let store = RunStore::open(&arguments.run).map_err(|error| UserError::new(error.to_string()))?;
+    let config = match store.get(layout::RUN_CONFIG).await {
+        Ok(config) => config,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Err(UserError::new(format!("there is no run in `{}`", store.url())).into());
+        }
+        Err(error) => return Err(unusable(error)),
+    };
+    let config = std::str::from_utf8(&config).context("run.yaml is not UTF-8")?;
+    let config = zipper_config::from_str(config, layout::RUN_CONFIG, &[])
+        .map_err(|error| UserError::new(error.to_string()))?;
+    let Past { mut picture, .. } = Past::read(&store, &config).await.map_err(unusable)?;
+    let claimed = lease::is_claimed(&store).await.map_err(unusable)?;
+    if let Some(detail) = abandoned(&picture, claimed) {
+        picture.ended(Phase::Abandoned, &detail);
+    }
+    print(&if arguments.json {
+        let document = Document {
+            claimed,
+            last_step: picture.last_step(),
+            effective_training_ratio: picture.times.effective(),
+            picture: &picture,
+        };
+        serde_json::to_string(&document).context("the status cannot be written as JSON")?
+    } else {
+        render(&picture)
+    })?;
+    Ok(ExitStatus::Done)
+}
+
+/// Why nobody makes this run any more, if nobody does and none said how it ended.
+fn abandoned(picture: &Picture, claimed: bool) -> Option<String> {
+    if picture.phase.is_over() {
+        return None;
+    }
+    if picture.coordinator.epoch == 0 {
+        return Some("no coordinator has had it yet".to_owned());
+    }
+    let silent = humantime::parse_rfc3339(&picture.written)
+        .ok()
+        .and_then(|written| SystemTime::now().duration_since(written).ok())
+        .filter(|silent| *silent > SILENT_AFTER);
+    let since = match (claimed, silent) {
+        (true, None) => return None,
+        (true, Some(silent)) => format!(
+            "its coordinator has been silent for {}",
+            span(silent.as_secs_f64())
+        ),
+        (false, _) => "no coordinator has it, and none said how it ended".to_owned(),
+    };
+    Some(format!("{since}; `--resume auto` goes on"))
+}
+
+fn unusable(error: CheckpointError) -> anyhow::Error {
+    match error.kind() {
+        ErrorKind::Config | ErrorKind::Denied => UserError::new(error.to_string())
+            .hint("docs/storage.md says how Zipper finds endpoint, region and credentials")
+            .into(),
+        _ => error.into(),
+    }
+}
+
+fn render(picture: &Picture) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    let mut row = |name: &str, text: String| {
+        if !text.is_empty() {
+            table.add_row([name.to_owned(), text]);
+        }
+    };
+    row("run", format!("{} ({})", picture.run.name, picture.run.url));
+    row("state", or(picture.phase.name(), ": ", &picture.detail));
+    let stage = picture.stage.map(|stage| format!(", stage {stage}"));
+    row(
+        "step",
+        format!(
+            "{} of {}{}",
+            picture.step,
+            picture.last_step(),
+            stage.unwrap_or_default()
+        ),
+    );
+    row("time left", picture.eta_seconds.map(span).unwrap_or_default());
+    if let Some(latest) = &picture.latest {
+        let loss = latest
+            .loss
+            .map_or_else(|| "not finite".to_owned(), |loss| format!("{loss:.4}"));
+        row(
+            "training",
+            format!(
+                "loss {loss}, lr {:.1e}, {:.0} audio-s/s, {:.0} tokens/s, comm {:.0} %",
+                latest.lr,
+                latest.audio_per_second,
+                latest.tokens_per_second,
+                100.0 * latest.comm_share
+            ),
+        );
+        let losses = picture.run.languages.iter().filter_map(|lang| {
+            let loss = latest.by_language.get(lang)?;
+            Some(format!("{lang} {loss:.3}"))
+        });
+        row("losses", losses.collect::<Vec<_>>().join(", "));
+    }
+    row("members", members(picture));
+    if let Some(checkpoint) = picture.checkpoints.last() {
+        row(
+            "checkpoint",
+            format!("step {}, {}", checkpoint.step, checkpoint.at),
+        );
+    }
+    if picture.times.total_seconds > 0.0 {
+        let text = events::effective_time(&picture.times);
+        row(
+            "time",
+            text.trim_start_matches("effective training time: ").to_owned(),
+        );
+    }
+    for alarm in &picture.alarms {
+        row("ALARM", format!("{} (since {})", alarm.message, alarm.since));
+    }
+    if !picture.phase.is_over() {
+        row(
+            "status page",
+            picture.coordinator.page.clone().unwrap_or_default(),
+        );
+    }
+    row("as of", picture.written.clone());
+    if let Some(names) = table.column_mut(0) {
+        names.set_cell_alignment(CellAlignment::Right);
+    }
+    let mut text = table.to_string();
+    let skipped = picture.timeline.len().saturating_sub(NEWEST);
+    for line in &picture.timeline[skipped..] {
+        let first = line.text.lines().next().unwrap_or_default();
+        let _ = write!(text, "\n{}  {first}", line.at);
+    }
+    text
+}
+
+/// `4 ranks (generation 2); 3 healthy, 1 silent nodes`
+fn members(picture: &Picture) -> String {
+    if picture.generation == 0 {
+        return String::new();
+    }
+    let nodes = picture.nodes.iter();
+    let nodes: Vec<String> = nodes
+        .map(|(state, number)| format!("{number} {}", state.replace('_', " ")))
+        .collect();
+    let mut text = format!(
+        "{} in generation {}",
+        events::workers(picture.world_size),
+        picture.generation
+    );
+    if !nodes.is_empty() {
+        let _ = write!(text, "; nodes: {}", nodes.join(", "));
+    }
+    text
+}
+
+fn or(first: &str, between: &str, second: &str) -> String {
+    if second.is_empty() {
+        first.to_owned()
+    } else {
+        format!("{first}{between}{second}")
+    }
+}
