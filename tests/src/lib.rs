@@ -17,7 +17,9 @@ pub use compare::{Difference, Parameters};
 pub use corpus::{LANGUAGES, write_corpus, write_corpus_of};
 pub use models::{LlmShape, write_llm, write_llm_of, write_whisper};
 pub use programs::{Finished, Launched, processes, program, wait_until};
-pub use rigs::{FalseClock, FaultProxy, Host, Mode, Namespaces, NotPermitted, S3Server, Slurm, SmallDisk};
+pub use rigs::{
+    Browser, FalseClock, FaultProxy, Host, Mode, Namespaces, NotPermitted, S3Server, Slurm, SmallDisk, Terminal,
+};
 
 /// A folder with models, audio, manifests and a configuration.
 #[derive(Debug)]

@@ -1,19 +1,23 @@
 //! What faults are made with: a real S3-compatible server, a proxy before it, hosts of our own, a real Slurm, small disks, a
-//! clock that jumps.
+//! clock that jumps. And what looks at runs as people do: a browser, a terminal.
 
+mod browser;
 mod clock;
 mod disk;
 mod hosts;
 mod proxy;
 mod s3;
 mod slurm;
+mod terminal;
 
+pub use browser::Browser;
 pub use clock::FalseClock;
 pub use disk::SmallDisk;
 pub use hosts::{Host, Namespaces};
 pub use proxy::{FaultProxy, Mode};
 pub use s3::S3Server;
 pub use slurm::Slurm;
+pub use terminal::Terminal;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr, TcpListener};

@@ -1,6 +1,7 @@
-//! Python: the machine's own, to make an environment with, and that environment, `.deps/python`.
+//! Python: the machine's own, to make environments with, and those environments, below `.deps`.
 //!
-//! Python is needed only because libtorch, and the demo's models, are published as Python packages.
+//! Python is needed only because libtorch, and the demo's models, are published as Python packages; and for TensorBoard, which a
+//! test lets read our event files.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -70,19 +71,36 @@ impl System {
     }
 }
 
-/// The environment `.deps/python`.
+/// TensorBoard and its packages, with hashes.
+const TENSORBOARD: &str = "crates/xtask/requirements/tensorboard.txt";
+
+/// An environment below `.deps`.
 #[derive(Debug)]
 pub(crate) struct Environment {
     folder: PathBuf,
 }
 
 impl Environment {
-    /// Opens the environment, made first if it is not there.
+    /// Opens the environment `.deps/python`, made first if it is not there.
     ///
     /// # Errors
     /// If it cannot be made.
-    pub(crate) fn open(workspace: &Workspace, _python: &System) -> anyhow::Result<Self> {
-        let folder = workspace.deps().join("python");
+    pub(crate) fn open(workspace: &Workspace, python: &System) -> anyhow::Result<Self> {
+        Self::named(workspace, python, "python")
+    }
+
+    /// The environment with TensorBoard, `.deps/tensorboard`, of its own because its packages and those of the demo differ in version.
+    ///
+    /// # Errors
+    /// As [`Environment::pip`].
+    pub(crate) fn tensorboard(workspace: &Workspace, python: &System) -> anyhow::Result<Self> {
+        let environment = Self::named(workspace, python, "tensorboard")?;
+        environment.install(workspace, TENSORBOARD)?;
+        Ok(environment)
+    }
+
+    fn named(workspace: &Workspace, _python: &System, name: &str) -> anyhow::Result<Self> {
+        let folder = workspace.deps().join(name);
         if !folder.join("bin/pip").exists() {
             workspace::run(
                 Command::new("python3")
@@ -105,7 +123,12 @@ impl Environment {
     /// # Errors
     /// As [`Environment::pip`].
     pub(crate) fn install_demo_packages(&self, workspace: &Workspace) -> anyhow::Result<()> {
-        let requirements = workspace.root().join(DEMO_PACKAGES);
+        self.install(workspace, DEMO_PACKAGES)
+    }
+
+    /// Installs what the file `requirements` of the repository names, if that has not been done.
+    fn install(&self, workspace: &Workspace, requirements: &str) -> anyhow::Result<()> {
+        let requirements = workspace.root().join(requirements);
         let wanted = fs::read_to_string(&requirements)
             .with_context(|| format!("cannot read `{}`", requirements.display()))?;
         let stamp = self.folder.join("requirements.txt");

@@ -1,0 +1,92 @@
+//! A terminal of a given size, as a program sees it, and what stands on its screen.
+
+use std::fs::File;
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nix::pty::{Winsize, openpty};
+use vt100::Parser;
+
+/// Lines that have left the screen and are kept.
+const SCROLLBACK: usize = 10_000;
+
+/// A program on a terminal.
+pub struct Terminal {
+    child: Child,
+    screen: Arc<Mutex<Parser>>,
+}
+
+impl Terminal {
+    /// Starts `command` on a terminal with so many rows and columns.
+    ///
+    /// # Panics
+    /// If the system has no terminal to give, or the program cannot be started.
+    pub fn start(command: &mut Command, rows: u16, columns: u16) -> Self {
+        let size = Winsize {
+            ws_row: rows,
+            ws_col: columns,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        let pty = openpty(Some(&size), None).expect("the system gives a terminal");
+        let end = || Stdio::from(pty.slave.try_clone().expect("a terminal has several users"));
+        let child = command
+            .env("TERM", "xterm-256color")
+            .env_remove("CI")
+            .stdin(Stdio::null())
+            .stdout(end())
+            .stderr(end())
+            .spawn()
+            .expect("the program can be started");
+        // Only the program has it now, so that its end is the end of what it writes.
+        drop(pty.slave);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let screen = Arc::new(Mutex::new(Parser::new(rows, columns, SCROLLBACK)));
+        let shown = Arc::clone(&screen);
+        let mut master = File::from(pty.master);
+        std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            // A terminal that nobody writes to any more fails to be read.
+            while let Ok(count @ 1..) = master.read(&mut bytes) {
+                let mut screen = shown.lock().unwrap_or_else(PoisonError::into_inner);
+                screen.process(&bytes[..count]);
+            }
+        });
+        Self { child, screen }
+    }
+
+    /// The lines of the screen, without blanks at their ends.
+    pub fn lines(&self) -> Vec<String> {
+        let screen = self.screen.lock().unwrap_or_else(PoisonError::into_inner);
+        let (_, columns) = screen.screen().size();
+        screen
+            .screen()
+            .rows(0, columns)
+            .map(|row| row.trim_end().to_owned())
+            .collect()
+    }
+
+    /// Whether anything on the screen has a colour.
+    pub fn has_colour(&self) -> bool {
+        let screen = self.screen.lock().unwrap_or_else(PoisonError::into_inner);
+        let (rows, columns) = screen.screen().size();
+        let mut cells = (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column)));
+        cells.any(|(row, column)| {
+            let cell = screen.screen().cell(row, column);
+            cell.is_some_and(|cell| cell.fgcolor() != vt100::Color::Default)
+        })
+    }
+
+    /// The program's process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
