@@ -51,6 +51,10 @@ fn play(fixture: &Fixture, columns: u16, no_color: bool) {
             .iter()
             .any(|line| line.contains("checkpoint step "))
     });
+    wait_until("losses of all languages are on the screen", || {
+        let line = row(&terminal.lines(), "en ").unwrap_or_default();
+        line.contains("de ") && line.contains("vi ")
+    });
     let url = fixture.run_url(&run);
     let worker = processes(&["zipper-worker", "train", &url, "--node-rank\u{0}1"]);
     kill(Pid::from_raw(worker[0]), Signal::SIGKILL).expect("the worker is running");
@@ -66,10 +70,6 @@ fn play(fixture: &Fixture, columns: u16, no_color: bool) {
     let loss = row(&lines, "loss ").expect("a line of figures");
     assert!(loss.contains("audio-s/s"), "{screen}");
     assert!(screen.contains("2/2 nodes healthy"), "{screen}");
-    assert!(
-        row(&lines, "en ").is_some_and(|line| line.contains("de ") && line.contains("vi ")),
-        "{screen}"
-    );
     assert!(
         row(&lines, "• recovered in").is_some(),
         "the last event is on the screen:\n{screen}"
@@ -94,7 +94,7 @@ fn play(fixture: &Fixture, columns: u16, no_color: bool) {
             .all(|line| line.chars().count() <= usize::from(columns)),
         "{screen}"
     );
-    assert_eq!(terminal.has_colour(), !no_color, "{screen}");
+    assert_eq!(terminal.has_style(), !no_color, "{screen}");
     kill(Pid::from_raw(terminal.pid() as i32), Signal::SIGINT).expect("it is running");
     wait_until("its processes are gone", || processes(&[&url]).is_empty());
     let end = terminal.lines().join("\n");

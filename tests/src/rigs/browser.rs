@@ -1,7 +1,7 @@
 //! A headless Chromium, as Debian packages it, driven by its chromedriver.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::io::{BufRead, BufReader, Lines};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use fantoccini::error::CmdError;
@@ -19,6 +19,8 @@ pub struct Browser {
     client: Client,
     /// Its end is the browser's.
     driver: Child,
+    /// What it says goes here; without a reader it would end.
+    _said: Lines<BufReader<ChildStdout>>,
 }
 
 /// What the browser wrote into one of its logs since it was asked last.
@@ -49,8 +51,9 @@ impl Browser {
             .spawn()
             .expect("the Debian packages `chromium` and `chromium-driver` are installed");
         let stdout = driver.stdout.take().expect("stdout is piped");
-        let port = BufReader::new(stdout)
-            .lines()
+        let mut said = BufReader::new(stdout).lines();
+        let port = said
+            .by_ref()
             .map_while(Result::ok)
             .find_map(|line| {
                 let port = line.split("started successfully on port ").nth(1)?;
@@ -81,7 +84,11 @@ impl Browser {
             .connect(&format!("http://127.0.0.1:{port}"))
             .await
             .expect("Chromium starts");
-        Self { client, driver }
+        Self {
+            client,
+            driver,
+            _said: said,
+        }
     }
 
     /// Opens a page.

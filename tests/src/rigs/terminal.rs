@@ -67,14 +67,14 @@ impl Terminal {
             .collect()
     }
 
-    /// Whether anything on the screen has a colour.
-    pub fn has_colour(&self) -> bool {
+    /// Whether anything on the screen has a colour or is bold.
+    pub fn has_style(&self) -> bool {
         let screen = self.screen.lock().unwrap_or_else(PoisonError::into_inner);
         let (rows, columns) = screen.screen().size();
         let mut cells = (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column)));
         cells.any(|(row, column)| {
             let cell = screen.screen().cell(row, column);
-            cell.is_some_and(|cell| cell.fgcolor() != vt100::Color::Default)
+            cell.is_some_and(|cell| cell.bold() || cell.fgcolor() != vt100::Color::Default)
         })
     }
 

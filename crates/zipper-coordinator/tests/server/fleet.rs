@@ -371,7 +371,11 @@ pub(crate) async fn watch(coordinator: &Coordinator) -> JoinHandle<Vec<String>> 
     tokio::spawn(async move {
         let mut words = Vec::new();
         while let Some(told) = events.message().await.expect("the stream is not cut") {
-            words.push(word(&told.event.expect("of a known kind")));
+            let event = told.event.expect("of a known kind");
+            // How many there are is looked at from time to time, so when it is told is not said here.
+            if !matches!(event, Event::Membership(_)) {
+                words.push(word(&event));
+            }
         }
         words
     })
