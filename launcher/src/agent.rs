@@ -108,6 +108,8 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     when_parent_is_gone(|| {
         let _ = gone.send(());
     });
+    let node = ("node", arguments.node_rank.to_string());
+    zipper_cli::describe_process(&arguments.run, "zipper-launch agent", &[node]);
     let channel = Endpoint::from_shared(arguments.coordinator.clone())
         .context("the coordinator's address")?
         .timeout(REQUEST_TIMEOUT)

@@ -189,6 +189,7 @@ async fn watch(
     mut processes: Processes,
     signals: &mut Signals,
 ) -> anyhow::Result<v1::Verdict> {
+    zipper_cli::describe_process(prepared.store.url(), "zipper-launch", &[]);
     let client = RunServiceClient::new(processes.channel()?);
     let (lines, shown) = mpsc::unbounded_channel();
     let display = Display::new(&prepared.config);

@@ -2,7 +2,7 @@
 //! Method: the real programs on a tiny model, looked at with what people look with: Chromium, a parser of Prometheus' text that
 //! others wrote, TensorBoard itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
@@ -309,12 +309,32 @@ fn a_run_without_a_picture_is_told_from_its_journal() {
     );
 }
 
+/// All processes of a run log in JSON if one asks for it, with the same trace.
+fn assert_one_trace(logs: &Path) {
+    let mut traces = BTreeSet::new();
+    let mut services = BTreeSet::new();
+    for entry in std::fs::read_dir(logs).expect("there are logs").flatten() {
+        let text = std::fs::read_to_string(entry.path()).expect("a log is text");
+        for line in text.lines() {
+            let line: Value = serde_json::from_str(line)
+                .unwrap_or_else(|error| panic!("{}: {error} in `{line}`", entry.path().display()));
+            traces.extend(line["trace_id"].as_str().map(str::to_owned));
+            services.extend(line["resource"]["service.name"].as_str().map(str::to_owned));
+        }
+    }
+    assert_eq!(traces.len(), 1, "{traces:?}");
+    for service in ["zipper-coordinator", "zipper-worker"] {
+        assert!(services.contains(service), "`{service}` logs nothing: {services:?}");
+    }
+}
+
 /// TensorBoard itself reads the event files of a run: every step's loss, and the evaluations.
 #[test]
 fn tensorboard_reads_the_event_files() {
     let fixture = Fixture::new();
-    let finished = start(&fixture, "run.yaml", &[]).wait();
+    let finished = start(&fixture, "run.yaml", &["--log-format", "json"]).wait();
     assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    assert_one_trace(&fixture.path().join("run/logs"));
     let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.deps/tensorboard/bin/python");
     let mut tensorboard = Command::new(&python)
         .args([
