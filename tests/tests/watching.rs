@@ -324,7 +324,10 @@ fn assert_one_trace(logs: &Path) {
     }
     assert_eq!(traces.len(), 1, "{traces:?}");
     for service in ["zipper-coordinator", "zipper-worker"] {
-        assert!(services.contains(service), "`{service}` logs nothing: {services:?}");
+        assert!(
+            services.contains(service),
+            "`{service}` logs nothing: {services:?}"
+        );
     }
 }
 
@@ -351,7 +354,7 @@ fn tensorboard_reads_the_event_files() {
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("`cargo xtask setup` has installed TensorBoard");
+        .expect("`cargo xtask test` has installed TensorBoard");
     let stderr = tensorboard.stderr.take().expect("stderr is piped");
     let mut lines = BufReader::new(stderr).lines().map_while(Result::ok);
     let url = lines.find_map(|line| {

@@ -8,6 +8,7 @@ use anyhow::Context;
 
 use crate::gpu;
 use crate::phases::Phases;
+use crate::setup::python::{Environment, System};
 use crate::workspace::{self, Workspace};
 
 /// Programs that only this command needs: subcommand of cargo, version.
@@ -15,7 +16,11 @@ const TOOLS: [(&str, &str); 2] = [("nextest", "0.9.143"), ("deny", "0.20.2")];
 
 pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
     let mut phases = Phases::default();
-    phases.run("tools", || install_tools(workspace))?;
+    phases.run("tools", || {
+        install_tools(workspace)?;
+        Environment::tensorboard(workspace, &System::find()?)?;
+        Ok(())
+    })?;
     phases.run("format", || {
         workspace::run(workspace.cargo().args(["fmt", "--all", "--check"]))
     })?;

@@ -1,4 +1,4 @@
-//! `cargo xtask setup`: checks this machine, fetches libtorch, and what tests run against: the S3-compatible server, TensorBoard.
+//! `cargo xtask setup`: checks this machine, fetches libtorch and the S3-compatible server of the tests.
 //!
 //! Nothing outside the repository is touched: system packages are named, not installed.
 
@@ -21,7 +21,6 @@ pub(crate) fn run(workspace: &Workspace, flavor: Flavor) -> anyhow::Result<()> {
     system::check_packages()?;
     flavor.wheels().install(workspace, &python)?;
     seaweedfs::SEAWEEDFS.install(workspace, &python)?;
-    python::Environment::tensorboard(workspace, &python)?;
     println!("setup: ready; `cargo build` works now");
     Ok(())
 }
