@@ -87,6 +87,43 @@ fn status(fixture: &Fixture) -> Value {
 
 const LAST_STEP: &str = "(charts.columns.step.at(-1) ?? 0)";
 
+/// What the page has of a run with two nodes and three languages, as JavaScript.
+const SHOWN: [(&str, &str); 9] = [
+    (
+        "a canvas for each chart",
+        "document.querySelectorAll('.plot canvas').length === 4",
+    ),
+    (
+        "a line for each language",
+        "charts.languages.lines.map((line) => line.name).sort().join() === 'de,en,vi'",
+    ),
+    (
+        "both stages",
+        "charts.columns.stage.includes(1) && charts.columns.stage.includes(2)",
+    ),
+    (
+        "where each language is",
+        "document.querySelectorAll('#placement .track').length === 3",
+    ),
+    (
+        "two workers",
+        "document.querySelectorAll('#members tbody tr').length === 2",
+    ),
+    (
+        "healthy nodes",
+        "document.getElementById('tiles').innerText.includes('2 / 2')",
+    ),
+    (
+        "a checkpoint",
+        "document.querySelectorAll('#checkpoints time').length > 0",
+    ),
+    (
+        "what happened",
+        "document.getElementById('timeline').innerText.includes('generation 1 formed')",
+    ),
+    ("the progress", "document.title.includes('training')"),
+];
+
 /// The page shows a live run, whose curves move; it comes back when the coordinator does, and asks nobody else for anything.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_shows_a_live_run_and_survives_its_coordinator() {
@@ -95,65 +132,43 @@ async fn the_page_shows_a_live_run_and_survives_its_coordinator() {
     let page = page_of(&fixture);
     let browser = Browser::start().await;
     browser.open(&page).await;
-    browser
-        .wait_for("curves are drawn", &format!("{LAST_STEP} >= 35"))
-        .await;
+    let steps = format!("{LAST_STEP} >= 35");
+    browser.wait_for("curves are drawn", &steps).await;
     let before = browser.value(LAST_STEP).await.as_u64().expect("a step");
     let moved = format!("{LAST_STEP} > {before} && charts.loss.plot.data[0].at(-1) > {before}");
     browser.wait_for("the curves move", &moved).await;
-    for (what, expression) in [
-        (
-            "a canvas for each chart",
-            "document.querySelectorAll('.plot canvas').length === 4",
-        ),
-        (
-            "a line for each language",
-            "charts.languages.lines.map((line) => line.name).sort().join() === 'de,en,vi'",
-        ),
-        (
-            "both stages",
-            "charts.columns.stage.includes(1) && charts.columns.stage.includes(2)",
-        ),
-        (
-            "the placement of every language",
-            "document.querySelectorAll('#placement .track').length === 3",
-        ),
-        (
-            "two workers",
-            "document.querySelectorAll('#members tbody tr').length === 2",
-        ),
-        (
-            "healthy nodes",
-            "document.getElementById('tiles').innerText.includes('2 / 2')",
-        ),
-        (
-            "a checkpoint",
-            "document.querySelectorAll('#checkpoints time').length > 0",
-        ),
-        (
-            "what happened",
-            "document.getElementById('timeline').innerText.includes('generation 1 formed')",
-        ),
-        ("the progress", "document.title.includes('training')"),
-    ] {
+    for (what, expression) in SHOWN {
         browser.wait_for(what, expression).await;
     }
     assert_eq!(browser.complaints().await, Vec::<String>::new());
+    assert_it_survives(&browser, &fixture.run_url("run")).await;
+    assert_it_fits(&browser).await;
+    let requests = browser.requests().await;
+    let own = |url: &&String| url.starts_with(&page) || url.starts_with("data:");
+    let elsewhere: Vec<&String> = requests.iter().filter(|url| !own(url)).collect();
+    assert!(
+        elsewhere.is_empty() && !requests.is_empty(),
+        "the page asked others: {elsewhere:?}"
+    );
+    stop(&fixture, launched);
+    let over = "document.getElementById('phase').textContent === 'stopped'";
+    browser.wait_for("the page says how the run ended", over).await;
+    browser.close().await;
+}
 
-    let run = fixture.run_url("run");
-    let coordinator = processes(&["zipper-coordinator", &run]);
+/// A coordinator that is killed is followed by another one, which the page finds, and which knows the past.
+async fn assert_it_survives(browser: &Browser, run: &str) {
+    let coordinator = processes(&["zipper-coordinator", run]);
     kill(Pid::from_raw(coordinator[0]), Signal::SIGKILL).expect("the coordinator is running");
     let before = browser.value(LAST_STEP).await.as_u64().expect("a step");
-    let back =
-        "picture.coordinator.epoch === 2 && document.getElementById('connection').dataset.state === 'live'";
-    browser
-        .wait_for("the page has found the next coordinator", back)
-        .await;
-    browser
-        .wait_for("the curves go on", &format!("{LAST_STEP} > {before}"))
-        .await;
+    let connection = "document.getElementById('connection').dataset.state";
     let timeline = "document.getElementById('timeline').innerText";
     for (what, expression) in [
+        (
+            "the page shows the next coordinator",
+            format!("picture.coordinator.epoch === 2 && {connection} === 'live'"),
+        ),
+        ("the curves go on", format!("{LAST_STEP} > {before}")),
         ("old steps are kept", "charts.columns.step[0] === 1".to_owned()),
         (
             "what happened before is kept",
@@ -170,38 +185,23 @@ async fn the_page_shows_a_live_run_and_survives_its_coordinator() {
         .filter(|line| !line.contains("net::ERR_"))
         .collect();
     assert!(own.is_empty(), "{own:?}");
+}
 
+/// Nothing sticks out on a phone, and the dark theme is dark.
+async fn assert_it_fits(browser: &Browser) {
     browser.resize(390, 844).await;
     let overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth";
     browser
         .wait_for("the page fits a phone", &format!("{overflow} <= 0"))
         .await;
-    browser.value("document.getElementById('theme').click()").await;
-    browser.value("document.getElementById('theme').click()").await;
-    assert_eq!(
-        browser.value("document.documentElement.dataset.theme").await,
-        "dark"
-    );
-    let background = browser
-        .value("getComputedStyle(document.body).backgroundColor")
-        .await;
-    assert_eq!(background, "rgb(17, 22, 28)");
-
-    let elsewhere: Vec<String> = browser
-        .requests()
-        .await
-        .into_iter()
-        .filter(|url| !url.starts_with(&page) && !url.starts_with("data:"))
-        .collect();
-    assert!(elsewhere.is_empty(), "the page asked others: {elsewhere:?}");
-    stop(&fixture, launched);
-    browser
-        .wait_for(
-            "the page says how the run ended",
-            "document.getElementById('phase').textContent === 'stopped'",
-        )
-        .await;
-    browser.close().await;
+    let dark = "document.documentElement.dataset.theme === 'dark'";
+    // As the system says, light, dark.
+    for _ in 0..2 {
+        browser.value("document.getElementById('theme').click()").await;
+    }
+    browser.wait_for("the page is dark", dark).await;
+    let background = "getComputedStyle(document.body).backgroundColor";
+    assert_eq!(browser.value(background).await, "rgb(17, 22, 28)");
 }
 
 /// What Prometheus is told of a live run is true, and the status from the store agrees, then and when everything is gone.

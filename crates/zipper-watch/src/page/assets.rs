@@ -1,6 +1,5 @@
 //! The files of the page, all inside the program.
 
-use axum::extract::Path;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
@@ -22,11 +21,11 @@ const ASSETS: [(&str, &str, &str); 7] = [
 const CSS: &str = "text/css; charset=utf-8";
 const JS: &str = "text/javascript; charset=utf-8";
 
-pub(super) async fn index() -> Response {
+pub(super) fn index() -> Response {
     ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], INDEX).into_response()
 }
 
-pub(super) async fn asset(Path(name): Path<String>) -> Response {
+pub(super) fn asset(name: &str) -> Response {
     match ASSETS.iter().find(|(asset, ..)| *asset == name) {
         Some((_, kind, contents)) => ([(header::CONTENT_TYPE, *kind)], *contents).into_response(),
         None => StatusCode::NOT_FOUND.into_response(),
@@ -34,7 +33,7 @@ pub(super) async fn asset(Path(name): Path<String>) -> Response {
 }
 
 /// Nothing from elsewhere, nobody's frame, no old answers.
-pub(super) async fn harden(mut response: Response) -> Response {
+pub(super) fn harden(mut response: Response) -> Response {
     let headers = response.headers_mut();
     for (name, value) in [
         (

@@ -4,7 +4,6 @@ use std::convert::Infallible;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -42,7 +41,7 @@ struct Watcher {
 }
 
 /// Everything as a whole, then what changes.
-pub(super) async fn events(State(shown): State<Shown>) -> Response {
+pub(super) fn events(shown: Shown) -> Response {
     let Ok(place) = shown.inner.watchers.try_acquire() else {
         return (StatusCode::SERVICE_UNAVAILABLE, "too many pages are open\n").into_response();
     };

@@ -156,27 +156,44 @@ pub async fn serve(listener: TcpListener, shown: Shown, access: Access) -> std::
 /// Everything that is served.
 fn router(shown: Shown, access: Access) -> Router {
     Router::new()
-        .route("/", get(assets::index))
-        .route("/assets/{name}", get(assets::asset))
-        .route("/events", get(live::events))
-        .route("/api/picture", get(picture))
-        .route("/api/steps", get(steps))
+        .route("/", get(|| async { assets::index() }))
+        .route(
+            "/assets/{name}",
+            get(|Path(name): Path<String>| async move { assets::asset(&name) }),
+        )
+        .route(
+            "/events",
+            get(|State(shown): State<Shown>| async move { live::events(shown) }),
+        )
+        .route(
+            "/api/picture",
+            get(|State(shown): State<Shown>| async move { picture(&shown) }),
+        )
+        .route(
+            "/api/steps",
+            get(|State(shown): State<Shown>| async move { steps(&shown) }),
+        )
         .route("/api/flight/{generation}", get(flight))
-        .route("/metrics", get(prometheus))
+        .route(
+            "/metrics",
+            get(|State(shown): State<Shown>| async move { prometheus(&shown) }),
+        )
         .with_state(shown)
         .layer(middleware::from_fn_with_state(Arc::new(access), access::check))
-        .layer(middleware::map_response(assets::harden))
+        .layer(middleware::map_response(|response: Response| async {
+            assets::harden(response)
+        }))
 }
 
-async fn picture(State(shown): State<Shown>) -> Json<Picture> {
-    Json(shown.look(|picture, _| picture.clone()))
+fn picture(shown: &Shown) -> Response {
+    shown.look(|picture, _| Json(picture).into_response())
 }
 
-async fn steps(State(shown): State<Shown>) -> Response {
+fn steps(shown: &Shown) -> Response {
     shown.look(|_, series| Json(series.columns(series.points(), MOST_POINTS)).into_response())
 }
 
-async fn prometheus(State(shown): State<Shown>) -> Response {
+fn prometheus(shown: &Shown) -> Response {
     let usage = shown.inner.store.usage();
     let text = {
         let now = shown.inner.now.lock().unwrap_or_else(PoisonError::into_inner);
