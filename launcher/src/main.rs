@@ -122,6 +122,7 @@ enum Command {
     /// Examples:
     ///   zipper-launch status --run file:///data/runs/a
     ///   zipper-launch status --run s3://bucket/runs/a --json
+    ///   zipper-launch status --run s3://bucket/runs/a --page 127.0.0.1:8080
     #[command(verbatim_doc_comment)]
     Status(status::Arguments),
     /// Start and watch the workers of one node; zipper-launch starts this.

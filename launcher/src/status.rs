@@ -1,14 +1,19 @@
 //! `zipper-launch status`: how a run stands, whether a coordinator runs or not.
 
 use std::fmt::Write;
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio::time::sleep;
 use zipper_checkpoint::lease;
 use zipper_checkpoint::{CheckpointError, ErrorKind, RunStore, layout};
 use zipper_cli::{ExitStatus, UserError};
+use zipper_config::RunConfig;
+use zipper_watch::page::{self, Access, Shown};
 use zipper_watch::picture::Phase;
 use zipper_watch::{Past, Picture, events};
 
@@ -17,6 +22,8 @@ use crate::run::print;
 
 /// A coordinator writes the picture every ten seconds: one that has not for so long is gone.
 const SILENT_AFTER: Duration = Duration::from_mins(1);
+/// How often the page looks again.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// Lines of the timeline that people are shown.
 const NEWEST: usize = 8;
 
@@ -28,6 +35,9 @@ pub(crate) struct Arguments {
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
+    /// Serve the status page from what the run has left, also of a run that is over, until Ctrl-C; on an address of loopback.
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = "127.0.0.1:0", conflicts_with = "json")]
+    page: Option<SocketAddr>,
 }
 
 /// What is printed as JSON.
@@ -55,11 +65,10 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     let config = std::str::from_utf8(&config).context("run.yaml is not UTF-8")?;
     let config = zipper_config::from_str(config, layout::RUN_CONFIG, &[])
         .map_err(|error| UserError::new(error.to_string()))?;
-    let Past { mut picture, .. } = Past::read(&store, &config).await.map_err(unusable)?;
-    let claimed = lease::is_claimed(&store).await.map_err(unusable)?;
-    if let Some(detail) = abandoned(&picture, claimed) {
-        picture.ended(Phase::Abandoned, &detail);
+    if let Some(address) = arguments.page {
+        return serve_page(&store, &config, address).await;
     }
+    let (Past { picture, .. }, claimed) = look(&store, &config).await?;
     print(&if arguments.json {
         let document = Document {
             claimed,
@@ -72,6 +81,47 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
         render(&picture)
     })?;
     Ok(ExitStatus::Done)
+}
+
+/// What the run has left, and whether its claim is held.
+async fn look(store: &RunStore, config: &RunConfig) -> anyhow::Result<(Past, bool)> {
+    let mut past = Past::read(store, config).await.map_err(unusable)?;
+    let claimed = lease::is_claimed(store).await.map_err(unusable)?;
+    if let Some(detail) = abandoned(&past.picture, claimed) {
+        past.picture.ended(Phase::Abandoned, &detail);
+    }
+    Ok((past, claimed))
+}
+
+/// Serves the page until Ctrl-C, and looks again from time to time.
+async fn serve_page(store: &RunStore, config: &RunConfig, address: SocketAddr) -> anyhow::Result<ExitStatus> {
+    let access = Access::new(address, None).map_err(|problem| {
+        UserError::new(problem).hint("give an address of loopback: `--page 127.0.0.1:8080`")
+    })?;
+    let (past, _) = look(store, config).await?;
+    let shown = Shown::new(store.clone(), past.picture, past.series);
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}"))?;
+    let own = listener.local_addr().context("the listener has no address")?;
+    eprintln!("status page: http://{own}/ (Ctrl-C ends it)");
+    let mut server = tokio::spawn(page::serve(listener, shown.clone(), access));
+    loop {
+        tokio::select! {
+            signal = tokio::signal::ctrl_c() => {
+                signal.context("Ctrl-C cannot be handled")?;
+                return Ok(ExitStatus::Done);
+            }
+            served = &mut server => {
+                served.context("the status page")??;
+                return Ok(ExitStatus::Failed);
+            }
+            () = sleep(LOOK_EVERY) => match look(store, config).await {
+                Ok((past, _)) => shown.replace(past.picture, past.series),
+                Err(error) => eprintln!("warning: {error:#}; the page shows what was there before"),
+            },
+        }
+    }
 }
 
 /// Why nobody makes this run any more, if nobody does and none said how it ended.

@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use prometheus_parse::{Scrape, Value as Metric};
 use serde_json::Value;
-use zipper_tests::{Browser, Finished, Fixture, Launched, processes, wait_until};
+use zipper_tests::{Browser, Finished, Fixture, Launched, processes, program, wait_until};
 
 fn fixture() -> Fixture {
     let fixture = Fixture::new();
@@ -276,6 +276,30 @@ fn prometheus_and_the_command_line_tell_the_same() {
     ] {
         assert!(text.stdout.contains(words), "no `{words}` in:\n{}", text.stdout);
     }
+}
+
+/// A run that is over has a page, too, as long as somebody wants to look at it.
+fn assert_page_of_the_past(fixture: &Fixture) {
+    let mut server = Command::new(program("zipper-launch"))
+        .args(["status", "--page", "--run", &fixture.run_url("run")])
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("zipper-launch can be started");
+    let stderr = server.stderr.take().expect("stderr is piped");
+    let mut lines = BufReader::new(stderr).lines().map_while(Result::ok);
+    let url = lines.find_map(|line| {
+        let url = line.split_whitespace().find(|word| word.starts_with("http://"))?;
+        Some(url.to_owned())
+    });
+    let url = url.expect("it says where the page is");
+    let shown: Value = serde_json::from_str(&get(&url, "/api/picture")).expect("JSON");
+    assert_eq!(shown["phase"], "stopped", "{shown}");
+    let steps: Value = serde_json::from_str(&get(&url, "/api/steps")).expect("JSON");
+    assert_eq!(steps["step"][0], 1, "{steps}");
+    kill(Pid::from_raw(server.id() as i32), Signal::SIGINT).expect("it is running");
+    let status = server.wait().expect("it can be waited for");
+    assert_eq!(status.code(), Some(0));
 }
 
 /// A run that has no picture, as one of an earlier version, is told from its journal and its metrics; the page can be switched off.

@@ -120,6 +120,7 @@ impl Shown {
     pub fn replace(&self, picture: Picture, series: Series) {
         self.change(|now| {
             now.picture = Arc::new(picture);
+            now.prometheus = Prometheus::new(&series);
             now.series = series;
         });
     }
