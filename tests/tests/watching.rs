@@ -276,6 +276,7 @@ fn prometheus_and_the_command_line_tell_the_same() {
     ] {
         assert!(text.stdout.contains(words), "no `{words}` in:\n{}", text.stdout);
     }
+    assert_page_of_the_past(&fixture);
 }
 
 /// A run that is over has a page, too, as long as somebody wants to look at it.
