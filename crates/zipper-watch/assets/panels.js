@@ -4,7 +4,7 @@
 const TONES = { starting: "busy", training: "good", evaluating: "busy", recovering: "warn", done: "good", stopped: "warn", failed: "bad", abandoned: "bad" };
 // Kinds of the timeline: a mark, and how it sounds.
 const MARKS = {
-  coordinator: ["◆", ""], generation: ["●", "good"], broken: ["✕", "bad"], recovered: ["↻", "good"], resumed: ["↻", "good"], checkpoint: ["▣", ""],
+  coordinator: ["◆", ""], generation: ["●", "good"], broken: ["✕", "bad"], recovered: ["↻", "good"], resumed: ["↻", "good"],
   evaluation: ["≡", ""], alarm: ["!", "bad"], alarm_over: ["✓", "good"], straggler: ["~", "warn"], node_left_out: ["✕", "warn"], damaged: ["!", "warn"],
   done: ["✓", "good"], stopped: ["■", "warn"], failed: ["✕", "bad"],
 };

@@ -64,11 +64,8 @@ impl Picture {
                 self.detail = format!("decoding {}", started.name);
             }
             Event::EvaluationDone(done) => self.evaluated(at, done),
-            Event::CheckpointCommitted(committed) => {
-                self.published(committed.step, at);
-                let text = format!("checkpoint of step {} is stored", committed.step);
-                self.happened(line(at, "checkpoint", text, Some(committed.step)));
-            }
+            // They have a list of their own: often they would drive everything else out of the timeline.
+            Event::CheckpointCommitted(committed) => self.published(committed.step, at),
             Event::Membership(membership) => {
                 let count = |number: u32| (number > 0).then_some(number);
                 let named = |names: &[(&str, u32)]| {

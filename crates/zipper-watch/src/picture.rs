@@ -297,7 +297,7 @@ impl Times {
 pub struct Happening {
     /// When, in RFC 3339.
     pub at: String,
-    /// What kind of thing: `generation`, `broken`, `recovered`, `checkpoint`, ...
+    /// What kind of thing: `generation`, `broken`, `recovered`, `alarm`, ...
     pub kind: String,
     /// What happened, for people.
     pub text: String,

@@ -203,10 +203,9 @@ fn languages(picture: &Picture, width: usize) -> String {
     fit(&losses, width, Some("more"))
 }
 
-/// The newest line of the timeline, but not of checkpoints, which have their place.
+/// The newest line of the timeline.
 fn last_event(picture: &Picture, width: usize) -> String {
-    let mut newest = picture.timeline.iter().rev();
-    let Some(newest) = newest.find(|line| line.kind != "checkpoint") else {
+    let Some(newest) = picture.timeline.last() else {
         return String::new();
     };
     let mark = if is_troubled(picture.phase) { "!" } else { "•" };
