@@ -61,6 +61,10 @@ fn play(fixture: &Fixture, columns: u16, no_color: bool) {
     wait_until("the recovery is on the screen", || shows("recovered in "));
     let lines = terminal.lines();
     let screen = lines.join("\n");
+    assert!(
+        !terminal.wraps(),
+        "a line is longer than {columns} columns:\n{screen}"
+    );
     let stage = row(&lines, "align ").expect("a line for stage 1");
     assert!(stage.contains("/5000") && stage.contains("ETA "), "{screen}");
     assert!(

@@ -80,7 +80,7 @@ function showTiles(picture) {
     ["communication", percent(latest?.comm_share, 0), "of a step waited"],
     ["nodes healthy", all ? `${healthy} / ${all}` : "–", others.join(", ")],
     ["generation", picture.generation || "–", picture.world_size ? `${picture.world_size} ranks${spare}` : ""],
-    ["checkpoint", newest ? `step ${newest.step.toLocaleString("en")}` : "none", newest ? `${span((Date.now() - new Date(newest.at)) / 1000)} ago` : ""],
+    ["checkpoint of step", newest ? newest.step.toLocaleString("en") : "none", newest ? `${span((Date.now() - new Date(newest.at)) / 1000)} ago` : ""],
     ["effective time", times.total_seconds ? percent(times.productive_seconds / times.total_seconds) : "–", times.losses ? `${times.losses} losses` : "no loss"],
   ];
   at("tiles").replaceChildren(...tiles.map(([name, value, more]) =>

@@ -17,7 +17,7 @@ use zipper_types::Stage;
 use zipper_watch::Picture;
 
 use super::is_troubled;
-use super::words::{fit, span};
+use super::words::{fit, span, wrap};
 
 /// Drawn at most so often in a second.
 const DRAWS: u8 = 8;
@@ -48,11 +48,12 @@ impl Screen {
 
     /// Prints above the lines.
     pub(super) fn print(&self, text: &str) {
+        let text = wrap(text, columns());
         self.all.suspend(|| eprintln!("{text}"));
     }
 
     pub(super) fn show(&mut self, picture: &Picture) {
-        let width = usize::from(console::Term::stderr().size().1).max(1);
+        let width = columns();
         for (stage, bar) in &self.stages {
             bar.set_message(stage_line(picture, *stage, width));
         }
@@ -83,6 +84,11 @@ impl Drop for Screen {
     fn drop(&mut self) {
         self.finish();
     }
+}
+
+/// Columns of the terminal.
+fn columns() -> usize {
+    usize::from(console::Term::stderr().size().1).max(2)
 }
 
 /// Cut at the terminal's width, whatever it is when it is drawn.

@@ -43,6 +43,41 @@ pub(super) fn fit(parts: &[String], width: usize, rest: Option<&str>) -> String 
     console::truncate_str(&line, width, "…").into_owned()
 }
 
+/// `text` in lines of at most `width` columns, broken between words; a word that is longer is broken where it has to be.
+pub(super) fn wrap(text: &str, width: usize) -> String {
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        let mut rest = line.trim_end();
+        loop {
+            let fits = columns(rest, width);
+            if fits == rest.len() {
+                lines.push(rest);
+                break;
+            }
+            // A word that begins just behind the edge fits, too.
+            let after = rest[fits..].starts_with(' ');
+            let space = rest[..fits]
+                .rfind(' ')
+                .filter(|at| !rest[..*at].trim().is_empty());
+            let cut = if after { fits } else { space.unwrap_or(fits) };
+            let (first, next) = rest.split_at(cut.max(1));
+            lines.push(first.trim_end());
+            rest = next.trim_start();
+        }
+    }
+    lines.join("\n")
+}
+
+/// How many bytes of `text` have room in `width` columns; at least one character.
+fn columns(text: &str, width: usize) -> usize {
+    let ends = text
+        .char_indices()
+        .map(|(at, character)| at + character.len_utf8());
+    let fitting = ends.take_while(|end| console::measure_text_width(&text[..*end]) <= width);
+    let first = text.chars().next().map_or(0, char::len_utf8);
+    fitting.last().unwrap_or(first)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,6 +96,34 @@ mod tests {
                 let line = fit(&parts, width, rest);
                 assert!(console::measure_text_width(&line) <= width, "{width}: {line}");
             }
+        }
+    }
+
+    #[test]
+    fn long_lines_are_broken_between_words() {
+        for (text, width, lines) in [
+            ("one two three", 7, "one two\nthree"),
+            ("one two three", 8, "one two\nthree"),
+            ("one two three", 20, "one two three"),
+            ("abcdefgh ij", 3, "abc\ndef\ngh\nij"),
+            ("  indented words", 12, "  indented\nwords"),
+            ("a\n\nb", 5, "a\n\nb"),
+            ("schön größer", 6, "schön\ngrößer"),
+            ("", 5, ""),
+        ] {
+            assert_eq!(wrap(text, width), lines, "`{text}` in {width}");
+        }
+        let text = "worker `node1/0` (rank 1) on vm was ended by signal 9 日本語 and so on";
+        for width in 2..60 {
+            let wrapped = wrap(text, width);
+            assert!(
+                wrapped
+                    .lines()
+                    .all(|line| console::measure_text_width(line) <= width),
+                "{width}: {wrapped}"
+            );
+            let words = |text: &str| text.split_whitespace().collect::<String>();
+            assert_eq!(words(&wrapped), words(text));
         }
     }
 

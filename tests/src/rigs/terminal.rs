@@ -67,6 +67,13 @@ impl Terminal {
             .collect()
     }
 
+    /// Whether a row of the screen goes on in the next one, which is what a line that is too long does.
+    pub fn wraps(&self) -> bool {
+        let screen = self.screen.lock().unwrap_or_else(PoisonError::into_inner);
+        let (rows, _) = screen.screen().size();
+        (0..rows).any(|row| screen.screen().row_wrapped(row))
+    }
+
     /// Whether anything on the screen has a colour or is bold.
     pub fn has_style(&self) -> bool {
         let screen = self.screen.lock().unwrap_or_else(PoisonError::into_inner);
