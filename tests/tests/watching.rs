@@ -19,7 +19,7 @@ fn fixture() -> Fixture {
     let fixture = Fixture::new();
     fixture.write_config("long.yaml", |text| {
         text.replace("align: {steps: 6,", "align: {steps: 30,")
-            .replace("zipper: {steps: 6,", "zipper: {steps: 5000,")
+            .replace("zipper: {steps: 6,", "zipper: {steps: 20000,")
             .replace("untrained: true", "untrained: false")
     });
     fixture
@@ -250,7 +250,7 @@ fn prometheus_and_the_command_line_tell_the_same() {
         "{live}"
     );
     assert_eq!(live["nodes"]["healthy"], 2, "{live}");
-    assert_eq!(live["last_step"], 5030);
+    assert_eq!(live["last_step"], 20030);
 
     stop(&fixture, launched);
     let over = status(&fixture);
@@ -270,7 +270,7 @@ fn prometheus_and_the_command_line_tell_the_same() {
     let text = Launched::run(&["status", "--run", &fixture.run_url("run")]);
     for words in [
         "stopped: Ctrl-C",
-        "of 5030",
+        "of 20030",
         "2 workers in generation 1",
         "checkpoint",
     ] {
