@@ -1,5 +1,6 @@
 //! The status page as zipper-launch knows it: where it is, and the token that it needs outside loopback.
 
+use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -84,7 +85,11 @@ fn make_token(logs: &Path) -> anyhow::Result<(PathBuf, String)> {
     File::open("/dev/urandom")
         .and_then(|mut random| random.read_exact(&mut bytes))
         .context("there is no randomness for the status page's token")?;
-    let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let token = bytes.iter().fold(String::new(), |mut token, byte| {
+        // Writing to a string does not fail.
+        let _ = write!(token, "{byte:02x}");
+        token
+    });
     let path = logs.join(TOKEN_FILE);
     // A file that is there could be readable for others.
     let _ = fs::remove_file(&path);

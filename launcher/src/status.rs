@@ -112,8 +112,8 @@ async fn serve_page(store: &RunStore, config: &RunConfig, address: SocketAddr) -
                 signal.context("Ctrl-C cannot be handled")?;
                 return Ok(ExitStatus::Done);
             }
-            served = &mut server => {
-                served.context("the status page")??;
+            ended = &mut server => {
+                ended.context("the status page")??;
                 return Ok(ExitStatus::Failed);
             }
             () = sleep(LOOK_EVERY) => match look(store, config).await {

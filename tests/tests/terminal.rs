@@ -1,13 +1,14 @@
 //! Goal: on a terminal a few lines keep themselves up to date and nothing is garbled, at any width; without one there are plain lines.
 //! Method: the real programs on pseudo-terminals of several widths, whose screens are looked at while the run goes on.
 
+use std::num::NonZero;
 use std::process::Command;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use zipper_tests::{Fixture, Terminal, processes, program, wait_until};
 
-const ROWS: u16 = 40;
+const ROWS: NonZero<u16> = NonZero::new(40).expect("there are rows");
 
 fn launch(fixture: &Fixture, run: &str) -> Command {
     let mut command = Command::new(program("zipper-launch"));
@@ -42,7 +43,8 @@ fn play(fixture: &Fixture, columns: u16, no_color: bool) {
     if no_color {
         command.env("NO_COLOR", "1");
     }
-    let terminal = Terminal::start(&mut command, ROWS, columns);
+    let width = NonZero::new(columns).expect("there are columns");
+    let terminal = Terminal::start(&mut command, ROWS, width);
     let shows = |start: &str| row(&terminal.lines(), start).is_some();
     wait_until("losses are on the screen", || shows("loss "));
     wait_until("a checkpoint is on the screen", || {

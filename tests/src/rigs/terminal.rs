@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::num::NonZero;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -22,10 +23,10 @@ impl Terminal {
     ///
     /// # Panics
     /// If the system has no terminal to give, or the program cannot be started.
-    pub fn start(command: &mut Command, rows: u16, columns: u16) -> Self {
+    pub fn start(command: &mut Command, rows: NonZero<u16>, columns: NonZero<u16>) -> Self {
         let size = Winsize {
-            ws_row: rows,
-            ws_col: columns,
+            ws_row: rows.get(),
+            ws_col: columns.get(),
             ws_xpixel: 0,
             ws_ypixel: 0,
         };
@@ -62,7 +63,7 @@ impl Terminal {
         let (_, columns) = screen.screen().size();
         screen
             .screen()
-            .rows(0, columns)
+            .rows(0, columns.get())
             .map(|row| row.trim_end().to_owned())
             .collect()
     }
@@ -71,14 +72,14 @@ impl Terminal {
     pub fn wraps(&self) -> bool {
         let screen = self.screen.lock().unwrap_or_else(PoisonError::into_inner);
         let (rows, _) = screen.screen().size();
-        (0..rows).any(|row| screen.screen().row_wrapped(row))
+        (0..rows.get()).any(|row| screen.screen().row_wrapped(row))
     }
 
     /// Whether anything on the screen has a colour or is bold.
     pub fn has_style(&self) -> bool {
         let screen = self.screen.lock().unwrap_or_else(PoisonError::into_inner);
         let (rows, columns) = screen.screen().size();
-        let mut cells = (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column)));
+        let mut cells = (0..rows.get()).flat_map(|row| (0..columns.get()).map(move |column| (row, column)));
         cells.any(|(row, column)| {
             let cell = screen.screen().cell(row, column);
             cell.is_some_and(|cell| cell.bold() || cell.fgcolor() != vt100::Color::Default)

@@ -81,13 +81,7 @@ pub async fn serve(
         job.store.checkpoints(),
         Arc::clone(&lease),
     );
-    let showing = Assignment {
-        store: job.store.clone(),
-        config: job.config.clone(),
-        lease: Arc::clone(&lease),
-        adopts: job.adopt,
-        page,
-    };
+    let showing = Assignment::new(&job.store, &job.config, &lease, job.adopt, page);
     let watcher = services.watcher();
     let (ended, shutdown) = oneshot::channel::<()>();
     let server = tonic::transport::Server::builder()

@@ -69,12 +69,30 @@ pub(crate) struct Watching {
 
 /// What is to be shown, and where.
 pub(crate) struct Assignment {
-    pub(crate) store: RunStore,
-    pub(crate) config: RunConfig,
-    pub(crate) lease: Arc<Lease>,
-    /// This coordinator goes on with what a crashed one left.
-    pub(crate) adopts: bool,
-    pub(crate) page: Option<Page>,
+    store: RunStore,
+    config: RunConfig,
+    lease: Arc<Lease>,
+    adopts: bool,
+    page: Option<Page>,
+}
+
+impl Assignment {
+    /// This run, on `page`; `adopts` says that this coordinator goes on with what a crashed one left.
+    pub(crate) fn new(
+        store: &RunStore,
+        config: &RunConfig,
+        lease: &Arc<Lease>,
+        adopts: bool,
+        page: Option<Page>,
+    ) -> Self {
+        Self {
+            store: store.clone(),
+            config: config.clone(),
+            lease: Arc::clone(lease),
+            adopts,
+            page,
+        }
+    }
 }
 
 impl Watching {
