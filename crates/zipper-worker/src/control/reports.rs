@@ -13,8 +13,9 @@ use super::shared::Shared;
 
 /// Lines that may wait to be sent.
 const WAITING: usize = 1024;
-/// Lines that are said again to a coordinator that has come back: it may have lost what it had not written.
-const SAID_AGAIN: usize = 256;
+/// Lines that are said again to a coordinator that has come back: it may have lost what it had not written, which is at most
+/// half as many (`MOST_UNWRITTEN` of its `metrics.rs`).
+const SAID_AGAIN: usize = 2048;
 
 /// What the task that sends metrics is given, in order.
 enum Report {
