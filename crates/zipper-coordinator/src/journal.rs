@@ -1,13 +1,14 @@
 //! The run's journal: what a coordinator notes, so that the next one can go on.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use zipper_plan::Placement;
 use zipper_types::{Generation, Rank, Step, WorldSize};
 
 use crate::schedule::{EvaluationSet, Planned};
-use crate::state::{Adopted, Origin, Past, Seat};
+use crate::state::{Adopted, Ledger, Origin, Past, Seat};
 
 /// An entry of the run's journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -79,6 +80,13 @@ pub enum JournalEntry {
         /// When.
         at: String,
     },
+    /// What the launch has cost so far.
+    Ledger {
+        /// Time by cause, and what is used of the restart budgets.
+        ledger: Ledger,
+        /// When.
+        at: String,
+    },
     /// The run ended.
     End {
         /// How.
@@ -96,7 +104,20 @@ fn from_checkpoint() -> Origin {
     Origin::Checkpoint
 }
 
-/// What the journal and the checkpoints in `published` tell; with `adopt` the generation that may be at work still.
+/// The time of day, for the journal and for people.
+pub fn now_text() -> String {
+    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
+}
+
+/// How long ago something happened, by the time of day: nothing if clocks disagree.
+fn ago(at: &str) -> Duration {
+    let at = humantime::parse_rfc3339(at).ok();
+    at.and_then(|at| SystemTime::now().duration_since(at).ok())
+        .unwrap_or_default()
+}
+
+/// What the journal and the checkpoints in `published` tell; with `adopt`, of a launch whose coordinator was lost, also the
+/// generation that may be at work still, and what the launch has cost.
 pub fn past(entries: &[JournalEntry], languages: &[String], published: BTreeSet<Step>, adopt: bool) -> Past {
     let reached = published.last().copied().unwrap_or_default();
     let mut past = Past {
@@ -146,8 +167,12 @@ pub fn past(entries: &[JournalEntry], languages: &[String], published: BTreeSet<
                 past.validation_losses.extend(loss.map(|loss| (*step, loss)));
             }
             JournalEntry::Checkpoint { .. } => {}
+            JournalEntry::Ledger { ledger, at } => {
+                past.ledger = adopt.then(|| (ledger.clone(), ago(at)));
+            }
             JournalEntry::End { generation, .. } => {
                 past.generation = generation.unwrap_or(past.generation);
+                past.ledger = None;
                 adopted = None;
             }
         }

@@ -99,7 +99,7 @@ pub async fn serve(
     let entry = JournalEntry::Coordinator {
         epoch: lease.epoch(),
         reserved,
-        at: owner::now_text(),
+        at: journal::now_text(),
     };
     // The receiver is a few lines below.
     let _ = works.send(Work::Note(

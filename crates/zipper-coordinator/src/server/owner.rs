@@ -1,7 +1,7 @@
 //! The task that owns the state.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::bail;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -15,7 +15,7 @@ use zipper_types::{Generation, Step, WorkerId};
 use super::scribe::{Told, Work};
 use super::{FAREWELL, service};
 use crate::evaluation::{self, score_set};
-use crate::journal::JournalEntry;
+use crate::journal::{JournalEntry, now_text};
 use crate::metrics::Metrics;
 use crate::placement;
 use crate::schedule::Planned;
@@ -119,6 +119,8 @@ impl Owner {
         mut inbox: mpsc::Receiver<Message>,
         mut told: mpsc::UnboundedReceiver<Told>,
     ) -> anyhow::Result<Verdict> {
+        // Those of an earlier launch count no more.
+        self.note_costs();
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -182,10 +184,16 @@ impl Owner {
     /// Applies an event and does what follows from it; then shows the result.
     async fn apply(&mut self, event: Event) -> anyhow::Result<()> {
         let mut events = vec![event];
+        let failures = self.state.failures();
+        let mut costs_changed = false;
         while let Some(event) = events.pop() {
             for effect in self.state.apply(self.started.elapsed(), event) {
+                costs_changed |= matches!(effect, Effect::FormGeneration { .. } | Effect::Committed { .. });
                 events.extend(self.perform(effect).await?);
             }
+        }
+        if costs_changed || self.state.failures() > failures {
+            self.note_costs();
         }
         let task = self.state.task();
         let new = View {
@@ -420,6 +428,13 @@ impl Owner {
         }
     }
 
+    fn note_costs(&self) {
+        self.note(JournalEntry::Ledger {
+            ledger: self.state.ledger(self.started.elapsed()),
+            at: now_text(),
+        });
+    }
+
     fn note(&self, entry: JournalEntry) {
         self.write(Work::Note(Box::new(entry), None));
     }
@@ -428,11 +443,6 @@ impl Owner {
         // A scribe that has ended has said why, and the run ends.
         let _ = self.works.send(work);
     }
-}
-
-/// The time of day, for people.
-pub(super) fn now_text() -> String {
-    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
 }
 
 fn recovered(recovery: &Recovery) -> v1::Recovered {

@@ -118,7 +118,8 @@ impl State {
         self.accounts.begin(together.progress, Activity::Recovering);
         self.loss = Some(loss);
         self.leave_generation(now, Why::Loss);
-        self.failures.push(now);
+        self.failures.push(now + self.config.elastic.restart_window);
+        self.failed += 1;
         self.check_budget_of_run(now, effects);
     }
 

@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use tonic::Code;
+use tonic::transport::Channel;
 use zipper_checkpoint::layout;
 use zipper_cli::ExitStatus;
 use zipper_coordinator::journal::JournalEntry;
 use zipper_coordinator::state::Event;
+use zipper_proto::v1::agent_service_client::AgentServiceClient;
 use zipper_proto::v1::complete_task_request::Outcome;
 use zipper_proto::v1::task::Kind;
 use zipper_proto::v1::{self, verdict};
@@ -106,8 +108,8 @@ async fn a_whole_run_leaves_everything_and_tells_everybody() {
             } => format!("generation {generation}: {banks:?}"),
             JournalEntry::Checkpoint { step, .. } => format!("checkpoint {step}"),
             JournalEntry::End { verdict, .. } => format!("end {verdict}"),
-            JournalEntry::Task { .. } | JournalEntry::Evaluation { .. } => String::new(),
             JournalEntry::Broken { .. } => "broken".to_owned(),
+            _ => String::new(),
         })
         .filter(|words| !words.is_empty())
         .collect();
@@ -331,13 +333,8 @@ async fn a_checkpoint_is_claimed_once() {
     }
 }
 
-/// An agent registers, hears of workers that were given up, and is told what to do after the end of one.
-#[tokio::test]
-async fn agents_do_as_they_are_told() {
-    let directory = TempDir::new().expect("a folder");
-    let store = run_in(&directory);
-    let coordinator = Coordinator::start(&store, config()).await;
-    let mut agents = coordinator.agents();
+/// The agent of the first node says that it is there.
+async fn register(agents: &mut AgentServiceClient<Channel>) -> (v1::AgentContext, v1::RegisterNodeResponse) {
     let agent = v1::AgentContext {
         run: "tiny".to_owned(),
         node_rank: 0,
@@ -349,11 +346,22 @@ async fn agents_do_as_they_are_told() {
         workers: 2,
     };
     let registered = agents.register_node(request).await.expect("agents may");
+    (agent, registered.into_inner())
+}
+
+/// An agent registers, hears of workers that were given up, and is told what to do after the end of one.
+#[tokio::test]
+async fn agents_do_as_they_are_told() {
+    let directory = TempDir::new().expect("a folder");
+    let store = run_in(&directory);
+    let coordinator = Coordinator::start(&store, config()).await;
+    let mut agents = coordinator.agents();
+    let (agent, registered) = register(&mut agents).await;
     let start = |advice: Option<v1::Advice>| match advice.and_then(|advice| advice.what) {
         Some(v1::advice::What::Start(start)) => zipper_proto::duration(start.after),
         other => panic!("it is told {other:?}"),
     };
-    assert_eq!(start(registered.into_inner().advice), Some(Duration::ZERO));
+    assert_eq!(start(registered.advice), Some(Duration::ZERO));
     let _fleet = Fleet::join(&coordinator, &store).await;
     let ended = v1::ReportWorkerExitRequest {
         agent: Some(agent.clone()),
@@ -414,6 +422,9 @@ async fn a_run_whose_launcher_is_gone_before_all_joined_is_stopped() {
     let store = run_in(&directory);
     let coordinator = Coordinator::start(&store, config()).await;
     let mut client = coordinator.workers();
+    // Until its agent knows, the coordinator does not go.
+    let mut agents = coordinator.agents();
+    let (agent, _) = register(&mut agents).await;
     coordinator
         .stop
         .send(Event::Abandoned)
@@ -425,6 +436,8 @@ async fn a_run_whose_launcher_is_gone_before_all_joined_is_stopped() {
         (verdict.outcome(), verdict.reason.as_str()),
         (verdict::Outcome::Stopped, "zipper-launch is gone")
     );
+    let request = v1::AgentHeartbeatRequest { agent: Some(agent) };
+    agents.agent_heartbeat(request).await.expect("agents may");
     let ended = coordinator.serving.await.expect("the coordinator does not panic");
     assert_eq!(ended.expect("the store can be written"), ExitStatus::Stopped);
 }
