@@ -195,7 +195,10 @@ mod tests {
         for pass in plans(3).chunks(Kind::ALL.len()) {
             let kinds: BTreeSet<Kind> = pass.iter().map(|plan| plan.kind).collect();
             assert_eq!(kinds.len(), Kind::ALL.len());
-            assert!(pass.iter().any(|plan| plan.after_step > 50), "in the second stage");
+            assert!(
+                pass.iter().any(|plan| plan.after_step > 50),
+                "in the second stage"
+            );
             assert!(pass.iter().all(|plan| plan.node < 4 && plan.after_step < 85));
         }
     }
