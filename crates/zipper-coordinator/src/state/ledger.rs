@@ -23,12 +23,13 @@ pub struct Ledger {
     /// How much longer each loss counts (`elastic.restart_window`).
     failures: Vec<f64>,
     /// Nodes whose agents are known.
-    nodes: BTreeMap<u32, NodeLedger>,
+    nodes: Vec<NodeLedger>,
 }
 
 /// What the journal keeps of a node's costs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct NodeLedger {
+    node: u32,
     agent: Incarnation,
     hostname: String,
     failures: Vec<f64>,
@@ -43,14 +44,12 @@ impl State {
             let left = failures.iter().map(|until| until.saturating_sub(now));
             left.map(|left| left.as_secs_f64()).collect()
         };
-        let nodes = self.nodes.iter().map(|(&number, node)| {
-            let ledger = NodeLedger {
-                agent: node.agent,
-                hostname: node.hostname.clone(),
-                failures: remaining(&node.failures),
-                left_out: node.left_out.clone(),
-            };
-            (number, ledger)
+        let nodes = self.nodes.iter().map(|(&number, node)| NodeLedger {
+            node: number,
+            agent: node.agent,
+            hostname: node.hostname.clone(),
+            failures: remaining(&node.failures),
+            left_out: node.left_out.clone(),
         });
         Ledger {
             spent: accounts
@@ -86,14 +85,14 @@ impl State {
             ledger.repeated_steps,
         );
         self.accounts.add(meanwhile, away);
-        for (&number, node) in &ledger.nodes {
+        for node in &ledger.nodes {
             let known = Node::known(
                 node.agent,
                 node.hostname.clone(),
                 remaining(&node.failures),
                 node.left_out.clone(),
             );
-            self.nodes.insert(number, known);
+            self.nodes.insert(node.node, known);
         }
     }
 }

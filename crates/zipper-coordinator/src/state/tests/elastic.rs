@@ -235,7 +235,7 @@ fn with_on_loss_wait_a_replacement_is_waited_for() {
 
 /// FIELD, thread 1: restarts end when the budget says so, and the run says who failed and how.
 #[test]
-fn a_node_that_fails_again_and_again_is_left_out_and_named() {
+fn thread_1_a_node_that_fails_again_and_again_is_left_out_and_named() {
     let mut play = training("elastic: {restarts_per_node: 2, restart_backoff: 1s}", crew(1, 2));
     for incarnation in 1..=2 {
         play.apply(ended(1, incarnation));
@@ -284,7 +284,7 @@ fn a_node_that_fails_again_and_again_is_left_out_and_named() {
 }
 
 #[test]
-fn the_run_has_a_budget_of_its_own() {
+fn thread_1_the_run_has_a_budget_of_its_own() {
     let mut play = training("elastic: {restarts_per_run: 1, restarts_per_node: 9}", crew(1, 2));
     play.apply(ended(1, 1));
     play.apply(back(0, held(7, &[0, 1])));

@@ -1,7 +1,7 @@
 //! Goal: a coordinator that comes after a crash counts on where the one before has stopped.
 
 use super::*;
-use crate::state::Ledger;
+use crate::journal::JournalEntry;
 use crate::state::accounts::Activity;
 
 const BUDGET: &str = "elastic: {restarts_per_node: 2, restarts_per_run: 9, restart_window: 10m}";
@@ -45,8 +45,15 @@ fn registered(incarnation: u64) -> Event {
 
 /// What a coordinator knows after a crash and `away`, by way of the journal's JSON.
 fn restarted(before: &Play, away: Duration) -> Play {
-    let json = serde_json::to_string(&before.state.ledger(before.now)).expect("a ledger is plain data");
-    let ledger: Ledger = serde_json::from_str(&json).expect("it reads what it writes");
+    let entry = JournalEntry::Ledger {
+        ledger: before.state.ledger(before.now),
+        at: "2026-01-01T00:00:00Z".to_owned(),
+    };
+    let json = serde_json::to_string(&entry).expect("an entry is plain data");
+    let read = serde_json::from_str(&json).expect("it reads what it writes");
+    let JournalEntry::Ledger { ledger, .. } = read else {
+        panic!("it reads {read:?}");
+    };
     play(Past {
         ledger: Some((ledger, away)),
         ..Past::default()
