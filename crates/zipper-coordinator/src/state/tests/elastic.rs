@@ -233,7 +233,7 @@ fn with_on_loss_wait_a_replacement_is_waited_for() {
     assert!(play.state.together().is_some());
 }
 
-/// FIELD, thread 1: restarts end when the budget says so, and the run says who failed and how.
+/// Thread 1 of docs/testing.md: restarts end when the budget says so, and the run says who failed and how.
 #[test]
 fn thread_1_a_node_that_fails_again_and_again_is_left_out_and_named() {
     let mut play = training("elastic: {restarts_per_node: 2, restart_backoff: 1s}", crew(1, 2));

@@ -67,9 +67,9 @@ fn is_left_out(play: &Play, incarnation: u64) -> bool {
     matches!(advice, Some(Advice::Leave { .. }))
 }
 
-/// FIELD, thread 1: a crash of the coordinator does not give a failing node its budget back; the window's end does.
+/// Thread 1 of docs/testing.md: a crash of the coordinator does not give a failing node its budget back; the window's end does.
 #[test]
-fn a_crash_of_the_coordinator_does_not_renew_budgets() {
+fn thread_1_a_crash_of_the_coordinator_does_not_renew_budgets() {
     let mut before = play(Past::default());
     before.apply(registered(1));
     before.apply(ended(1));
