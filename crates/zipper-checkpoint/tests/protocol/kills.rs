@@ -9,11 +9,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::{join_all, try_join_all};
-use zipper_checkpoint::{
-    CheckpointError, FORMAT_VERSION, Manifest, PartRecord, RunStore, StoreOptions, layout,
-};
+use zipper_checkpoint::{CheckpointError, PartRecord, RunStore, StoreOptions, layout};
 use zipper_simstore::{Backing, Crash, Faults, FaultyStore, Gate, Moment, NoFaults};
-use zipper_types::{Generation, Stage, Step, WorldSize};
+use zipper_tests::manifest;
+use zipper_types::{Generation, Step};
 
 const RANKS: usize = 2;
 const PIECE: u64 = 32;
@@ -114,18 +113,6 @@ fn content(path: &str, step: Step, generation: Generation) -> Bytes {
     let text = format!("{generation} wrote {path} of {step}, ");
     let length = if path.starts_with("banks/") { 20 } else { 80 };
     text.into_bytes().into_iter().cycle().take(length).collect()
-}
-
-fn manifest(step: Step, generation: Generation, parts: Vec<PartRecord>) -> Manifest {
-    Manifest {
-        format_version: FORMAT_VERSION,
-        step,
-        stage: Stage::Align,
-        created: "2026-01-02T03:04:05Z".to_owned(),
-        world_size: WorldSize(u32::try_from(RANKS).unwrap()),
-        generation,
-        parts,
-    }
 }
 
 /// The newest checkpoint is `step`, written by `generation`, every byte of it; nothing in the run is damaged.
