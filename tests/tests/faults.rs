@@ -61,7 +61,11 @@ async fn a_killed_worker_of_four_is_made_up_for_from_memory() {
         .into_iter()
         .enumerate()
     {
-        let plan = fault(number as u64, Kind::WorkerKilled, after_step, Duration::ZERO);
+        let plan = Plan {
+            // First rank 0, which tells the coordinator what the steps were like.
+            node: number as u32,
+            ..fault(number as u64, Kind::WorkerKilled, after_step, Duration::ZERO)
+        };
         let round = play(&site, plan).await;
         assert!(round.broken >= 1, "nothing was lost: {round:?}");
         assert_eq!((round.store_reads, round.from_store), (0, 0), "{round:?}");
