@@ -12,8 +12,10 @@ use super::live::orphans;
 use super::round::recovery;
 use super::{Kind, LiveRun, Plan, Site};
 
-/// A step that takes longer than so many times the median was held up.
+/// A step that takes longer than so many times the median was held up,
 const LONG: f64 = 5.0;
+/// unless it is shorter than this (seconds): steps of milliseconds on a machine with other work are that uneven by themselves.
+const SHORT: f64 = 1.0;
 
 /// What became of it.
 #[derive(Debug, Clone, Serialize)]
@@ -97,8 +99,13 @@ impl Soak {
             .iter()
             .filter_map(|(_, event)| super::live::step_of(event));
         let (step, useful) = useful(&ended.events);
-        let faults = struck.into_iter().map(|(plan, began)| {
-            let time = recovery(&ended.events, began);
+        let ends: Vec<Option<Instant>> = struck.iter().skip(1).map(|(_, began)| Some(*began)).collect();
+        let ends = ends.into_iter().chain([None]);
+        let faults = struck.into_iter().zip(ends).map(|((plan, began), next)| {
+            // A generation that is formed after the next fault has nothing to do with this one.
+            let until = ended.events.iter();
+            let until = until.take_while(|(when, _)| next.is_none_or(|next| *when < next));
+            let time = recovery(&until.cloned().collect::<Vec<_>>(), began);
             (plan, time.map(|time| time.as_secs_f64()))
         });
         Ok(Self {
@@ -122,7 +129,8 @@ impl Soak {
 /// The median time between two steps, and how much of the run's time went into steps that counted, in seconds.
 ///
 /// Told without the run's own accounts: of the time between two steps that nobody had heard of before, no more counts than
-/// [`LONG`] times the median. The rest is lost, whatever the workers did; so is all of it for steps that are made again.
+/// [`LONG`] times the median, or [`SHORT`]. The rest is lost, whatever the workers did; so is all of it for steps that are made
+/// again.
 fn useful(events: &[(Instant, Event)]) -> (f64, f64) {
     let mut furthest = 0;
     let mut last = None;
@@ -143,7 +151,8 @@ fn useful(events: &[(Instant, Event)]) -> (f64, f64) {
     let mut sorted = times.clone();
     sorted.sort_by(f64::total_cmp);
     let median = sorted.get(sorted.len() / 2).copied().unwrap_or(0.0);
-    (median, times.iter().map(|time| time.min(LONG * median)).sum())
+    let most = SHORT.max(LONG * median);
+    (median, times.iter().map(|time| time.min(most)).sum())
 }
 
 fn lost(summary: &v1::Summary) -> Vec<(String, f64)> {
