@@ -30,7 +30,7 @@ pub struct Soak {
     pub productive: f64,
     /// Seconds between two steps: the median.
     pub step: f64,
-    /// Seconds of steps that counted, as seen from outside: see [`useful`].
+    /// Seconds of steps that counted, as seen from outside.
     pub useful: f64,
     /// Lost seconds by cause.
     pub lost: Vec<(String, f64)>,
