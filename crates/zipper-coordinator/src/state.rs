@@ -312,8 +312,6 @@ pub struct State {
     /// Checkpoints that ranks have written or will write, not published yet.
     expected: BTreeSet<Step>,
     published: BTreeSet<Step>,
-    /// Checkpoints that were there and are no longer kept.
-    retired: BTreeSet<Step>,
     /// Completed steps of the model.
     reached: Step,
     /// The furthest step that was ever completed in this launch.
@@ -364,7 +362,6 @@ impl State {
             pending: BTreeMap::new(),
             expected: BTreeSet::new(),
             published: past.published,
-            retired: BTreeSet::new(),
             reached: past.reached,
             furthest: past.reached,
             stop_requested: None,

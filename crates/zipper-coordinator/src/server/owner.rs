@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
-use zipper_checkpoint::{FORMAT_VERSION, Manifest, RunStore};
+use zipper_checkpoint::{FORMAT_VERSION, Manifest};
 use zipper_cli::UserError;
 use zipper_proto::v1;
 use zipper_proto::v1::watch_response::Event as Watched;
@@ -14,8 +14,9 @@ use zipper_types::{Generation, Step, WorkerId};
 
 use super::scribe::{Told, Work};
 use super::{FAREWELL, service};
-use crate::evaluation::{self, score_set};
-use crate::journal::{JournalEntry, now_text};
+use crate::clock::Clock;
+use crate::evaluation::score_set;
+use crate::journal::JournalEntry;
 use crate::metrics::Metrics;
 use crate::placement;
 use crate::schedule::Planned;
@@ -75,8 +76,8 @@ impl History {
 /// The task that owns the state.
 pub(super) struct Owner {
     started: Instant,
-    store: RunStore,
     state: State,
+    clock: Clock,
     epoch: u64,
     metrics: Metrics,
     view: watch::Sender<View>,
@@ -91,8 +92,8 @@ pub(super) struct Owner {
 
 impl Owner {
     pub(super) fn new(
-        store: RunStore,
         state: State,
+        clock: Clock,
         epoch: u64,
         metrics: Metrics,
         view: watch::Sender<View>,
@@ -101,8 +102,8 @@ impl Owner {
     ) -> Self {
         Self {
             started: Instant::now(),
-            store,
             state,
+            clock,
             epoch,
             metrics,
             view,
@@ -130,6 +131,8 @@ impl Owner {
                     Some(Told::Event(event)) => self.apply(*event).await?,
                     // Not a failure of the run, which goes on elsewhere.
                     Some(Told::Fenced(message)) => return Err(UserError::new(message).into()),
+                    // The next one begins with that entry.
+                    Some(Told::Behind(message)) => bail!(message),
                     None => bail!("the run's journal is not written any more"),
                 },
                 message = inbox.recv() => match message {
@@ -218,7 +221,7 @@ impl Owner {
                 let entry = JournalEntry::Coordinator {
                     epoch: self.epoch,
                     reserved,
-                    at: now_text(),
+                    at: self.clock.text(),
                 };
                 self.write(Work::Note(
                     Box::new(entry),
@@ -236,14 +239,17 @@ impl Owner {
                     format_version: FORMAT_VERSION,
                     step,
                     stage,
-                    created: now_text(),
+                    created: self.clock.text(),
                     world_size,
                     generation,
                     parts,
                 }));
             }
             Effect::Committed { step, retire } => {
-                self.note(JournalEntry::Checkpoint { step, at: now_text() });
+                self.note(JournalEntry::Checkpoint {
+                    step,
+                    at: self.clock.text(),
+                });
                 self.write_metrics(true);
                 self.write(Work::Retire(retire, step));
                 let committed = v1::CheckpointCommitted { step: step.0 };
@@ -272,7 +278,7 @@ impl Owner {
                     silenced,
                     step,
                     loss,
-                    at: now_text(),
+                    at: self.clock.text(),
                 });
                 return Ok(Some(Event::Scored { step, loss }));
             }
@@ -305,7 +311,7 @@ impl Owner {
                     banks,
                     resume: step,
                     origin,
-                    at: now_text(),
+                    at: self.clock.text(),
                 });
                 self.history.add(Watched::GenerationFormed(v1::GenerationFormed {
                     generation: generation.0,
@@ -323,7 +329,7 @@ impl Owner {
                     generation,
                     step,
                     reason: reason.clone(),
-                    at: now_text(),
+                    at: self.clock.text(),
                 });
                 self.history.add(Watched::GenerationBroken(v1::GenerationBroken {
                     generation: generation.0,
@@ -395,7 +401,7 @@ impl Owner {
         self.note(JournalEntry::Task {
             id,
             planned,
-            at: now_text(),
+            at: self.clock.text(),
         });
     }
 
@@ -403,19 +409,25 @@ impl Owner {
         self.ended = Some(Instant::now());
         self.write_metrics(true);
         tracing::info!("the run ended: {verdict:?}");
+        let done = *verdict == Verdict::Done;
+        if done {
+            // Made of what was written.
+            self.write(Work::Table(Box::new(self.state.config().clone())));
+        }
         self.note(JournalEntry::End {
             verdict: format!("{verdict:?}"),
             generation: Some(self.state.highest_generation()),
-            at: now_text(),
+            at: self.clock.text(),
         });
-        if *verdict == Verdict::Done {
-            let (done, written) = oneshot::channel();
-            self.write(Work::Flush(done));
-            // The table is made of what was written.
+        if done {
+            let (flushed, written) = oneshot::channel();
+            self.write(Work::Flush(flushed));
             let limit = self.state.config().checkpoint.outage_limit;
-            let _ = tokio::time::timeout(limit, written).await;
-            let last_step = crate::schedule::stages(self.state.config()).last_step();
-            evaluation::write_table(&self.store, self.state.config(), last_step).await?;
+            let written = tokio::time::timeout(limit, written).await;
+            // Whoever has lost the run does not say how it ended.
+            written
+                .context("the run's results could not be written within `checkpoint.outage_limit`")?
+                .context("the run's results could not be written")?;
         }
         self.history.add(Watched::Summary(summary(accounts)));
         self.history.add(Watched::Verdict(service::wire_verdict(verdict)));
@@ -431,7 +443,7 @@ impl Owner {
     fn note_costs(&self) {
         self.note(JournalEntry::Ledger {
             ledger: self.state.ledger(self.started.elapsed()),
-            at: now_text(),
+            at: self.clock.text(),
         });
     }
 

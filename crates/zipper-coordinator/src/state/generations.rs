@@ -123,6 +123,17 @@ impl State {
         self.check_budget_of_run(now, effects);
     }
 
+    /// A worker has left: if it is a member of the generation, that is over.
+    pub(super) fn break_generation_of(&mut self, now: Now, worker: &WorkerId, effects: &mut Vec<Effect>) {
+        if self
+            .members
+            .get(worker)
+            .is_some_and(|member| member.rank().is_some())
+        {
+            self.break_generation(now, effects);
+        }
+    }
+
     fn leave_generation(&mut self, now: Now, why: Why) {
         self.running = None;
         // What its ranks were to write and have not finished is made anew when it is due again.

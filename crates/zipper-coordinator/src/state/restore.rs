@@ -103,6 +103,8 @@ impl State {
         self.furthest = self.furthest.max(at);
         self.accounts.begin(Now::ZERO, Activity::Working);
         self.go_on_from(at);
+        // Its ranks will tell again of their parts (END-1).
+        self.expected = self.unpublished(step, at);
         match task {
             Some((id, planned)) => {
                 // What comes before the task under way is done.
