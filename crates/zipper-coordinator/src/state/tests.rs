@@ -3,6 +3,7 @@
 mod checkpoints;
 mod diagnosis;
 mod elastic;
+mod ledger;
 
 use proptest::prelude::*;
 use zipper_types::Incarnation;
