@@ -171,7 +171,12 @@ impl LogFile {
 fn log_names(folder: &Path) -> anyhow::Result<Vec<String>> {
     let entries = std::fs::read_dir(folder).with_context(|| format!("cannot list `{}`", folder.display()))?;
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let mut names: Vec<String> = names.filter(|name| name.ends_with(".log")).collect();
+    let is_log = |name: &String| {
+        Path::new(name)
+            .extension()
+            .is_some_and(|extension| extension == "log")
+    };
+    let mut names: Vec<String> = names.filter(is_log).collect();
     names.sort();
     Ok(names)
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressStyle};
-use zipper_checkpoint::{RunStore, layout};
+use zipper_checkpoint::{ErrorKind, RunStore, layout};
 use zipper_cli::UserError;
 use zipper_config::RunConfig;
 use zipper_config::schema::OnBadAudio;
@@ -97,9 +97,9 @@ pub(crate) async fn prepare(
             .context("the run cannot be created")?;
     }
     let report = serde_json::to_vec_pretty(&train.report).context("the corpus report")?;
-    store.put(layout::CORPUS_REPORT, Bytes::from(report)).await?;
+    put_if_other(&store, layout::CORPUS_REPORT, report).await?;
     let skipped = serde_json::to_vec(&skipped).context("the list of skipped utterances")?;
-    store.put(layout::SKIPPED, Bytes::from(skipped)).await?;
+    put_if_other(&store, layout::SKIPPED, skipped).await?;
     let logs = log_folder(&store, &config)?;
     make_log_folder(&logs)?;
     let cores = match allocation {
@@ -181,6 +181,19 @@ async fn ask_for_devices(config: &RunConfig, allocation: Option<&Allocation>) ->
             .into());
     }
     Ok(devices)
+}
+
+/// Writes an object unless it has this content already: a launch that will be refused, because another one has the run, leaves
+/// what that one works with as it is.
+async fn put_if_other(store: &RunStore, path: &str, content: Vec<u8>) -> anyhow::Result<()> {
+    match store.get(path).await {
+        Ok(there) if there == content => return Ok(()),
+        Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error.into()),
+    }
+    store.put(path, Bytes::from(content)).await?;
+    Ok(())
 }
 
 /// The configuration of this launch, and how it differs from that of the run, if that was begun before.

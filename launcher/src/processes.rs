@@ -63,12 +63,11 @@ impl Place {
             (None, Some(allocation)) => allocation.own_address().await?,
             (None, None) => Ipv4Addr::LOCALHOST.into(),
         };
-        let agents = match allocation {
-            Some(_) => AgentPlace::Slurm,
-            None => {
-                let words = arguments.node_command.as_deref().unwrap_or_default();
-                AgentPlace::Here(words.split_whitespace().map(ToOwned::to_owned).collect())
-            }
+        let agents = if allocation.is_some() {
+            AgentPlace::Slurm
+        } else {
+            let words = arguments.node_command.as_deref().unwrap_or_default();
+            AgentPlace::Here(words.split_whitespace().map(ToOwned::to_owned).collect())
         };
         Ok(Self { listen, agents })
     }

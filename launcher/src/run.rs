@@ -1,5 +1,6 @@
 //! The main job: check, start, watch, end.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -173,14 +174,28 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
             return Ok(ExitStatus::Stopped);
         }
     };
-    let verdict = watch(&prepared, processes, &mut signals).await?;
-    let outcome = verdict.outcome();
-    if outcome == v1::verdict::Outcome::Done {
-        show_results(&prepared.store, arguments.json).await?;
-    } else if arguments.json {
-        print(&serde_json::json!({"outcome": word(outcome), "reason": verdict.reason}).to_string())?;
+    let ended = watch(&prepared, processes, &mut signals).await?;
+    let done = ended.verdict.outcome() == v1::verdict::Outcome::Done;
+    if arguments.json {
+        let results = if done {
+            Some(results(&prepared.store).await?)
+        } else {
+            None
+        };
+        print(&document(&prepared.store, &ended, results).to_string())?;
+    } else if done {
+        let table: ResultTable =
+            serde_json::from_value(results(&prepared.store).await?).context(RESULT_TABLE)?;
+        print(&table::render(&table))?;
     }
-    Ok(end(&prepared, &verdict))
+    Ok(end(&prepared, &ended.verdict))
+}
+
+/// How a run ended.
+struct Ended {
+    verdict: v1::Verdict,
+    /// Where its time went, if its coordinator said so.
+    summary: Option<v1::Summary>,
 }
 
 /// Shows the run until its verdict, passing signals on, keeps its processes going, and sees them off.
@@ -188,7 +203,7 @@ async fn watch(
     prepared: &Prepared,
     mut processes: Processes,
     signals: &mut Signals,
-) -> anyhow::Result<v1::Verdict> {
+) -> anyhow::Result<Ended> {
     zipper_cli::describe_process(prepared.store.url(), "zipper-launch", &[]);
     let client = RunServiceClient::new(processes.channel()?);
     let (lines, shown) = mpsc::unbounded_channel();
@@ -198,19 +213,22 @@ async fn watch(
     }
     let grace = prepared.config.runtime.grace;
     // Dropping the processes ends them.
-    let verdict = tokio::select! {
-        verdict = follow(&mut processes, client.clone(), display, shown) => verdict?,
+    let ended = tokio::select! {
+        ended = follow(&mut processes, client.clone(), display, shown) => ended?,
         given_up = attend(signals, &client, grace, &lines) => match given_up {
             GivenUp::Interrupted => {
                 bail!("ended by a second Ctrl-C: what was done since the last checkpoint is lost")
             }
-            GivenUp::Overdue(reason) => return Ok(v1::Verdict {
-                outcome: v1::verdict::Outcome::Stopped.into(),
-                reason: format!("{reason}; the coordinator did not end the run within the grace time"),
+            GivenUp::Overdue(reason) => return Ok(Ended {
+                verdict: v1::Verdict {
+                    outcome: v1::verdict::Outcome::Stopped.into(),
+                    reason: format!("{reason}; the coordinator did not end the run within the grace time"),
+                },
+                summary: None,
             }),
         },
     };
-    let patience = match verdict.outcome() {
+    let patience = match ended.verdict.outcome() {
         v1::verdict::Outcome::Done | v1::verdict::Outcome::Stopped => FAREWELL,
         _ => FAREWELL_AFTER_FAILURE,
     };
@@ -218,7 +236,7 @@ async fn watch(
         () = processes.wait(patience) => {}
         _ = signals.next() => {}
     }
-    Ok(verdict)
+    Ok(ended)
 }
 
 /// Shows what happens until the verdict, and keeps the processes going.
@@ -227,7 +245,8 @@ async fn follow(
     mut client: RunServiceClient<Channel>,
     mut display: Display,
     mut lines: mpsc::UnboundedReceiver<String>,
-) -> anyhow::Result<v1::Verdict> {
+) -> anyhow::Result<Ended> {
+    let mut summary = None;
     loop {
         let mut events = match client.watch(v1::WatchRequest {}).await {
             Ok(events) => events.into_inner(),
@@ -252,9 +271,14 @@ async fn follow(
             match event.ok().flatten().and_then(|response| response.event) {
                 Some(Event::Verdict(verdict)) => {
                     display.finish();
-                    return Ok(verdict);
+                    return Ok(Ended { verdict, summary });
                 }
-                Some(event) => display.show(&event),
+                Some(event) => {
+                    display.show(&event);
+                    if let Event::Summary(told) = event {
+                        summary = Some(told);
+                    }
+                }
                 // The coordinator has ended, or the connection.
                 None => break,
             }
@@ -263,18 +287,37 @@ async fn follow(
     }
 }
 
-async fn show_results(store: &RunStore, json: bool) -> anyhow::Result<()> {
+async fn results(store: &RunStore) -> anyhow::Result<serde_json::Value> {
     let bytes = store
         .get(RESULT_TABLE)
         .await
         .context("the run has no table of results")?;
-    if json {
-        let table: serde_json::Value = serde_json::from_slice(&bytes).context(RESULT_TABLE)?;
-        let document = serde_json::json!({"outcome": "done", "run": store.url(), "results": table});
-        return print(&document.to_string());
+    serde_json::from_slice(&bytes).context(RESULT_TABLE)
+}
+
+/// What `--json` prints.
+fn document(store: &RunStore, ended: &Ended, results: Option<serde_json::Value>) -> serde_json::Value {
+    let mut document = serde_json::json!({"outcome": word(ended.verdict.outcome()), "run": store.url()});
+    if let Some(results) = results {
+        document["results"] = results;
+    } else {
+        document["reason"] = ended.verdict.reason.clone().into();
     }
-    let table: ResultTable = serde_json::from_slice(&bytes).context(RESULT_TABLE)?;
-    print(&table::render(&table))
+    if let Some(summary) = &ended.summary {
+        let seconds = |duration| zipper_proto::duration(duration).unwrap_or_default().as_secs_f64();
+        let (total, productive) = (seconds(summary.total), seconds(summary.productive));
+        let lost = summary.lost.iter();
+        let lost: BTreeMap<&String, f64> = lost.map(|(cause, &time)| (cause, seconds(Some(time)))).collect();
+        document["summary"] = serde_json::json!({
+            "total_seconds": total,
+            "productive_seconds": productive,
+            "effective_training_time": productive / total.max(f64::MIN_POSITIVE),
+            "lost_seconds": lost,
+            "losses": summary.losses,
+            "repeated_steps": summary.repeated_steps,
+        });
+    }
+    document
 }
 
 fn end(prepared: &Prepared, verdict: &v1::Verdict) -> ExitStatus {
@@ -320,4 +363,48 @@ fn word(outcome: v1::verdict::Outcome) -> &'static str {
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     use std::io::Write;
     writeln!(std::io::stdout().lock(), "{text}").context("stdout is closed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: whoever scripts against `--json` gets one document of the same shape however a run ends.
+    #[test]
+    fn the_document_says_how_it_ended_and_where_time_went() {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let url = format!("file://{}", folder.path().display());
+        let store = RunStore::open(&url).expect("it is a folder");
+        let seconds = |seconds| zipper_proto::wire_duration(Duration::from_secs(seconds));
+        let summary = v1::Summary {
+            total: Some(seconds(200)),
+            productive: Some(seconds(190)),
+            lost: [("recovering".to_owned(), seconds(10))].into(),
+            losses: 2,
+            repeated_steps: 9,
+        };
+        let ended = |outcome: v1::verdict::Outcome, summary| Ended {
+            verdict: v1::Verdict {
+                outcome: outcome.into(),
+                reason: "because".to_owned(),
+            },
+            summary,
+        };
+        let done = ended(v1::verdict::Outcome::Done, Some(summary));
+        assert_eq!(
+            document(&store, &done, Some(serde_json::json!({"sets": []}))),
+            serde_json::json!({
+                "outcome": "done", "run": store.url(), "results": {"sets": []},
+                "summary": {
+                    "total_seconds": 200.0, "productive_seconds": 190.0, "effective_training_time": 0.95,
+                    "lost_seconds": {"recovering": 10.0}, "losses": 2, "repeated_steps": 9,
+                },
+            })
+        );
+        let failed = ended(v1::verdict::Outcome::Failed, None);
+        assert_eq!(
+            document(&store, &failed, None),
+            serde_json::json!({"outcome": "failed", "run": store.url(), "reason": "because"})
+        );
+    }
 }

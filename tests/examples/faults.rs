@@ -81,12 +81,8 @@ fn failed(error: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-async fn campaign(arguments: &Arguments, output: PathBuf) -> Result<(), String> {
-    let job = Size {
-        steps_of_a_stage: arguments.steps,
-        ..Size::default()
-    };
-    let site = Site::open(&output, job);
+/// The faults that are asked for and can be made here, and why others cannot.
+fn kinds(site: &Site, arguments: &Arguments) -> Result<(Vec<Kind>, Vec<String>), String> {
     let (mut kinds, left_out) = site.kinds();
     if !arguments.only.is_empty() {
         kinds.retain(|kind| arguments.only.contains(kind));
@@ -94,6 +90,16 @@ async fn campaign(arguments: &Arguments, output: PathBuf) -> Result<(), String> 
     if kinds.is_empty() {
         return Err(format!("nothing is left to do: {}", left_out.join("; ")));
     }
+    Ok((kinds, left_out))
+}
+
+async fn campaign(arguments: &Arguments, output: PathBuf) -> Result<(), String> {
+    let job = Size {
+        steps_of_a_stage: arguments.steps,
+        ..Size::default()
+    };
+    let site = Site::open(&output, job);
+    let (kinds, left_out) = kinds(&site, arguments)?;
     site.expected().await?;
     let mut report = Report {
         seed: arguments.seed,
@@ -158,7 +164,8 @@ async fn soak(arguments: &Arguments, minutes: u64, output: PathBuf) -> Result<()
         Duration::from_mins(minutes),
         Duration::from_mins(arguments.every_minutes),
     );
-    let soak = Soak::run(&site, lasts, every, arguments.seed).await?;
+    let (kinds, _) = kinds(&site, arguments)?;
+    let soak = Soak::run(&site, &kinds, lasts, every, arguments.seed).await?;
     let json = serde_json::to_string_pretty(&soak).map_err(|error| error.to_string())?;
     println!(
         "{json}\neffective training time: {:.2} %",

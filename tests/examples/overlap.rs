@@ -11,7 +11,7 @@ use std::path::Path;
 use std::thread::available_parallelism;
 
 use serde_json::{Value, json};
-use zipper_tests::{Launched, LlmShape, write_corpus_of, write_llm_of, write_whisper};
+use zipper_tests::{BENCHMARK_LLM, Launched, benchmark_config, write_benchmark};
 
 const WORKERS: [u32; 2] = [2, 4];
 const REPEATS: usize = 3;
@@ -19,34 +19,7 @@ const STAGES: [&str; 2] = ["align", "zipper"];
 const STEPS_OF_A_STAGE: usize = 13;
 /// Steps at the beginning of a stage that are not counted: buffers are made, encoder outputs are computed.
 const WARM_UP: usize = 3;
-const SHAPE: LlmShape = LlmShape {
-    width: 512,
-    ffn: 1408,
-    heads: 8,
-    kv_heads: 8,
-    head_dim: 64,
-    layers: 6,
-};
-const UTTERANCES: [(&str, usize); 3] = [("en", 100), ("de", 60), ("vi", 40)];
-const CONFIG: &str = "name: overlap
-seed: 5
-model:
-  encoder: {path: FOLDER/whisper, cache: FOLDER/cache}
-  projector: {kind: stack, stack: 5, hidden: 512}
-  llm: {path: FOLDER/llm}
-  prompt: {template: \"<{lang}>\"}
-adapter: {variant: soft, rank: 128, alpha: 256}
-data: {languages: [en, de, vi], train: [FOLDER/corpus/train.jsonl], temperature: 1.5}
-training:
-  align: {steps: STEPS, lr: 1.0e-4}
-  zipper: {steps: STEPS, lr: 1.0e-4}
-  batch_audio_seconds: 16
-  micro_batch_audio_seconds: 4
-  log_every: 1
-checkpoint: {every_steps: 0}
-runtime: {threads_per_worker: 1, bucket_mib: 4}
-";
-
+const LORA_RANK: u32 = 128;
 /// The counted steps of one stage of one run.
 struct Measured {
     workers: u32,
@@ -61,13 +34,11 @@ struct Measured {
 fn main() -> Result<(), Box<dyn Error>> {
     let output = std::env::args_os().nth(1).ok_or("usage: overlap OUTPUT.json")?;
     let folder = tempfile::tempdir()?;
-    write_whisper(&folder.path().join("whisper"), 7);
-    write_llm_of(&folder.path().join("llm"), 8, SHAPE);
-    write_corpus_of(&folder.path().join("corpus"), 9, &UTTERANCES, 0.7..0.9);
-    let config = CONFIG
-        .replace("FOLDER", &folder.path().display().to_string())
-        .replace("STEPS", &STEPS_OF_A_STAGE.to_string());
-    fs::write(folder.path().join("run.yaml"), config)?;
+    write_benchmark(folder.path());
+    let more = "checkpoint: {every_steps: 0}\nruntime: {threads_per_worker: 1, bucket_mib: 4}";
+    let config = benchmark_config("overlap", LORA_RANK, [STEPS_OF_A_STAGE as u64; 2], more);
+    let here = config.replace("FOLDER", &folder.path().display().to_string());
+    fs::write(folder.path().join("run.yaml"), here)?;
 
     let (mut measured, mut loads) = (Vec::new(), Vec::new());
     for repeat in 0..REPEATS {
@@ -87,8 +58,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let report = json!({
         "command": "cargo xtask bench overlap",
         "machine": {"cpu": cpu(), "cores": available_parallelism()?.get(), "load_before_each_run": loads},
-        "llm": {"width": SHAPE.width, "ffn": SHAPE.ffn, "layers": SHAPE.layers, "lora_rank": 128},
-        "config": CONFIG.replace("STEPS", &STEPS_OF_A_STAGE.to_string()),
+        "llm": {
+            "width": BENCHMARK_LLM.width, "ffn": BENCHMARK_LLM.ffn, "layers": BENCHMARK_LLM.layers, "lora_rank": LORA_RANK,
+        },
+        "config": config,
         "uncounted_steps_of_a_stage": WARM_UP,
         "runs": REPEATS,
         "table": rows,

@@ -143,8 +143,7 @@ fn read(path: &str, bytes: &[u8], tensors: &mut BTreeMap<String, Vec<f64>>) -> B
 mod tests {
     use bytes::Bytes;
     use safetensors::tensor::TensorView;
-    use zipper_checkpoint::{FORMAT_VERSION, Manifest};
-    use zipper_types::{Generation, Stage, WorldSize};
+    use zipper_types::Generation;
 
     use super::*;
 
@@ -159,15 +158,7 @@ mod tests {
             .put_part(Step(4), "", path, Bytes::from(file))
             .await
             .unwrap();
-        let manifest = Manifest {
-            format_version: FORMAT_VERSION,
-            step: Step(4),
-            stage: Stage::Zipper,
-            created: "2026-01-02T03:04:05Z".to_owned(),
-            world_size: WorldSize(2),
-            generation: Generation(1),
-            parts: vec![part],
-        };
+        let manifest = crate::manifest(Step(4), Generation(1), vec![part]);
         checkpoints.publish(&manifest).await.unwrap();
         run
     }

@@ -18,7 +18,7 @@ pub fn write_corpus(folder: &Path, seed: u64) {
 }
 
 /// The same with other numbers of utterances, which have this many seconds.
-pub fn write_corpus_of(folder: &Path, seed: u64, languages: &[(&str, usize)], seconds: Range<f64>) {
+pub(crate) fn write_corpus_of(folder: &Path, seed: u64, languages: &[(&str, usize)], seconds: Range<f64>) {
     fs::create_dir_all(folder).expect("the folder can be made");
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     for (split, divisor) in [("train", 1), ("validation", 4), ("test", 3)] {

@@ -3,6 +3,8 @@
 //!
 //! Everything is written into a temporary folder from a seed; nothing is downloaded and nothing is checked in.
 
+mod benchmark;
+mod checkpoint;
 mod compare;
 mod corpus;
 pub mod faults;
@@ -13,9 +15,11 @@ mod rigs;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+pub use benchmark::{BENCHMARK_LLM, BENCHMARK_UTTERANCES, benchmark_config, write_benchmark};
+pub use checkpoint::manifest;
 pub use compare::{Difference, Parameters};
-pub use corpus::{LANGUAGES, write_corpus, write_corpus_of};
-pub use models::{LlmShape, write_llm, write_llm_of, write_whisper};
+pub use corpus::{LANGUAGES, write_corpus};
+pub use models::{LlmShape, write_llm, write_whisper};
 pub use programs::{Finished, Launched, processes, program, wait_until};
 pub use rigs::{
     Browser, FalseClock, FaultProxy, Host, Mode, Namespaces, NotPermitted, S3Server, Slurm, SmallDisk, Terminal,

@@ -131,7 +131,7 @@ pub fn write_llm(folder: &Path, seed: u64) {
 }
 
 /// The same of another size.
-pub fn write_llm_of(folder: &Path, seed: u64, shape: LlmShape) {
+pub(crate) fn write_llm_of(folder: &Path, seed: u64, shape: LlmShape) {
     let LlmShape {
         width,
         ffn,

@@ -68,6 +68,8 @@ impl Launched {
     /// If it cannot be started.
     pub fn start_command(command: &mut Command) -> Self {
         let child = command
+            // Tests that are run in a job are not about its allocation.
+            .env_remove("SLURM_JOB_ID")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

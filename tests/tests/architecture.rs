@@ -148,6 +148,20 @@ const PLACES: &[Place] = &[
         ],
     ),
     torch_free("xtask", 4, &["zipper-cli"]),
+    // Used by no other crate: plays the coordinator on a virtual clock.
+    torch_free(
+        "zipper-simulation",
+        4,
+        &[
+            "zipper-checkpoint",
+            "zipper-cli",
+            "zipper-config",
+            "zipper-coordinator",
+            "zipper-proto",
+            "zipper-simstore",
+            "zipper-types",
+        ],
+    ),
     // Used only by tests of other crates; runs the programs, and watches them, and reads the checkpoints that they leave.
     torch_free(
         "zipper-tests",
@@ -160,6 +174,7 @@ const PLACES: &[Place] = &[
 const SIDEWAYS: &[(&str, &str)] = &[
     ("zipper-collectives", "zipper-collectives-sys"),
     ("zipper-train", "zipper-model"),
+    ("zipper-simulation", "zipper-coordinator"),
 ];
 
 fn root() -> PathBuf {

@@ -183,13 +183,14 @@ fn two_workers_and_one_worker_give_the_same_trajectory() {
     }
 }
 
-/// Ctrl-C ends the run with a checkpoint and exit code 75; resumed, its losses are those of a run that was not stopped.
+/// Thread 4 of docs/testing.md. A pre-emption notice ends the run with a checkpoint and exit code 75; called again it goes on from
+/// exactly there, among all its checkpoints, keeps its metrics and logs, and has the losses of a run that was not stopped.
 #[test]
-fn stopped_and_resumed_equals_uninterrupted() {
+fn thread_4_a_requeued_run_goes_on_from_its_newest_checkpoint() {
     let fixture = Fixture::new();
     fixture.write_config("long.yaml", |text| {
         text.replace("steps: 6,", "steps: 60,")
-            .replace("every_steps: 4", "every_steps: 0")
+            .replace("every_steps: 4", "every_steps: 10")
             .replace("untrained: true", "untrained: false")
     });
     assert_code(
@@ -201,21 +202,27 @@ fn stopped_and_resumed_equals_uninterrupted() {
     let launched = Launched::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
     let metrics = fixture.path().join("stopped/metrics/train.jsonl");
     wait_until("the first metrics are written", || metrics.exists());
-    kill(Pid::from_raw(launched.pid() as i32), Signal::SIGINT).expect("zipper-launch is running");
+    kill(Pid::from_raw(launched.pid() as i32), Signal::SIGUSR1).expect("zipper-launch is running");
     let finished = launched.wait();
     assert_code(&finished, 75);
     let before = fixture.losses("stopped");
     let stopped_at = before.last().expect("some steps were made").0;
     assert!(stopped_at < 120, "the run was over before it was stopped");
 
+    let log = fixture.path().join("stopped/logs/node0-worker0.log");
+    let logged = fs::read_to_string(&log).expect("every worker has a log");
+
     // Another number of workers goes on: nothing of a checkpoint belongs to a rank.
-    let resumed = run(&launch(
-        &fixture,
-        "long.yaml",
-        "stopped",
-        &["--nodes", "1", "--resume", "require"],
-    ));
+    let resumed = run(&launch(&fixture, "long.yaml", "stopped", &["--nodes", "1"]));
     assert_code(&resumed, 0);
+    let from = format!("going on from the checkpoint of step {stopped_at}\n");
+    assert!(
+        resumed.stderr.contains(&from),
+        "no `{from}` in:\n{}",
+        resumed.stderr
+    );
+    let log = fs::read_to_string(&log).expect("it is there still");
+    assert!(log.starts_with(&logged) && log.len() > logged.len(), "{log}");
     let (whole, resumed) = (fixture.losses("whole"), fixture.losses("stopped"));
     assert_eq!(whole.len(), resumed.len(), "every step is there once");
     for ((step, whole), (again, resumed)) in whole.iter().zip(&resumed) {

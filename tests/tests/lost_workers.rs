@@ -95,9 +95,10 @@ fn a_stopped_worker_is_found_by_its_missing_heartbeats() {
     );
 }
 
-/// Where heartbeats may be missing for longer than a collective may take, the collective's deadline tells.
+/// Thread 2 of docs/testing.md. Where heartbeats may be missing for longer than a collective may take, the collective's deadline
+/// tells, and says who did not come to which operation.
 #[test]
-fn a_stopped_worker_is_found_by_the_deadline_of_a_collective() {
+fn thread_2_a_stopped_worker_is_named_when_a_collective_times_out() {
     let fixture = Fixture::new();
     let settings = ["runtime.heartbeat_timeout=100s", "runtime.collective_timeout=3s"];
     let (finished, took) = lose(1, &fixture, Signal::SIGSTOP, &settings);

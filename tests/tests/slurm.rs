@@ -261,10 +261,10 @@ async fn thread_4_three_requeues_end_like_an_uninterrupted_run() {
         "--nodes",
         "2",
         "--time",
-        "1m",
+        "2m",
         "--sbatch=--exclusive",
         "--set",
-        "cluster.stop_before=50s",
+        "cluster.stop_before=100s",
     ];
     let job = site.submit(&url, &options);
     let logs = site.logs("run");

@@ -9,6 +9,7 @@ use anyhow::Context;
 use crate::gpu;
 use crate::phases::Phases;
 use crate::setup::python::{Environment, System};
+use crate::simulate;
 use crate::workspace::{self, Workspace};
 
 /// Programs that only this command needs: subcommand of cargo, version.
@@ -51,6 +52,10 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
         let mut test = workspace.cargo();
         test.env("LD_LIBRARY_PATH", libraries);
         workspace::run(test.args(["test", "--workspace", "--doc", "--quiet"]))
+    })?;
+    // With a feature that the other phases build without.
+    phases.run("bugs that the simulation has to find", || {
+        simulate::seeded_bugs(workspace)
     })?;
     // Before the programs, which puts the worker without CUDA back into its place.
     phases.run("CUDA", || gpu::check(workspace))?;

@@ -4,7 +4,7 @@
 //! fetches or makes goes under `.deps/` and `demo/`.
 //!
 //! Reading order: `workspace` (folders, running programs), `setup`, `demo`, `quickstart`, `checks` (`cargo xtask test`),
-//! `gpu`, `bench`, `faults`.
+//! `gpu`, `bench`, `faults`, `simulate`.
 
 mod bench;
 mod checks;
@@ -14,6 +14,7 @@ mod gpu;
 mod phases;
 mod quickstart;
 mod setup;
+mod simulate;
 mod workspace;
 
 use std::path::PathBuf;
@@ -61,6 +62,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Play the coordinator on a virtual clock, with faults that seeds decide.
+    Simulate {
+        /// `--seeds N --first K`, `--trace`, `--bug NAME`; `--help` tells all.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Make a demo corpus under `demo/`.
     Corpus {
         #[arg(value_enum)]
@@ -83,6 +90,7 @@ fn main() -> ExitStatus {
         Command::Gpu => gpu::run(&workspace),
         Command::Bench { what } => bench::run(&workspace, what),
         Command::Faults { arguments } => faults::run(&workspace, &arguments),
+        Command::Simulate { arguments } => simulate::run(&workspace, &arguments),
         Command::Corpus { corpus } => demo::corpus(&workspace, corpus),
         Command::Model { model } => demo::model(&workspace, model),
     };

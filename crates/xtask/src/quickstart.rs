@@ -48,7 +48,7 @@ fn train(workspace: &Workspace) -> anyhow::Result<()> {
     workspace::run(
         workspace
             .command(program)
-            .args(["--nodes", NODES, "--workers-per-node", "1"])
+            .args(["--local", "--nodes", NODES, "--workers-per-node", "1"])
             .args(["--config", CONFIG, "--resume", "auto"]),
     )
 }

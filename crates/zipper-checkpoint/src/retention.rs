@@ -92,9 +92,9 @@ mod tests {
         assert_eq!(retired(100, 0, 0, &checkpoints), [0; 0]);
     }
 
-    /// Goal: whatever the policy says, there is something to resume from.
+    /// Thread 7 of docs/testing.md. Goal: whatever the policy says, there is something to resume from.
     #[test]
-    fn the_newest_one_stays() {
+    fn thread_7_the_newest_one_stays() {
         assert_eq!(retired(0, 0, 0, &[kept(10, false, None)]), [0; 0]);
         assert_eq!(
             retired(0, 0, 0, &[kept(20, false, None), kept(10, false, None)]),

@@ -7,11 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use zipper_checkpoint::lease::{self, Holder, Lease, LeaseLost, LeaseOptions};
-use zipper_checkpoint::{
-    CheckpointError, Collected, ErrorKind, FORMAT_VERSION, Manifest, PartRecord, RunStore, layout,
-};
-use zipper_tests::S3Server;
-use zipper_types::{Generation, Stage, Step, WorldSize};
+use zipper_checkpoint::{CheckpointError, Collected, ErrorKind, Manifest, PartRecord, RunStore, layout};
+use zipper_tests::{S3Server, manifest};
+use zipper_types::{Generation, Step};
 
 #[tokio::test]
 async fn a_directory_keeps_the_contract() {
@@ -172,18 +170,6 @@ async fn journal(run: &RunStore) {
     assert!(error.to_string().contains("000000000005.json"), "{error}");
 }
 
-fn manifest(step: Step, parts: Vec<PartRecord>) -> Manifest {
-    Manifest {
-        format_version: FORMAT_VERSION,
-        step,
-        stage: Stage::Align,
-        created: "2026-01-02T03:04:05Z".to_owned(),
-        world_size: WorldSize(2),
-        generation: Generation(7),
-        parts,
-    }
-}
-
 /// Writes the parts of a checkpoint and returns its manifest, unpublished.
 async fn write_parts(run: &RunStore, step: Step) -> Manifest {
     let checkpoints = run.checkpoints();
@@ -197,7 +183,7 @@ async fn write_parts(run: &RunStore, step: Step) -> Manifest {
         let content = bytes(&format!("{path} after {step}"));
         parts.push(checkpoints.put_part(step, "", &path, content).await.unwrap());
     }
-    manifest(step, parts)
+    manifest(step, Generation(7), parts)
 }
 
 async fn remove_all(run: &RunStore) {
@@ -305,7 +291,7 @@ async fn generations_do_not_touch_each_others_parts(run: &RunStore) {
         parts.push(part.unwrap());
     }
     assert_eq!(parts[0].object(), "generation-4/shared.safetensors");
-    let published = manifest(step, parts);
+    let published = manifest(step, Generation(7), parts);
     assert!(!checkpoints.is_published(step).await.unwrap());
     checkpoints.publish(&published).await.unwrap();
     assert!(checkpoints.is_published(step).await.unwrap());

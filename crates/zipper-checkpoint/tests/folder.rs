@@ -3,24 +3,16 @@
 use std::fs;
 
 use bytes::Bytes;
-use zipper_checkpoint::{ErrorKind, FORMAT_VERSION, Manifest, RunStore, layout};
-use zipper_tests::SmallDisk;
-use zipper_types::{Generation, Stage, Step, WorldSize};
+use zipper_checkpoint::{ErrorKind, RunStore, layout};
+use zipper_tests::{SmallDisk, manifest};
+use zipper_types::{Generation, Step};
 
 async fn write(run: &RunStore, step: Step) {
     let checkpoints = run.checkpoints();
     let prefix = checkpoints.begin(step, Generation(1)).await.unwrap();
     let bank = layout::bank("de");
     let part = checkpoints.put_part(step, &prefix, &bank, Bytes::from_static(b"a bank"));
-    let manifest = Manifest {
-        format_version: FORMAT_VERSION,
-        step,
-        stage: Stage::Align,
-        created: "2026-01-02T03:04:05Z".to_owned(),
-        world_size: WorldSize(1),
-        generation: Generation(1),
-        parts: vec![part.await.unwrap()],
-    };
+    let manifest = manifest(step, Generation(1), vec![part.await.unwrap()]);
     checkpoints.publish(&manifest).await.unwrap();
 }
 

@@ -5,9 +5,9 @@ use std::fs;
 use std::time::Duration;
 
 use bytes::Bytes;
-use zipper_checkpoint::{Environment, ErrorKind, FORMAT_VERSION, Manifest, RunStore, StoreOptions, layout};
-use zipper_tests::{FaultProxy, Mode, S3Server};
-use zipper_types::{Generation, Stage, Step, WorldSize};
+use zipper_checkpoint::{Environment, ErrorKind, Manifest, RunStore, StoreOptions, layout};
+use zipper_tests::{FaultProxy, Mode, S3Server, manifest};
+use zipper_types::{Generation, Step};
 
 const MIB: usize = 1 << 20;
 
@@ -41,15 +41,7 @@ async fn write(run: &RunStore, step: Step) -> Result<Manifest, zipper_checkpoint
         .await?;
     let state = Bytes::from_static(b"{}");
     let state = checkpoints.put_part(step, &prefix, layout::STATE, state).await?;
-    let manifest = Manifest {
-        format_version: FORMAT_VERSION,
-        step,
-        stage: Stage::Align,
-        created: "2026-01-02T03:04:05Z".to_owned(),
-        world_size: WorldSize(1),
-        generation: Generation(1),
-        parts: vec![shared, state],
-    };
+    let manifest = manifest(step, Generation(1), vec![shared, state]);
     checkpoints.publish(&manifest).await?;
     Ok(manifest)
 }

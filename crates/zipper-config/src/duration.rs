@@ -27,6 +27,7 @@ pub(crate) mod optional {
     #[serde(transparent)]
     struct Text(#[serde(with = "super")] Duration);
 
+    #[expect(clippy::ref_option, reason = "serde calls it so")]
     pub(crate) fn serialize<S: Serializer>(
         duration: &Option<Duration>,
         serializer: S,

@@ -16,6 +16,7 @@ use zipper_checkpoint::lease::{Holder, Lease, LeaseOptions};
 use zipper_checkpoint::{RunStore, StoreOptions, layout};
 use zipper_cli::{ExitStatus, UserError, finish, hostname, init_tracing, when_parent_is_gone};
 use zipper_config::RunConfig;
+use zipper_coordinator::clock::Clock;
 use zipper_coordinator::server::{Job, serve};
 use zipper_coordinator::state::{Crew, Event};
 use zipper_coordinator::watching::Page;
@@ -110,6 +111,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
         bank_bytes: arguments.bank_bytes,
         lease,
         adopt: arguments.supersede.is_some(),
+        clock: Clock::system(),
     };
     serve(listener, page, job, stop_requests()?).await
 }

@@ -1,6 +1,7 @@
 //! `metrics/train.jsonl`: one line for each logged step.
 //!
-//! An object store cannot append, so the lines are kept here and the object is written anew every few seconds.
+//! An object store cannot append, so the lines are kept here and the object is written anew: every few seconds while it is small,
+//! and the less often the larger it is, so that the bytes written a second stay the same however long a run is.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -11,14 +12,19 @@ use zipper_checkpoint::{CheckpointError, ErrorKind, RunStore, layout};
 use zipper_proto::v1;
 use zipper_types::Step;
 
-/// Least time between two writes of the object.
+/// Least time between two writes of the object, for each [`BYTES_A_WRITE`] of it or a part of them.
 const WRITE_EVERY: Duration = Duration::from_secs(2);
+const BYTES_A_WRITE: usize = 1 << 20;
+/// Lines that may be unwritten: fewer than workers tell again to a coordinator that has come back
+/// (`SAID_AGAIN` of the worker's `control/reports.rs`).
+const MOST_UNWRITTEN: usize = 1024;
 
 /// The lines of a run's metrics.
 pub struct Metrics {
     lines: BTreeMap<Step, String>,
-    unwritten: bool,
-    last_write: Option<Duration>,
+    unwritten: usize,
+    /// When the object was last written, and its bytes then.
+    last_write: Option<(Duration, usize)>,
 }
 
 impl Metrics {
@@ -40,7 +46,7 @@ impl Metrics {
             .collect();
         Ok(Self {
             // What is there now ends after the step that the run goes on from.
-            unwritten: lines.len() < text.lines().count(),
+            unwritten: text.lines().count() - lines.len(),
             lines,
             last_write: None,
         })
@@ -58,17 +64,19 @@ impl Metrics {
         let is_newest = self.lines.last_key_value().is_none_or(|(last, _)| *last < step);
         if let Entry::Vacant(vacant) = self.lines.entry(step) {
             vacant.insert(line(metrics));
-            self.unwritten = true;
+            self.unwritten += 1;
         }
         is_newest
     }
 
     /// The object's new contents, if there is something new and the last write was long enough ago, or if it is `urgent`.
     pub fn to_write(&mut self, now: Duration, urgent: bool) -> Option<Bytes> {
-        let recent = self
-            .last_write
-            .is_some_and(|last| now.saturating_sub(last) < WRITE_EVERY);
-        if !self.unwritten || (recent && !urgent) {
+        let recent = self.last_write.is_some_and(|(last, bytes)| {
+            let pieces = 1 + bytes / BYTES_A_WRITE;
+            now.saturating_sub(last) < WRITE_EVERY * u32::try_from(pieces).unwrap_or(u32::MAX)
+        });
+        let may_wait = recent && self.unwritten < MOST_UNWRITTEN;
+        if self.unwritten == 0 || (may_wait && !urgent) {
             return None;
         }
         let text: String = self
@@ -76,8 +84,8 @@ impl Metrics {
             .values()
             .flat_map(|line| [line.as_str(), "\n"])
             .collect();
-        self.unwritten = false;
-        self.last_write = Some(now);
+        self.unwritten = 0;
+        self.last_write = Some((now, text.len()));
         Some(Bytes::from(text))
     }
 }
@@ -109,19 +117,55 @@ fn line(metrics: &v1::StepMetrics) -> String {
 mod tests {
     use super::*;
 
-    /// Goal: rank 0 tells the lines again that a lost coordinator had not written; by then newer ones may have come.
-    #[test]
-    fn lines_that_are_told_late_are_not_lost() {
-        let mut metrics = Metrics {
+    fn empty() -> Metrics {
+        Metrics {
             lines: BTreeMap::new(),
-            unwritten: false,
+            unwritten: 0,
             last_write: None,
-        };
-        let step = |step, loss| v1::StepMetrics {
+        }
+    }
+
+    fn step(step: u64, loss: f64) -> v1::StepMetrics {
+        v1::StepMetrics {
             step,
             loss,
             ..v1::StepMetrics::default()
-        };
+        }
+    }
+
+    /// Goal: a run of days does not write hundreds of megabytes every two seconds, and never has more unwritten than is told
+    /// again.
+    #[test]
+    fn a_large_object_is_written_less_often() {
+        let mut metrics = empty();
+        let second = Duration::from_secs;
+        metrics.add(&step(1, 1.0));
+        assert!(metrics.to_write(second(0), false).is_some());
+        metrics.add(&step(2, 1.0));
+        assert!(metrics.to_write(second(1), false).is_none());
+        let text = metrics.to_write(second(2), false).expect("it is small");
+        let lines = 3 * BYTES_A_WRITE / (text.len() / 2);
+        for number in 0..lines as u64 {
+            metrics.add(&step(3 + number, 1.0));
+        }
+        assert!(
+            metrics.to_write(second(3), false).is_some(),
+            "too many are unwritten"
+        );
+        metrics.add(&step(1_000_000, 1.0));
+        assert!(metrics.to_write(second(5), false).is_none());
+        assert!(metrics.to_write(second(5), true).is_some(), "urgent");
+        for number in 0..MOST_UNWRITTEN as u64 {
+            assert!(metrics.to_write(second(6), false).is_none());
+            metrics.add(&step(1_000_001 + number, 1.0));
+        }
+        assert!(metrics.to_write(second(6), false).is_some());
+    }
+
+    /// Goal: rank 0 tells the lines again that a lost coordinator had not written; by then newer ones may have come.
+    #[test]
+    fn lines_that_are_told_late_are_not_lost() {
+        let mut metrics = empty();
         let told = [(1, 1.0), (4, 1.0), (2, 1.0), (3, 1.0), (4, 2.0)];
         let newest = told.map(|(number, loss)| metrics.add(&step(number, loss)));
         assert_eq!(newest, [true, true, false, false, false]);

@@ -19,6 +19,7 @@ mod checkpoints;
 mod diagnosis;
 mod generations;
 mod health;
+mod ledger;
 mod members;
 mod nodes;
 mod outcome;
@@ -39,6 +40,7 @@ use zipper_types::{Generation, Incarnation, Rank, Stage, Step, WorkerId, WorldSi
 
 pub use accounts::Accounts;
 pub use diagnosis::Collective;
+pub use ledger::Ledger;
 pub use members::{Assignment, Joining, Sign, Standing, Trouble};
 pub use nodes::{Advice, Agent};
 pub use outcome::{Decoded, Ended, Failure, Outcome, Verdict};
@@ -297,8 +299,10 @@ pub struct State {
     /// Processes that are not to come back.
     given_up: BTreeSet<(WorkerId, Incarnation)>,
     nodes: BTreeMap<u32, Node>,
-    /// When workers failed, over all nodes.
+    /// Until when each loss counts, over all nodes.
     failures: Vec<Now>,
+    /// Failures that were counted by this coordinator.
+    failed: u64,
     /// What is left to do, the next thing last.
     left: Vec<Planned>,
     next_task: u64,
@@ -310,8 +314,6 @@ pub struct State {
     /// Checkpoints that ranks have written or will write, not published yet.
     expected: BTreeSet<Step>,
     published: BTreeSet<Step>,
-    /// Checkpoints that were there and are no longer kept.
-    retired: BTreeSet<Step>,
     /// Completed steps of the model.
     reached: Step,
     /// The furthest step that was ever completed in this launch.
@@ -353,6 +355,7 @@ impl State {
             given_up: BTreeSet::new(),
             nodes: BTreeMap::new(),
             failures: Vec::new(),
+            failed: 0,
             left: Vec::new(),
             next_task: past.next_task,
             running: None,
@@ -361,7 +364,6 @@ impl State {
             pending: BTreeMap::new(),
             expected: BTreeSet::new(),
             published: past.published,
-            retired: BTreeSet::new(),
             reached: past.reached,
             furthest: past.reached,
             stop_requested: None,
@@ -375,6 +377,13 @@ impl State {
             accounts: Accounts::default(),
             verdict: None,
         };
+        if let Some((ledger, away)) = &past.ledger {
+            let meanwhile = match past.adopted {
+                Some(_) => accounts::Activity::Working,
+                None => accounts::Activity::Recovering,
+            };
+            state.take_over(ledger, *away, meanwhile);
+        }
         if let Some(adopted) = past.adopted {
             state.adopt(adopted);
         }

@@ -329,9 +329,9 @@ mod tests {
     }
 
     proptest! {
-        /// Stopping after any batch and going on from the state gives the same batches.
+        /// Thread 5 of docs/testing.md. Stopping after any batch, in any epoch, and going on from the state gives the same batches.
         #[test]
-        fn restart_at_any_step_changes_nothing(seed in any::<u64>(), stop in 0usize..20) {
+        fn thread_5_restart_at_any_step_changes_nothing(seed in any::<u64>(), stop in 0usize..20) {
             let problem = problem(seed, &[13, 0, 5, 1]);
             let mut uninterrupted = Sampler::new(problem.clone()).unwrap();
             let expected: Vec<GlobalBatch> = (0..25).map(|_| uninterrupted.next_batch()).collect();

@@ -17,7 +17,7 @@ use zipper_collectives::{GroupOptions, Store};
 use zipper_config::schema::RunConfig;
 use zipper_data::{DurationLimits, load_corpus};
 use zipper_plan::{Placement, PlacementProblem, WorkModel};
-use zipper_tests::{LlmShape, write_corpus_of, write_llm_of, write_whisper};
+use zipper_tests::{BENCHMARK_UTTERANCES, benchmark_config, write_benchmark};
 use zipper_train::replica::Replica;
 use zipper_train::session::{Origin, Session};
 use zipper_train::step::Votes;
@@ -34,32 +34,6 @@ const CHECKPOINT_EVERY: u64 = 10;
 /// Steps of stage 2 at the beginning that are not counted: buffers are made, encoder outputs are computed.
 const WARM_UP: u64 = 10;
 const COUNTED: u64 = 20;
-const SHAPE: LlmShape = LlmShape {
-    width: 512,
-    ffn: 1408,
-    heads: 8,
-    kv_heads: 8,
-    head_dim: 64,
-    layers: 6,
-};
-const UTTERANCES: [(&str, usize); 3] = [("en", 100), ("de", 60), ("vi", 40)];
-const CONFIG: &str = "name: memory
-seed: 5
-model:
-  encoder: {path: FOLDER/whisper, cache: FOLDER/cache}
-  projector: {kind: stack, stack: 5, hidden: 512}
-  llm: {path: FOLDER/llm}
-  prompt: {template: \"<{lang}>\"}
-adapter: {variant: soft, rank: 32, alpha: 64}
-data: {languages: [en, de, vi], train: [FOLDER/corpus/train.jsonl], temperature: 1.5}
-training:
-  align: {steps: 1, lr: 1.0e-4}
-  zipper: {steps: 1000, lr: 1.0e-4}
-  batch_audio_seconds: 16
-  micro_batch_audio_seconds: 4
-runtime: {threads_per_worker: 1}
-";
-
 /// One rank's counted steps.
 #[derive(Default)]
 struct Measured {
@@ -73,13 +47,12 @@ struct Measured {
 fn main() -> Result<(), Box<dyn Error>> {
     let output = std::env::args_os().nth(1).ok_or("usage: memory OUTPUT.json")?;
     let folder = tempfile::tempdir()?;
-    write_whisper(&folder.path().join("whisper"), 7);
-    write_llm_of(&folder.path().join("llm"), 8, SHAPE);
-    write_corpus_of(&folder.path().join("corpus"), 9, &UTTERANCES, 0.7..0.9);
+    write_benchmark(folder.path());
+    let text = benchmark_config("memory", 32, [1, 1000], "runtime: {threads_per_worker: 1}");
     let path = folder.path().join("run.yaml");
     std::fs::write(
         &path,
-        CONFIG.replace("FOLDER", &folder.path().display().to_string()),
+        text.replace("FOLDER", &folder.path().display().to_string()),
     )?;
     let config = zipper_config::load(&path, &[])?;
 
@@ -104,7 +77,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "command": "cargo xtask bench memory",
         "machine": {"cores": thread::available_parallelism()?.get()},
         "ranks": WORLD_SIZE,
-        "config": CONFIG,
+        "config": text,
         "counted_steps_of_a_rank_and_run": COUNTED,
         "runs": REPEATS,
         "table": rows,
@@ -167,14 +140,17 @@ fn session(config: &RunConfig, rank: Rank, port: u16) -> Session {
     };
     let corpus = load_corpus(&config.data.train, &config.data.languages, limits).expect("a valid manifest");
     let placement = Placement::solve(&PlacementProblem {
-        work: UTTERANCES.iter().map(|&(_, count)| count as f64).collect(),
+        work: BENCHMARK_UTTERANCES
+            .iter()
+            .map(|&(_, count)| count as f64)
+            .collect(),
         world_size: WorldSize(WORLD_SIZE),
         max_banks_per_rank: None,
     })
     .expect("memory is no limit");
     let store = Store::connect(HOST, port, TIMEOUT).expect("the store answers");
     let options = GroupOptions::gloo(HOST, TIMEOUT);
-    let work = WorkModel::unmeasured(UTTERANCES.len());
+    let work = WorkModel::unmeasured(BENCHMARK_UTTERANCES.len());
     let team = Team::form(&store, rank, rank.0, config, placement, work, &options).expect("the groups form");
     let replica = Replica::load(config, Stage::Align, Device::Cpu, BTreeSet::new()).expect("valid models");
     let mut session = Session::new(replica, corpus.utterances).expect("a batch can be drawn");

@@ -278,6 +278,9 @@ impl Worker {
                 .with_context(|| format!("checkpoint of step {step}"))?;
             tracing::info!("resumed from the checkpoint of step {step}");
         }
+        if matches!(origin, Origin::Memory { shared, .. } if shared.0 == assignment.rank) {
+            self.control.repeat_steps();
+        }
         let mut completed = None;
         loop {
             let task = self.control.next_task(completed)?;
@@ -360,10 +363,13 @@ impl Worker {
             shared.completed(&report);
             let last = report.step.0 == task.until_step;
             let leaves = report.stop || (report.regroup && !last);
-            if rank.0 == 0 && (report.step.0.is_multiple_of(self.config.training.log_every) || last || leaves)
-            {
-                self.control
-                    .report_step(metrics(&report, started.elapsed() + held_up, held_up, world_size));
+            if report.step.0.is_multiple_of(self.config.training.log_every) || last || leaves {
+                let line = metrics(&report, started.elapsed() + held_up, held_up, world_size);
+                if rank.0 == 0 {
+                    self.control.report_step(line);
+                } else {
+                    self.control.remember_step(line);
+                }
             }
             let due = checkpoint_every > 0 && report.step.0.is_multiple_of(checkpoint_every);
             held_up = Duration::ZERO;

@@ -67,11 +67,11 @@ impl Script<'_> {
 
     /// The whole script.
     pub(crate) fn render(&self) -> String {
-        let options: String = self
-            .options()
+        let options = self.options();
+        let options = options
             .iter()
-            .map(|option| format!("#SBATCH {}\n", quoted_if_needed(option)))
-            .collect();
+            .flat_map(|option| ["#SBATCH ".to_owned(), quoted_if_needed(option), "\n".to_owned()]);
+        let options: String = options.collect();
         let command: Vec<String> = self.command.iter().map(|word| quoted_if_needed(word)).collect();
         let template = include_str!("job.sh");
         template

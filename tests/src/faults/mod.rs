@@ -12,7 +12,7 @@ mod round;
 mod site;
 mod soak;
 
-pub use live::LiveRun;
+pub use live::{Ended, LiveRun};
 pub use plan::{Kind, Plan};
 pub use report::Report;
 pub use round::Round;

@@ -166,7 +166,8 @@ impl Plan {
         Self {
             round,
             kind,
-            after_step: random.random_range(3..steps / 2),
+            // In both stages, and early enough that something is left to do.
+            after_step: random.random_range(3..steps * 17 / 20),
             delay: Duration::from_millis(random.random_range(0..400)),
             lasts: Duration::from_millis(random.random_range(lasts)),
             node: random.random_range(0..nodes),
@@ -194,7 +195,11 @@ mod tests {
         for pass in plans(3).chunks(Kind::ALL.len()) {
             let kinds: BTreeSet<Kind> = pass.iter().map(|plan| plan.kind).collect();
             assert_eq!(kinds.len(), Kind::ALL.len());
-            assert!(pass.iter().all(|plan| plan.node < 4 && plan.after_step < 50));
+            assert!(
+                pass.iter().any(|plan| plan.after_step > 50),
+                "in the second stage"
+            );
+            assert!(pass.iter().all(|plan| plan.node < 4 && plan.after_step < 85));
         }
     }
 

@@ -35,7 +35,7 @@ impl Default for Size {
             nodes: 4,
             min_nodes: 2,
             spares: 0,
-            steps_of_a_stage: 300,
+            steps_of_a_stage: 150,
             checkpoint_every: 20,
             snapshot_every: 5,
         }

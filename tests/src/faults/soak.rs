@@ -12,6 +12,11 @@ use super::live::orphans;
 use super::round::recovery;
 use super::{Kind, LiveRun, Plan, Site};
 
+/// A step that takes longer than so many times the median was held up,
+const LONG: f64 = 5.0;
+/// unless it is shorter than this (seconds): steps of milliseconds on a machine with other work are that uneven by themselves.
+const SHORT: f64 = 1.0;
+
 /// What became of it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Soak {
@@ -21,8 +26,12 @@ pub struct Soak {
     pub steps: u64,
     /// Wall-clock seconds, as the run's own summary says.
     pub total: f64,
-    /// Seconds of steps that counted.
+    /// Seconds of steps that counted, as the run's own summary says.
     pub productive: f64,
+    /// Seconds between two steps: the median.
+    pub step: f64,
+    /// Seconds of steps that counted, as seen from outside.
+    pub useful: f64,
     /// Lost seconds by cause.
     pub lost: Vec<(String, f64)>,
     /// What should not have been.
@@ -30,17 +39,26 @@ pub struct Soak {
 }
 
 impl Soak {
-    /// Trains for `lasts`, with a random fault after every `every`, then stops the run.
+    /// Trains for `lasts`, with a random fault of these `kinds` after every `every`, then stops the run. Kinds that one launch in
+    /// the store cannot have are left out.
     ///
     /// # Errors
     /// If the run ends before its time, or without a summary.
-    pub async fn run(site: &Site, lasts: Duration, every: Duration, seed: u64) -> Result<Self, String> {
+    pub async fn run(
+        site: &Site,
+        kinds: &[Kind],
+        lasts: Duration,
+        every: Duration,
+        seed: u64,
+    ) -> Result<Self, String> {
         let folder = site.folder("soak");
         let (url, _) = site.run_in_store("soak");
-        let (kinds, _) = site.kinds();
         let one_launch =
             |kind: &Kind| !kind.ends_the_launch() && !matches!(kind, Kind::DiskFull | Kind::ClockStep);
-        let kinds: Vec<Kind> = kinds.into_iter().filter(one_launch).collect();
+        let kinds: Vec<Kind> = kinds.iter().copied().filter(one_launch).collect();
+        if kinds.is_empty() {
+            return Err("none of these faults can happen within one launch".to_owned());
+        }
         let mut run = LiveRun::start(&mut site.launch(&url, &folder), &url, &folder)?;
         run.wait_for_step(1).await?;
         let started = Instant::now();
@@ -80,8 +98,14 @@ impl Soak {
             .events
             .iter()
             .filter_map(|(_, event)| super::live::step_of(event));
-        let faults = struck.into_iter().map(|(plan, began)| {
-            let time = recovery(&ended.events, began);
+        let (step, useful) = useful(&ended.events);
+        let ends: Vec<Option<Instant>> = struck.iter().skip(1).map(|(_, began)| Some(*began)).collect();
+        let ends = ends.into_iter().chain([None]);
+        let faults = struck.into_iter().zip(ends).map(|((plan, began), next)| {
+            // A generation that is formed after the next fault has nothing to do with this one.
+            let until = ended.events.iter();
+            let until = until.take_while(|(when, _)| next.is_none_or(|next| *when < next));
+            let time = recovery(&until.cloned().collect::<Vec<_>>(), began);
             (plan, time.map(|time| time.as_secs_f64()))
         });
         Ok(Self {
@@ -89,15 +113,46 @@ impl Soak {
             steps: steps.max().unwrap_or(0),
             total: seconds(summary.total.as_ref()),
             productive: seconds(summary.productive.as_ref()),
+            step,
+            useful,
             lost: lost(&summary),
             problems,
         })
     }
 
-    /// Share of the time that was not lost.
+    /// Share of the time that was not lost: the lower one of what the run says of itself and what is seen from outside.
     pub fn effective(&self) -> f64 {
-        self.productive / self.total
+        self.productive.min(self.useful) / self.total
     }
+}
+
+/// The median time between two steps, and how much of the run's time went into steps that counted, in seconds.
+///
+/// Told without the run's own accounts: of the time between two steps that nobody had heard of before, no more counts than
+/// [`LONG`] times the median, or [`SHORT`]. The rest is lost, whatever the workers did; so is all of it for steps that are made
+/// again.
+fn useful(events: &[(Instant, Event)]) -> (f64, f64) {
+    let mut furthest = 0;
+    let mut last = None;
+    let mut times = Vec::new();
+    for (when, event) in events {
+        let Some(step) = super::live::step_of(event) else {
+            continue;
+        };
+        let new = u64::saturating_sub(step, furthest);
+        if let Some(last) = last.replace(*when)
+            && new > 0
+        {
+            let each = when.duration_since(last).as_secs_f64() / new as f64;
+            times.extend(std::iter::repeat_n(each, new as usize));
+        }
+        furthest = furthest.max(step);
+    }
+    let mut sorted = times.clone();
+    sorted.sort_by(f64::total_cmp);
+    let median = sorted.get(sorted.len() / 2).copied().unwrap_or(0.0);
+    let most = SHORT.max(LONG * median);
+    (median, times.iter().map(|time| time.min(most)).sum())
 }
 
 fn lost(summary: &v1::Summary) -> Vec<(String, f64)> {
@@ -111,4 +166,33 @@ fn lost(summary: &v1::Summary) -> Vec<(String, f64)> {
 
 fn seconds(duration: Option<&prost_types::Duration>) -> f64 {
     duration.map_or(0.0, |time| time.seconds as f64 + f64::from(time.nanos) * 1e-9)
+}
+
+#[cfg(test)]
+mod tests {
+    use zipper_proto::v1::StepMetrics;
+
+    use super::*;
+
+    /// Goal: a stall and steps that are made again do not count as useful.
+    #[test]
+    fn time_is_useful_when_new_steps_are_completed() {
+        let start = Instant::now();
+        let at = |second: u64, step: u64| {
+            let step = Event::Step(StepMetrics {
+                step,
+                ..StepMetrics::default()
+            });
+            (start + Duration::from_secs(second), step)
+        };
+        let mut events: Vec<_> = (0..=20).map(|second| at(second, second)).collect();
+        // A minute without a step, two steps again, then on.
+        events.extend([at(80, 19), at(81, 20), at(82, 21), at(83, 22), at(85, 24)]);
+        let (step, useful) = useful(&events);
+        assert!((step - 1.0).abs() < 1e-9, "{step}");
+        assert!((useful - 24.0).abs() < 1e-9, "{useful}");
+        // The same minute before a step that nobody had heard of.
+        let (_, useful) = super::useful(&[at(0, 1), at(1, 2), at(2, 3), at(62, 4), at(63, 5)]);
+        assert!((useful - (3.0 + LONG)).abs() < 1e-9, "{useful}");
+    }
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval};
 use tokio_stream::wrappers::TcpListenerStream;
 use zipper_checkpoint::lease::{Lease, LeaseLost};
@@ -24,6 +25,7 @@ use zipper_proto::v1::run_service_server::RunServiceServer;
 use zipper_proto::v1::worker_service_server::WorkerServiceServer;
 use zipper_types::{Generation, Step};
 
+use crate::clock::Clock;
 use crate::corpus::Corpus;
 use crate::journal::{self, JournalEntry};
 use crate::metrics::Metrics;
@@ -36,11 +38,15 @@ pub(crate) use watcher::Watcher;
 use owner::{History, Message, Owner, View};
 use scribe::{Scribe, Told, Work};
 
+pub use service::Services;
+
 /// How long workers may take to fetch the verdict before the coordinator ends without them.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(5);
 /// How long the last entries may take to be written.
 const LAST_WORDS: Duration = Duration::from_secs(10);
 const EVENTS_WAITING: usize = 256;
+/// Tasks of each claim have numbers of their own: the coordinator before may have given out some that it had no time to note.
+const TASK_BITS: u32 = 32;
 
 /// What a coordinator serves.
 pub struct Job {
@@ -56,6 +62,8 @@ pub struct Job {
     pub lease: Lease,
     /// Take over the workers of a coordinator that crashed.
     pub adopt: bool,
+    /// The time of day.
+    pub clock: Clock,
 }
 
 /// Serves a run on `listener`, and its status page on `page`, until it has ended, and returns how. `stop` brings what happens to
@@ -67,22 +75,13 @@ pub async fn serve(
     listener: TcpListener,
     page: Option<Page>,
     job: Job,
-    mut stop: mpsc::Receiver<Event>,
+    stop: mpsc::Receiver<Event>,
 ) -> anyhow::Result<ExitStatus> {
-    let (messages, inbox) = mpsc::channel(EVENTS_WAITING);
-    let (view, views) = watch::channel(View::default());
-    let history = History::default();
-    let lease = Arc::new(job.lease);
-    let services = service::Services::new(
-        messages.clone(),
-        views,
-        history.clone(),
-        job.config.name.clone(),
-        job.store.checkpoints(),
-        Arc::clone(&lease),
-    );
-    let showing = Assignment::new(&job.store, &job.config, &lease, job.adopt, page);
-    let watcher = services.watcher();
+    let (store, config, adopts) = (job.store.clone(), job.config.clone(), job.adopt);
+    let mut running = start(job, stop).await?;
+    let services = running.services();
+    let showing = Assignment::new(&store, &config, &running.lease, adopts, page);
+    running.watching = Some(Watching::start(showing, services.watcher()));
     let (ended, shutdown) = oneshot::channel::<()>();
     let server = tonic::transport::Server::builder()
         .add_service(WorkerServiceServer::new(services.clone()).max_decoding_message_size(usize::MAX))
@@ -92,24 +91,66 @@ pub async fn serve(
             let _ = shutdown.await;
         });
     let server = tokio::spawn(server);
+    let status = running.ended().await;
+    let _ = ended.send(());
+    // Streams of watchers end with the verdict; one that does not must not keep the coordinator.
+    let _ = tokio::time::timeout(FAREWELL, server).await;
+    status
+}
 
+/// A coordinator at work, without a network.
+pub struct Running {
+    services: Services,
+    owner: JoinHandle<anyhow::Result<Verdict>>,
+    /// The tasks beside the one that owns the state.
+    others: Vec<JoinHandle<()>>,
+    works: mpsc::UnboundedSender<Work>,
+    lease: Arc<Lease>,
+    /// Who shows it to people, if anybody does.
+    watching: Option<Watching>,
+}
+
+/// Begins to coordinate a run.
+///
+/// # Errors
+/// If the run's store cannot be read, or what is there does not fit.
+pub async fn start(job: Job, mut stop: mpsc::Receiver<Event>) -> anyhow::Result<Running> {
+    let (messages, inbox) = mpsc::channel(EVENTS_WAITING);
+    let (view, views) = watch::channel(View::default());
+    let history = History::default();
+    let lease = Arc::new(job.lease);
+    let services = Services::new(
+        messages.clone(),
+        views,
+        history.clone(),
+        job.config.name.clone(),
+        job.store.checkpoints(),
+        Arc::clone(&lease),
+    );
     let (told, telling) = mpsc::unbounded_channel();
     let (works, waiting) = mpsc::unbounded_channel();
-    let started = begin(&job.store, &job.config, &lease, job.bank_bytes, job.adopt).await?;
     let Beginning {
         past,
         basis,
         metrics,
         sequence,
         damaged,
-    } = started;
+    } = begin(
+        &job.store,
+        &job.config,
+        &lease,
+        job.bank_bytes,
+        job.adopt,
+        &job.clock,
+    )
+    .await?;
     let reserved = Generation(past.generation.0 + RESERVED_AT_A_TIME);
     let entry = JournalEntry::Coordinator {
         epoch: lease.epoch(),
         reserved,
-        at: owner::now_text(),
+        at: job.clock.text(),
     };
-    // The receiver is a few lines below.
+    // The receiver is a few lines above.
     let _ = works.send(Work::Note(
         Box::new(entry),
         Some(Box::new(Event::Reserved(reserved))),
@@ -120,58 +161,82 @@ pub async fn serve(
             damaged,
         }));
     }
-    let scribe = Scribe::new(
-        job.store.clone(),
-        Arc::clone(&lease),
-        sequence,
-        waiting,
-        told.clone(),
-    );
-    tokio::spawn(scribe.run());
-    let keeper = tokio::spawn(keep(Arc::clone(&lease), told));
+    let scribe = Scribe::new(job.store, Arc::clone(&lease), sequence, waiting, told.clone());
     let owner = Owner::new(
-        job.store,
         State::new(job.config, job.crew, basis, past),
+        job.clock,
         lease.epoch(),
         metrics,
         view,
         history,
         works.clone(),
     );
-    let owner = tokio::spawn(owner.run(inbox, telling));
-    let watching = Watching::start(showing, watcher);
-    tokio::spawn(async move {
+    let pass_on = async move {
         while let Some(event) = stop.recv().await {
-            let _ = messages
-                .send(Message::Event(Box::new(event), oneshot::channel().0))
-                .await;
+            let message = Message::Event(Box::new(event), oneshot::channel().0);
+            if messages.send(message).await.is_err() {
+                return;
+            }
         }
-    });
-    let verdict = owner.await.context("the coordinator's state was lost")?;
-    keeper.abort();
-    let verdict = verdict?;
-    // While the claim on the run is still this one's.
-    watching.end().await;
-    let (done, written) = oneshot::channel();
-    if works.send(Work::Flush(done)).is_ok() {
-        // What could not be written by then is not worth more waiting: the run can be resumed without it.
-        let _ = tokio::time::timeout(LAST_WORDS, written).await;
-    }
-    if let Err(error) = tokio::time::timeout(LAST_WORDS, lease.release())
-        .await
-        .unwrap_or(Ok(()))
-    {
-        tracing::warn!("the claim on the run was not given back: {error}");
-    }
-    let _ = ended.send(());
-    // Streams of watchers end with the verdict; one that does not must not keep the coordinator.
-    let _ = tokio::time::timeout(FAREWELL, server).await;
-    Ok(match verdict {
-        Verdict::Done => ExitStatus::Done,
-        Verdict::Failed(_) => ExitStatus::Failed,
-        Verdict::Config(_) => ExitStatus::Usage,
-        Verdict::Stopped(_) => ExitStatus::Stopped,
+    };
+    Ok(Running {
+        services,
+        others: vec![
+            tokio::spawn(scribe.run()),
+            tokio::spawn(keep(Arc::clone(&lease), told)),
+            tokio::spawn(pass_on),
+        ],
+        owner: tokio::spawn(owner.run(inbox, telling)),
+        works,
+        lease,
+        watching: None,
     })
+}
+
+impl Running {
+    /// What workers, agents and watchers ask.
+    pub fn services(&self) -> Services {
+        self.services.clone()
+    }
+
+    /// Waits for the end of the run, writes the last words and gives the run back.
+    ///
+    /// # Errors
+    /// If the run's store cannot be read any more, or another coordinator takes the run over.
+    pub async fn ended(mut self) -> anyhow::Result<ExitStatus> {
+        let verdict = (&mut self.owner)
+            .await
+            .context("the coordinator's state was lost")??;
+        if let Some(watching) = self.watching.take() {
+            // While the claim on the run is still this one's.
+            watching.end().await;
+        }
+        let (done, written) = oneshot::channel();
+        if self.works.send(Work::Flush(done)).is_ok() {
+            // What could not be written by then is not worth more waiting: the run can be resumed without it.
+            let _ = tokio::time::timeout(LAST_WORDS, written).await;
+        }
+        let released = tokio::time::timeout(LAST_WORDS, self.lease.release()).await;
+        if let Err(error) = released.unwrap_or(Ok(())) {
+            tracing::warn!("the claim on the run was not given back: {error}");
+        }
+        Ok(match verdict {
+            Verdict::Done => ExitStatus::Done,
+            Verdict::Failed(_) => ExitStatus::Failed,
+            Verdict::Config(_) => ExitStatus::Usage,
+            Verdict::Stopped(_) => ExitStatus::Stopped,
+        })
+    }
+}
+
+impl Drop for Running {
+    /// Nothing goes on without it: as if the process had ended.
+    fn drop(&mut self) {
+        self.owner.abort();
+        for task in &self.others {
+            task.abort();
+        }
+    }
 }
 
 /// What a coordinator finds.
@@ -192,6 +257,7 @@ async fn begin(
     lease: &Lease,
     bank_bytes: Option<u64>,
     adopt: bool,
+    clock: &Clock,
 ) -> anyhow::Result<Beginning> {
     let entries = store
         .journal()
@@ -212,7 +278,7 @@ async fn begin(
         .collect();
     let mut damaged = Vec::new();
     // Workers that go on have what they need: nothing is read from checkpoints then.
-    if journal::past(&entries, &config.data.languages, published.clone(), adopt)
+    if journal::past(&entries, &config.data.languages, published.clone(), adopt, clock)
         .adopted
         .is_none()
     {
@@ -225,7 +291,8 @@ async fn begin(
             damaged.push(format!("step {step}: {error}"));
         }
     }
-    let past = journal::past(&entries, &config.data.languages, published, adopt);
+    let mut past = journal::past(&entries, &config.data.languages, published, adopt, clock);
+    past.next_task = past.next_task.max(lease.epoch() << TASK_BITS);
     let metrics = Metrics::open(store, past.adopted.is_none().then_some(past.reached))
         .await
         .context("the run's metrics cannot be read")?;

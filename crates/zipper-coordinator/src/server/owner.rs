@@ -1,12 +1,12 @@
 //! The task that owns the state.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
-use zipper_checkpoint::{FORMAT_VERSION, Manifest, RunStore};
+use zipper_checkpoint::{FORMAT_VERSION, Manifest};
 use zipper_cli::UserError;
 use zipper_proto::v1;
 use zipper_proto::v1::watch_response::Event as Watched;
@@ -14,7 +14,8 @@ use zipper_types::{Generation, Step, WorkerId};
 
 use super::scribe::{Told, Work};
 use super::{FAREWELL, service};
-use crate::evaluation::{self, score_set};
+use crate::clock::Clock;
+use crate::evaluation::score_set;
 use crate::journal::JournalEntry;
 use crate::metrics::Metrics;
 use crate::placement;
@@ -86,8 +87,8 @@ impl History {
 /// The task that owns the state.
 pub(super) struct Owner {
     started: Instant,
-    store: RunStore,
     state: State,
+    clock: Clock,
     epoch: u64,
     metrics: Metrics,
     view: watch::Sender<View>,
@@ -102,8 +103,8 @@ pub(super) struct Owner {
 
 impl Owner {
     pub(super) fn new(
-        store: RunStore,
         state: State,
+        clock: Clock,
         epoch: u64,
         metrics: Metrics,
         view: watch::Sender<View>,
@@ -112,8 +113,8 @@ impl Owner {
     ) -> Self {
         Self {
             started: Instant::now(),
-            store,
             state,
+            clock,
             epoch,
             metrics,
             view,
@@ -130,6 +131,8 @@ impl Owner {
         mut inbox: mpsc::Receiver<Message>,
         mut told: mpsc::UnboundedReceiver<Told>,
     ) -> anyhow::Result<Verdict> {
+        // Those of an earlier launch count no more.
+        self.note_costs();
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -139,6 +142,8 @@ impl Owner {
                     Some(Told::Event(event)) => self.apply(*event).await?,
                     // Not a failure of the run, which goes on elsewhere.
                     Some(Told::Fenced(message)) => return Err(UserError::new(message).into()),
+                    // The next one begins with that entry.
+                    Some(Told::Behind(message)) => bail!(message),
                     None => bail!("the run's journal is not written any more"),
                 },
                 message = inbox.recv() => match message {
@@ -193,10 +198,16 @@ impl Owner {
     /// Applies an event and does what follows from it; then shows the result.
     async fn apply(&mut self, event: Event) -> anyhow::Result<()> {
         let mut events = vec![event];
+        let failures = self.state.failures();
+        let mut costs_changed = false;
         while let Some(event) = events.pop() {
             for effect in self.state.apply(self.started.elapsed(), event) {
+                costs_changed |= matches!(effect, Effect::FormGeneration { .. } | Effect::Committed { .. });
                 events.extend(self.perform(effect).await?);
             }
+        }
+        if costs_changed || self.state.failures() > failures {
+            self.note_costs();
         }
         let task = self.state.task();
         let new = View {
@@ -221,7 +232,7 @@ impl Owner {
                 let entry = JournalEntry::Coordinator {
                     epoch: self.epoch,
                     reserved,
-                    at: now_text(),
+                    at: self.clock.text(),
                 };
                 self.write(Work::Note(
                     Box::new(entry),
@@ -239,14 +250,17 @@ impl Owner {
                     format_version: FORMAT_VERSION,
                     step,
                     stage,
-                    created: now_text(),
+                    created: self.clock.text(),
                     world_size,
                     generation,
                     parts,
                 }));
             }
             Effect::Committed { step, retire } => {
-                self.note(JournalEntry::Checkpoint { step, at: now_text() });
+                self.note(JournalEntry::Checkpoint {
+                    step,
+                    at: self.clock.text(),
+                });
                 self.write_metrics(true);
                 self.write(Work::Retire(retire, step));
                 let committed = v1::CheckpointCommitted { step: step.0 };
@@ -275,7 +289,7 @@ impl Owner {
                     silenced,
                     step,
                     loss,
-                    at: now_text(),
+                    at: self.clock.text(),
                 });
                 return Ok(Some(Event::Scored { step, loss }));
             }
@@ -308,7 +322,7 @@ impl Owner {
                     banks,
                     resume: step,
                     origin,
-                    at: now_text(),
+                    at: self.clock.text(),
                 });
                 self.history.add(Watched::GenerationFormed(v1::GenerationFormed {
                     generation: generation.0,
@@ -326,7 +340,7 @@ impl Owner {
                     generation,
                     step,
                     reason: reason.clone(),
-                    at: now_text(),
+                    at: self.clock.text(),
                 });
                 self.history.add(Watched::GenerationBroken(v1::GenerationBroken {
                     generation: generation.0,
@@ -398,7 +412,7 @@ impl Owner {
         self.note(JournalEntry::Task {
             id,
             planned,
-            at: now_text(),
+            at: self.clock.text(),
         });
     }
 
@@ -406,19 +420,25 @@ impl Owner {
         self.ended = Some(Instant::now());
         self.write_metrics(true);
         tracing::info!("the run ended: {verdict:?}");
+        let done = *verdict == Verdict::Done;
+        if done {
+            // Made of what was written.
+            self.write(Work::Table(Box::new(self.state.config().clone())));
+        }
         self.note(JournalEntry::End {
             verdict: format!("{verdict:?}"),
             generation: Some(self.state.highest_generation()),
-            at: now_text(),
+            at: self.clock.text(),
         });
-        if *verdict == Verdict::Done {
-            let (done, written) = oneshot::channel();
-            self.write(Work::Flush(done));
-            // The table is made of what was written.
+        if done {
+            let (flushed, written) = oneshot::channel();
+            self.write(Work::Flush(flushed));
             let limit = self.state.config().checkpoint.outage_limit;
-            let _ = tokio::time::timeout(limit, written).await;
-            let last_step = crate::schedule::stages(self.state.config()).last_step();
-            evaluation::write_table(&self.store, self.state.config(), last_step).await?;
+            let written = tokio::time::timeout(limit, written).await;
+            // Whoever has lost the run does not say how it ended.
+            written
+                .context("the run's results could not be written within `checkpoint.outage_limit`")?
+                .context("the run's results could not be written")?;
         }
         self.history.add(Watched::Summary(summary(accounts)));
         self.history.add(Watched::Verdict(service::wire_verdict(verdict)));
@@ -431,6 +451,13 @@ impl Owner {
         }
     }
 
+    fn note_costs(&self) {
+        self.note(JournalEntry::Ledger {
+            ledger: self.state.ledger(self.started.elapsed()),
+            at: self.clock.text(),
+        });
+    }
+
     fn note(&self, entry: JournalEntry) {
         self.write(Work::Note(Box::new(entry), None));
     }
@@ -439,11 +466,6 @@ impl Owner {
         // A scribe that has ended has said why, and the run ends.
         let _ = self.works.send(work);
     }
-}
-
-/// The time of day, for people.
-pub(super) fn now_text() -> String {
-    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
 }
 
 fn recovered(recovery: &Recovery) -> v1::Recovered {

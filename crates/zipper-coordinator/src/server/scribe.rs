@@ -11,12 +11,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep};
-use zipper_checkpoint::lease::Lease;
+use zipper_checkpoint::lease::{Lease, LeaseLost};
 use zipper_checkpoint::{CheckpointError, ErrorKind, Manifest, RunStore, layout};
+use zipper_config::RunConfig;
 use zipper_types::Step;
 
-use crate::evaluation::Scored;
+use crate::evaluation::{self, Scored};
 use crate::journal::JournalEntry;
+use crate::schedule;
+use crate::seeded::{self, Bug};
 use crate::state::{Decoded, Event, Trouble};
 
 /// First pause after a failed write; it doubles up to [`LONGEST_PAUSE`].
@@ -35,6 +38,8 @@ pub(super) enum Work {
     Metrics(Bytes),
     /// An evaluation.
     Evaluation(Box<Scored>, Vec<Decoded>),
+    /// The table of results, made of the evaluations that were written.
+    Table(Box<RunConfig>),
     /// Answer when everything before is written.
     Flush(oneshot::Sender<()>),
 }
@@ -45,6 +50,8 @@ pub(super) enum Told {
     Event(Box<Event>),
     /// Another coordinator has the run.
     Fenced(String),
+    /// The journal has an entry that was not there when this coordinator read it.
+    Behind(String),
 }
 
 /// The task that writes.
@@ -65,8 +72,8 @@ enum Failure {
     Later(String),
     /// Never.
     Never(String),
-    /// Not by this coordinator.
-    Fenced(String),
+    /// Not by this coordinator: what it tells before it ends.
+    Ends(Told),
 }
 
 impl Scribe {
@@ -101,8 +108,8 @@ impl Scribe {
             let Some(work) = self.queue.pop_front() else {
                 continue;
             };
-            if let Err(fenced) = self.write(work).await {
-                self.tell(Told::Fenced(fenced));
+            if let Err(told) = self.write(work).await {
+                self.tell(told);
                 return;
             }
         }
@@ -119,7 +126,7 @@ impl Scribe {
     }
 
     /// Tries until it succeeds, or never will.
-    async fn write(&mut self, work: Work) -> Result<(), String> {
+    async fn write(&mut self, work: Work) -> Result<(), Told> {
         let mut pause = FIRST_PAUSE;
         loop {
             match self.try_write(&work).await {
@@ -130,7 +137,7 @@ impl Scribe {
                     self.done(work);
                     return Ok(());
                 }
-                Err(Failure::Fenced(message)) => return Err(message),
+                Err(Failure::Ends(told)) => return Err(told),
                 Err(Failure::Never(message)) => {
                     tracing::error!("{message}");
                     if let Work::Publish(manifest) = work {
@@ -154,13 +161,8 @@ impl Scribe {
     }
 
     async fn try_write(&mut self, work: &Work) -> Result<(), Failure> {
-        if !matches!(work, Work::Flush(_)) {
-            self.lease.check().await.map_err(|lost| match lost {
-                zipper_checkpoint::lease::LeaseLost::Store(error) => classify(error),
-                lost @ zipper_checkpoint::lease::LeaseLost::Superseded { .. } => {
-                    Failure::Fenced(lost.to_string())
-                }
-            })?;
+        if !matches!(work, Work::Flush(_)) && !seeded::is_planted(Bug::UncheckedLease) {
+            self.lease.check().await.map_err(lost)?;
         }
         let checkpoints = self.store.checkpoints();
         match work {
@@ -169,9 +171,9 @@ impl Scribe {
                     self.sequence += 1;
                     Ok(())
                 }
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(Failure::Fenced(format!(
-                    "another coordinator writes the journal of this run: {error}"
-                ))),
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                    Err(self.number_taken(&error).await)
+                }
                 Err(error) => Err(classify(error)),
             },
             Work::Publish(manifest) => match checkpoints.publish(manifest).await {
@@ -205,7 +207,23 @@ impl Scribe {
                 let written = scored.write(&self.store, utterances).await;
                 written.map_err(classify)
             }
+            Work::Table(config) => {
+                let last_step = schedule::stages(config).last_step();
+                let written = evaluation::write_table(&self.store, config, last_step).await;
+                written.map(drop).map_err(classify)
+            }
             Work::Flush(_) => Ok(()),
+        }
+    }
+
+    /// Why the journal's next number is taken. Either another coordinator has the run, or the last write of the one before was
+    /// on its way when it ended, and has arrived since this one read the journal: then that has to be read again.
+    async fn number_taken(&self, error: &CheckpointError) -> Failure {
+        match self.lease.renew().await {
+            Ok(()) => Failure::Ends(Told::Behind(format!(
+                "the coordinator before this one has written to the journal meanwhile: {error}"
+            ))),
+            Err(superseded) => lost(superseded),
         }
     }
 
@@ -227,6 +245,13 @@ impl Scribe {
     fn tell(&self, told: Told) {
         // Without an owner the coordinator is ending.
         let _ = self.told.send(told);
+    }
+}
+
+fn lost(lost: LeaseLost) -> Failure {
+    match lost {
+        LeaseLost::Store(error) => classify(error),
+        lost @ LeaseLost::Superseded { .. } => Failure::Ends(Told::Fenced(lost.to_string())),
     }
 }
 

@@ -32,7 +32,7 @@ const POLL: Duration = Duration::from_secs(30);
 
 /// All services of one run.
 #[derive(Clone)]
-pub(super) struct Services {
+pub struct Services {
     messages: mpsc::Sender<Message>,
     views: watch::Receiver<View>,
     history: History,
@@ -246,6 +246,12 @@ impl WorkerService for Services {
             epoch: self.lease.epoch(),
             resend_outcome: false,
         };
+        if let (Some(task), Some(claim)) = (completed, &claim)
+            && self.ask(move |state| state.is_ahead(task)).await?
+        {
+            // It has done more than is known here: it joins again, with what it remembers.
+            return Err(over(claim));
+        }
         if let Some(task) = completed
             && !self.ask(move |state| state.knows_outcome(rank, task)).await?
         {
@@ -521,20 +527,22 @@ impl AgentService for Services {
         request: Request<v1::ReportWorkerExitRequest>,
     ) -> Result<Response<v1::ReportWorkerExitResponse>, Status> {
         let request = request.into_inner();
-        let (node, _) = self.agent(request.agent)?;
+        let (node, incarnation) = self.agent(request.agent)?;
+        // This may be the first that a coordinator hears of a node.
+        self.apply(Event::AgentAlive { node, incarnation }).await?;
         let process = request.worker.ok_or(MissingField("worker"))?;
-        let (worker, incarnation) = (WorkerId(process.worker_id), Incarnation(process.incarnation));
+        let (worker, ended) = (WorkerId(process.worker_id), Incarnation(process.incarnation));
         self.apply(Event::Exited(Ended {
             node,
             worker: worker.clone(),
-            incarnation,
+            incarnation: ended,
             exit_code: request.exit_code,
             signal: request.signal,
             last_lines: request.last_lines,
         }))
         .await?;
         let advice = self
-            .advise(move |state| state.advice_for_worker(node, &worker, incarnation).cloned())
+            .advise(move |state| state.advice_for_worker(node, &worker, ended).cloned())
             .await?;
         Ok(Response::new(v1::ReportWorkerExitResponse { advice }))
     }

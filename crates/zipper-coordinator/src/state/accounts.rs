@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use zipper_types::Step;
 
 use super::Now;
 
 /// What the time between two changes was spent on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Activity {
     /// Waiting for the first generation.
     #[default]
@@ -55,6 +57,37 @@ pub struct Accounts {
 }
 
 impl Accounts {
+    /// What an earlier coordinator of the launch has spent.
+    pub(super) fn of(
+        spent: impl Iterator<Item = (Activity, Duration)>,
+        losses: u32,
+        repeated_steps: u64,
+    ) -> Self {
+        Self {
+            spent: spent.collect(),
+            losses,
+            repeated_steps,
+            ..Self::default()
+        }
+    }
+
+    /// These accounts as they stand at `now`.
+    pub(super) fn until(&self, now: Now) -> Self {
+        let mut accounts = self.clone();
+        accounts.begin(now, accounts.current);
+        accounts
+    }
+
+    /// `time` was spent on `activity` while nobody kept accounts.
+    pub(super) fn add(&mut self, activity: Activity, time: Duration) {
+        *self.spent.entry(activity).or_default() += time;
+    }
+
+    /// Time by what it was spent on.
+    pub(super) fn spent(&self) -> impl Iterator<Item = (Activity, Duration)> {
+        self.spent.iter().map(|(&activity, &time)| (activity, time))
+    }
+
     /// From `at` on, time is spent on `activity`. `at` may lie before the last change: then that one was shorter.
     pub(super) fn begin(&mut self, at: Now, activity: Activity) {
         *self.spent.entry(self.current).or_default() += at.saturating_sub(self.since);
@@ -97,7 +130,7 @@ impl Accounts {
 
     /// The rest, by cause.
     pub fn lost(&self) -> impl Iterator<Item = (Activity, Duration)> {
-        let causes = self.spent.iter().map(|(&activity, &time)| (activity, time));
+        let causes = self.spent();
         causes.filter(|(activity, time)| *activity != Activity::Working && !time.is_zero())
     }
 }

@@ -1,6 +1,6 @@
 //! Checkpoints on their way: written by ranks, published when all parts are there, awaited at the end, retired later.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use zipper_checkpoint::PartRecord;
@@ -10,6 +10,7 @@ use zipper_types::{Rank, Stage, Step};
 use super::accounts::Activity;
 use super::{Effect, Now, Outcome, Phase, State, Verdict};
 use crate::schedule;
+use crate::seeded::{self, Bug};
 
 /// How long a checkpoint may take after the last step before the run fails.
 pub(super) const CHECKPOINT_TIMEOUT: Duration = Duration::from_mins(10);
@@ -74,7 +75,9 @@ impl State {
             publishing: false,
         });
         pending.parts.insert(rank, parts);
-        if pending.parts.len() == together.world_size.0 as usize && !pending.publishing {
+        let complete =
+            pending.parts.len() == together.world_size.0 as usize || seeded::is_planted(Bug::EarlyManifest);
+        if complete && !pending.publishing {
             pending.publishing = true;
             self.expected.insert(step);
             effects.push(Effect::Publish {
@@ -94,8 +97,10 @@ impl State {
         error: Option<String>,
         effects: &mut Vec<Effect>,
     ) {
-        self.pending.remove(&step);
-        self.expected.remove(&step);
+        // Older ones are not needed any more: a rank may tell of its part of one late, to another coordinator, or may have left it
+        // out while the store was away.
+        self.pending.retain(|&other, _| other > step);
+        self.expected.retain(|&other| other > step);
         if let Some(error) = error {
             let reason = format!("the checkpoint of step {step} cannot be published: {error}");
             self.end(now, Verdict::Failed(reason), effects);
@@ -105,14 +110,19 @@ impl State {
         let retire = self.retire();
         for step in &retire {
             self.published.remove(step);
-            self.retired.insert(*step);
         }
         effects.push(Effect::Committed { step, retire });
     }
 
-    /// Whether there is a checkpoint of `step`, or was one that is not kept.
+    /// Whether there is a checkpoint of `step`, or a newer one: then no other one of `step` is published.
     pub(super) fn was_published(&self, step: Step) -> bool {
-        self.published.contains(&step) || self.retired.contains(&step)
+        self.committed().is_some_and(|newest| step <= newest)
+    }
+
+    /// Checkpoints from `from` on and up to `reached` that a generation has written on its way and that were not published.
+    pub(super) fn unpublished(&self, from: Step, reached: Step) -> BTreeSet<Step> {
+        let due = |step: &Step| schedule::is_checkpoint(&self.config, *step) && !self.was_published(*step);
+        (from.0.max(1)..=reached.0).map(Step).filter(due).collect()
     }
 
     /// Checkpoints that are not kept any longer.

@@ -118,8 +118,20 @@ impl State {
         self.accounts.begin(together.progress, Activity::Recovering);
         self.loss = Some(loss);
         self.leave_generation(now, Why::Loss);
-        self.failures.push(now);
+        self.failures.push(now + self.config.elastic.restart_window);
+        self.failed += 1;
         self.check_budget_of_run(now, effects);
+    }
+
+    /// A worker has left: if it is a member of the generation, that is over.
+    pub(super) fn break_generation_of(&mut self, now: Now, worker: &WorkerId, effects: &mut Vec<Effect>) {
+        if self
+            .members
+            .get(worker)
+            .is_some_and(|member| member.rank().is_some())
+        {
+            self.break_generation(now, effects);
+        }
     }
 
     fn leave_generation(&mut self, now: Now, why: Why) {

@@ -201,9 +201,11 @@ impl State {
             return;
         }
         self.replace(now, &joining.worker, joining.incarnation, effects);
-        if let Standing::Member(_) = standing {
-            // It left the generation that it is a member of: that generation is over.
-            self.break_generation(now, effects);
+        // It left the generation that it is a member of, or has been in a newer one, which was not written down before the
+        // coordinator of then was lost: that generation is over.
+        let was_newer = joining.generation > Some(self.generation);
+        if was_newer || matches!(standing, Standing::Member(_)) {
+            self.break_generation_of(now, &joining.worker, effects);
         }
         let member = self
             .members

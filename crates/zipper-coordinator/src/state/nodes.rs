@@ -38,16 +38,51 @@ pub enum Advice {
 /// What is known of a node.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Node {
-    agent: Incarnation,
-    hostname: String,
+    pub(super) agent: Incarnation,
+    pub(super) hostname: String,
     pub(super) heard: Now,
-    /// When its workers failed.
-    failures: Vec<Now>,
-    left_out: Option<String>,
+    /// Until when each failure of its workers counts.
+    pub(super) failures: Vec<Now>,
+    pub(super) left_out: Option<String>,
     /// The answer to its agent's newest question.
     advice: Advice,
     /// The newest exit that was taken in of each slot, with the answer.
     exits: std::collections::BTreeMap<WorkerId, (Incarnation, Advice)>,
+}
+
+impl Node {
+    fn new(agent: Incarnation, hostname: String, heard: Now) -> Self {
+        Self {
+            heard,
+            ..Self::known(agent, hostname, Vec::new(), None)
+        }
+    }
+
+    /// A node of which an earlier coordinator knew.
+    pub(super) fn known(
+        agent: Incarnation,
+        hostname: String,
+        failures: Vec<Now>,
+        left_out: Option<String>,
+    ) -> Self {
+        let advice = match &left_out {
+            Some(reason) => Advice::Leave {
+                reason: reason.clone(),
+            },
+            None => Advice::Start {
+                after: Duration::ZERO,
+            },
+        };
+        Self {
+            agent,
+            hostname,
+            heard: Now::ZERO,
+            failures,
+            left_out,
+            advice,
+            exits: std::collections::BTreeMap::new(),
+        }
+    }
 }
 
 impl State {
@@ -98,17 +133,7 @@ impl State {
         let Some(node) = self.nodes.get_mut(&agent.node) else {
             // Members that an earlier launch had on this node are gone with its agent.
             self.drop_node(now, agent.node, effects);
-            let started = Node {
-                agent: agent.incarnation,
-                hostname: agent.hostname,
-                heard: now,
-                failures: Vec::new(),
-                left_out: None,
-                advice: Advice::Start {
-                    after: Duration::ZERO,
-                },
-                exits: std::collections::BTreeMap::new(),
-            };
+            let started = Node::new(agent.incarnation, agent.hostname, now);
             self.nodes.insert(agent.node, started);
             return;
         };
@@ -139,21 +164,15 @@ impl State {
 
     pub(super) fn agent_alive(&mut self, now: Now, node: u32, incarnation: Incarnation) {
         match self.nodes.get_mut(&node) {
-            Some(node) if node.agent == incarnation => node.heard = now,
+            // It may have registered with the coordinator before, which had no time to say so.
+            Some(node) if node.agent <= incarnation => {
+                node.agent = incarnation;
+                node.heard = now;
+            }
             Some(_) => {}
             // A coordinator that has just come back learns of agents by their heartbeats.
             None => {
-                let known = Node {
-                    agent: incarnation,
-                    hostname: format!("node{node}"),
-                    heard: now,
-                    failures: Vec::new(),
-                    left_out: None,
-                    advice: Advice::Start {
-                        after: Duration::ZERO,
-                    },
-                    exits: std::collections::BTreeMap::new(),
-                };
+                let known = Node::new(incarnation, format!("node{node}"), now);
                 self.nodes.insert(node, known);
             }
         }
@@ -223,9 +242,9 @@ impl State {
                 reason: reason.clone(),
             };
         }
-        node.failures.push(now);
-        node.failures
-            .retain(|&failed| now.saturating_sub(failed) <= window);
+        node.failures.push(now + window);
+        self.failed += 1;
+        node.failures.retain(|&until| now <= until);
         let failures = node.failures.len() as u32;
         if failures > budget {
             let reason = format!(
@@ -256,8 +275,7 @@ impl State {
     pub(super) fn check_budget_of_run(&mut self, now: Now, effects: &mut Vec<Effect>) {
         let elastic = &self.config.elastic;
         let (window, budget) = (elastic.restart_window, elastic.restarts_per_run);
-        self.failures
-            .retain(|&failed| now.saturating_sub(failed) <= window);
+        self.failures.retain(|&until| now <= until);
         if self.failures.len() as u32 > budget {
             let lost = self.loss.as_ref().map_or_else(String::new, |loss| {
                 format!("; the last time: {}", loss.diagnose(now, self.generation))

@@ -1,6 +1,7 @@
 //! What a coordinator knows from those before it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use zipper_plan::Placement;
@@ -10,7 +11,7 @@ use super::accounts::Activity;
 use super::generations::Together;
 use super::members::Member;
 use super::tasks::Running;
-use super::{Now, Origin, Phase, State};
+use super::{Ledger, Now, Origin, Phase, State};
 use crate::schedule::{EvaluationSet, Planned};
 
 /// A worker process in a generation, as the journal keeps it.
@@ -45,6 +46,8 @@ pub struct Past {
     pub evaluated: BTreeSet<(EvaluationSet, bool, Step)>,
     /// Validation losses in nats per token.
     pub validation_losses: BTreeMap<Step, f64>,
+    /// What the launch had cost when that was last noted, and how long ago that was.
+    pub ledger: Option<(Ledger, Duration)>,
     /// A generation that may be at work still.
     pub adopted: Option<Adopted>,
 }
@@ -100,6 +103,8 @@ impl State {
         self.furthest = self.furthest.max(at);
         self.accounts.begin(Now::ZERO, Activity::Working);
         self.go_on_from(at);
+        // Its ranks will tell again of their parts (END-1).
+        self.expected = self.unpublished(step, at);
         match task {
             Some((id, planned)) => {
                 // What comes before the task under way is done.

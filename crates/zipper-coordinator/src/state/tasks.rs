@@ -24,6 +24,11 @@ impl State {
             .is_none_or(|running| running.id != task || running.outcomes.contains_key(&rank))
     }
 
+    /// Whether a task comes after the one under way: an earlier coordinator has given it out, and had no time to note it.
+    pub fn is_ahead(&self, task: u64) -> bool {
+        self.running.as_ref().is_some_and(|running| task > running.id)
+    }
+
     /// A generation starts from `step`: what is left to do.
     pub(super) fn go_on_from(&mut self, step: Step) {
         self.reached = step;

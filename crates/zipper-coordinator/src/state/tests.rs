@@ -3,6 +3,7 @@
 mod checkpoints;
 mod diagnosis;
 mod elastic;
+mod ledger;
 mod overview;
 
 use proptest::prelude::*;

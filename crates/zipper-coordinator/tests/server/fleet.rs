@@ -11,6 +11,7 @@ use zipper_checkpoint::lease::{Holder, Lease, LeaseOptions};
 use zipper_checkpoint::{RunStore, layout};
 use zipper_cli::ExitStatus;
 use zipper_config::RunConfig;
+use zipper_coordinator::clock::Clock;
 use zipper_coordinator::server::{Job, serve};
 use zipper_coordinator::state::{self as coordinator, Crew};
 use zipper_proto::v1;
@@ -81,6 +82,7 @@ impl Coordinator {
             bank_bytes: None,
             lease,
             adopt: false,
+            clock: Clock::system(),
         };
         let serving = tokio::spawn(serve(listener, None, job, stopped));
         let channel = Channel::from_shared(format!("http://{address}"))

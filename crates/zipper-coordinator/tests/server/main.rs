@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use tonic::Code;
+use tonic::transport::Channel;
 use zipper_checkpoint::layout;
-use zipper_cli::ExitStatus;
+use zipper_cli::{ExitStatus, UserError};
 use zipper_coordinator::journal::JournalEntry;
 use zipper_coordinator::state::Event;
+use zipper_proto::v1::agent_service_client::AgentServiceClient;
 use zipper_proto::v1::complete_task_request::Outcome;
 use zipper_proto::v1::task::Kind;
 use zipper_proto::v1::{self, verdict};
@@ -106,8 +108,8 @@ async fn a_whole_run_leaves_everything_and_tells_everybody() {
             } => format!("generation {generation}: {banks:?}"),
             JournalEntry::Checkpoint { step, .. } => format!("checkpoint {step}"),
             JournalEntry::End { verdict, .. } => format!("end {verdict}"),
-            JournalEntry::Task { .. } | JournalEntry::Evaluation { .. } => String::new(),
             JournalEntry::Broken { .. } => "broken".to_owned(),
+            _ => String::new(),
         })
         .filter(|words| !words.is_empty())
         .collect();
@@ -331,13 +333,8 @@ async fn a_checkpoint_is_claimed_once() {
     }
 }
 
-/// An agent registers, hears of workers that were given up, and is told what to do after the end of one.
-#[tokio::test]
-async fn agents_do_as_they_are_told() {
-    let directory = TempDir::new().expect("a folder");
-    let store = run_in(&directory);
-    let coordinator = Coordinator::start(&store, config()).await;
-    let mut agents = coordinator.agents();
+/// The agent of the first node says that it is there.
+async fn register(agents: &mut AgentServiceClient<Channel>) -> (v1::AgentContext, v1::RegisterNodeResponse) {
     let agent = v1::AgentContext {
         run: "tiny".to_owned(),
         node_rank: 0,
@@ -349,11 +346,22 @@ async fn agents_do_as_they_are_told() {
         workers: 2,
     };
     let registered = agents.register_node(request).await.expect("agents may");
+    (agent, registered.into_inner())
+}
+
+/// An agent registers, hears of workers that were given up, and is told what to do after the end of one.
+#[tokio::test]
+async fn agents_do_as_they_are_told() {
+    let directory = TempDir::new().expect("a folder");
+    let store = run_in(&directory);
+    let coordinator = Coordinator::start(&store, config()).await;
+    let mut agents = coordinator.agents();
+    let (agent, registered) = register(&mut agents).await;
     let start = |advice: Option<v1::Advice>| match advice.and_then(|advice| advice.what) {
         Some(v1::advice::What::Start(start)) => zipper_proto::duration(start.after),
         other => panic!("it is told {other:?}"),
     };
-    assert_eq!(start(registered.into_inner().advice), Some(Duration::ZERO));
+    assert_eq!(start(registered.advice), Some(Duration::ZERO));
     let _fleet = Fleet::join(&coordinator, &store).await;
     let ended = v1::ReportWorkerExitRequest {
         agent: Some(agent.clone()),
@@ -393,6 +401,81 @@ async fn agents_do_as_they_are_told() {
     assert_eq!(status.code(), Code::FailedPrecondition);
 }
 
+/// A worker that has done more tasks than the coordinator knows was given them by one that had no time to note it. It would wait
+/// for ever for the next one, so it has to join again.
+#[tokio::test]
+async fn a_worker_that_is_ahead_of_the_journal_joins_again() {
+    let directory = TempDir::new().expect("a folder");
+    let store = run_in(&directory);
+    let coordinator = Coordinator::start(&store, config()).await;
+    let fleet = Fleet::join(&coordinator, &store).await;
+    let request = v1::NextTaskRequest {
+        member: Some(fleet.members[0].clone()),
+        completed_task: Some(u64::MAX - 1),
+    };
+    let status = coordinator.workers().next_task(request).await;
+    assert_eq!(status.expect_err("there is no such task").code(), Code::Aborted);
+}
+
+/// What a coordinator hears first of a node may be the end of a worker: it has just come back, and the agent has not said
+/// anything else yet.
+#[tokio::test]
+async fn an_agent_of_which_nothing_was_heard_is_told_to_start_its_worker_again() {
+    let directory = TempDir::new().expect("a folder");
+    let store = run_in(&directory);
+    let coordinator = Coordinator::start(&store, config()).await;
+    let request = v1::ReportWorkerExitRequest {
+        agent: Some(v1::AgentContext {
+            run: "tiny".to_owned(),
+            node_rank: 0,
+            incarnation: 1,
+        }),
+        worker: Some(v1::WorkerProcess {
+            worker_id: "node0/1".to_owned(),
+            incarnation: 1,
+        }),
+        signal: Some(9),
+        ..v1::ReportWorkerExitRequest::default()
+    };
+    let answer = coordinator.agents().report_worker_exit(request).await;
+    let advice = answer.expect("agents may").into_inner().advice;
+    let what = advice.and_then(|advice| advice.what);
+    assert!(matches!(what, Some(v1::advice::What::Start(_))), "{what:?}");
+}
+
+/// The last write of a coordinator that was killed may arrive after the next one has read the journal. That one has not lost the
+/// run (exit 2): it ends as if it had crashed, and the one after it reads the journal again.
+#[tokio::test]
+async fn an_entry_that_arrives_late_ends_a_coordinator_and_not_the_run() {
+    let directory = TempDir::new().expect("a folder");
+    let store = run_in(&directory);
+    let coordinator = Coordinator::start(&store, config()).await;
+    // Now it has read the journal. Its own entries are its beginning and its ledger.
+    register(&mut coordinator.agents()).await;
+    let late = JournalEntry::Broken {
+        generation: Generation(7),
+        step: Step(2),
+        reason: "an earlier coordinator said so".to_owned(),
+        at: "2026-01-02T03:04:05Z".to_owned(),
+    };
+    store
+        .put(
+            "journal/000000000002.json",
+            serde_json::to_vec(&late).expect("plain data").into(),
+        )
+        .await
+        .expect("the folder can be written");
+    let stop = coordinator.stop.send(Event::Abandoned).await;
+    stop.expect("the coordinator is there");
+    let ended = coordinator.serving.await.expect("the coordinator does not panic");
+    let error = ended.expect_err("it knows less than the journal");
+    assert!(!error.is::<UserError>(), "{error}");
+    assert!(
+        error.to_string().contains("has written to the journal meanwhile"),
+        "{error}"
+    );
+}
+
 #[tokio::test]
 async fn a_rendezvous_that_is_not_complete_in_time_ends_the_run() {
     let directory = TempDir::new().expect("a folder");
@@ -414,6 +497,9 @@ async fn a_run_whose_launcher_is_gone_before_all_joined_is_stopped() {
     let store = run_in(&directory);
     let coordinator = Coordinator::start(&store, config()).await;
     let mut client = coordinator.workers();
+    // Until its agent knows, the coordinator does not go.
+    let mut agents = coordinator.agents();
+    let (agent, _) = register(&mut agents).await;
     coordinator
         .stop
         .send(Event::Abandoned)
@@ -425,6 +511,8 @@ async fn a_run_whose_launcher_is_gone_before_all_joined_is_stopped() {
         (verdict.outcome(), verdict.reason.as_str()),
         (verdict::Outcome::Stopped, "zipper-launch is gone")
     );
+    let request = v1::AgentHeartbeatRequest { agent: Some(agent) };
+    agents.agent_heartbeat(request).await.expect("agents may");
     let ended = coordinator.serving.await.expect("the coordinator does not panic");
     assert_eq!(ended.expect("the store can be written"), ExitStatus::Stopped);
 }

@@ -118,9 +118,9 @@ fn a_set_is_decoded_with_borrowed_banks() {
     }
 }
 
-/// Ranks write each part once, and a world of another size goes on from them.
+/// Thread 6 of docs/testing.md. Ranks write each part once, and a world of another size goes on from them.
 #[test]
-fn a_checkpoint_fits_any_number_of_ranks() {
+fn thread_6_a_checkpoint_fits_any_number_of_ranks() {
     let fixture = Fixture::new();
     for variant in [Variant::Independent, Variant::Hard] {
         let config = short(&fixture, variant);

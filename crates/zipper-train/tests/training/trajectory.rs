@@ -17,9 +17,9 @@ use crate::support::{
     all_steps, alone, assert_close, config, on_ranks, parts_of, read, reports, train, value_of,
 };
 
-/// Whatever the step a run is stopped at, a new process that restores its parts goes on as if nothing had happened.
+/// Thread 5 of docs/testing.md. Whatever the step a run is stopped at, a new process that restores its parts goes on as if nothing had happened.
 #[test]
-fn stop_at_any_step_and_resume_equals_uninterrupted() {
+fn thread_5_stop_at_any_step_and_resume_equals_uninterrupted() {
     let fixture = Fixture::new();
     for variant in Variant::ALL {
         let config = config(&fixture, |config| {

@@ -293,6 +293,16 @@ impl Control {
         self.reports.send(metrics);
     }
 
+    /// Remembers a line of metrics that rank 0 sends.
+    pub(crate) fn remember_step(&self, metrics: v1::StepMetrics) {
+        self.reports.remember(metrics);
+    }
+
+    /// Sends the last lines of metrics again, later: a rank that was lost may not have sent them.
+    pub(crate) fn repeat_steps(&self) {
+        self.reports.repeat();
+    }
+
     /// Waits until all metrics are sent: the coordinator writes the last line before it ends the run.
     pub(crate) fn flush_reports(&self) {
         self.reports.flush();

@@ -13,12 +13,20 @@ use super::shared::Shared;
 
 /// Lines that may wait to be sent.
 const WAITING: usize = 1024;
-/// Lines that are said again to a coordinator that has come back: it may have lost what it had not written.
-const SAID_AGAIN: usize = 256;
+/// Lines that are said again to a coordinator that has come back: it may have lost what it had not written, which is at most
+/// half as many (`MOST_UNWRITTEN` of its `metrics.rs`).
+const SAID_AGAIN: usize = 2048;
+/// Lines that are said again when a generation was broken: its rank 0 may have been lost before it had told them. Ranks are at most
+/// a step apart, so these are many.
+const LAST_OF_A_LOST_RANK: usize = 16;
 
 /// What the task that sends metrics is given, in order.
 enum Report {
     Step(Box<v1::StepMetrics>),
+    /// A line that another rank tells.
+    Heard(Box<v1::StepMetrics>),
+    /// Tell the last lines, whoever was to tell them.
+    Again,
     /// Answer when everything before is sent.
     Flush(oneshot::Sender<()>),
 }
@@ -45,6 +53,17 @@ impl Reports {
         }
     }
 
+    /// Remembers a line that rank 0 tells, for the case that it cannot. Dropped if a thousand are waiting already.
+    pub(super) fn remember(&self, metrics: v1::StepMetrics) {
+        let _ = self.0.try_send(Report::Heard(Box::new(metrics)));
+    }
+
+    /// Tells the last lines again, later: lines that the coordinator knows are not added again.
+    pub(super) fn repeat(&self) {
+        // A task that has ended tells nobody anything.
+        let _ = self.0.blocking_send(Report::Again);
+    }
+
     pub(super) fn flush(&self) {
         let (sent, all_sent) = oneshot::channel();
         // A task that has ended has nothing left to send.
@@ -62,6 +81,8 @@ async fn run(
 ) {
     let mut epochs = shared.epochs();
     let mut said: VecDeque<v1::StepMetrics> = VecDeque::new();
+    // Whether it is this rank that tells the coordinator.
+    let mut tells = false;
     let send = async |metrics: &v1::StepMetrics| {
         let request = v1::ReportStepRequest {
             member: Some(identity.member(shared.generation())),
@@ -84,18 +105,32 @@ async fn run(
                     let _ = done.send(());
                 }
                 Some(Report::Step(metrics)) => {
+                    tells = true;
                     send(&metrics).await;
-                    said.push_back(*metrics);
-                    if said.len() > SAID_AGAIN {
-                        said.pop_front();
+                    keep(&mut said, *metrics);
+                }
+                Some(Report::Heard(metrics)) => {
+                    tells = false;
+                    keep(&mut said, *metrics);
+                }
+                Some(Report::Again) => {
+                    for metrics in said.iter().skip(said.len().saturating_sub(LAST_OF_A_LOST_RANK)) {
+                        send(metrics).await;
                     }
                 }
             },
             Ok(()) = epochs.changed() => {
-                for metrics in &said {
+                for metrics in said.iter().filter(|_| tells) {
                     send(metrics).await;
                 }
             }
         }
+    }
+}
+
+fn keep(said: &mut VecDeque<v1::StepMetrics>, metrics: v1::StepMetrics) {
+    said.push_back(metrics);
+    if said.len() > SAID_AGAIN {
+        said.pop_front();
     }
 }

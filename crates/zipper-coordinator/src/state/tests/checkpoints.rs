@@ -72,6 +72,27 @@ fn a_checkpoint_that_cannot_be_published_ends_the_run() {
     );
 }
 
+/// A rank may tell of an older checkpoint last, to a coordinator that has come back; its leftovers are collected already.
+#[test]
+fn a_checkpoint_older_than_the_newest_is_neither_awaited_nor_published() {
+    let mut play = Play::formed("", 5);
+    play.store(0, 6);
+    play.store(0, 8);
+    play.store(1, 8);
+    play.publish(8);
+    assert_eq!(play.store(1, 6), []);
+    while play.state.task().is_some() {
+        for rank in 0..2 {
+            let outcome = play.whole(rank);
+            play.complete(rank, outcome);
+        }
+    }
+    play.store(0, 9);
+    play.store(1, 9);
+    play.publish(9);
+    assert_eq!(play.state.verdict(), Some(&Verdict::Done));
+}
+
 /// Retention works while ranks are still training: a checkpoint that came and went is not awaited at the end.
 #[test]
 fn a_checkpoint_that_is_no_longer_kept_is_not_awaited() {

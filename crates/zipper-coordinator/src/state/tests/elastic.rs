@@ -233,9 +233,9 @@ fn with_on_loss_wait_a_replacement_is_waited_for() {
     assert!(play.state.together().is_some());
 }
 
-/// FIELD, thread 1: restarts end when the budget says so, and the run says who failed and how.
+/// Thread 1 of docs/testing.md: restarts end when the budget says so, and the run says who failed and how.
 #[test]
-fn a_node_that_fails_again_and_again_is_left_out_and_named() {
+fn thread_1_a_node_that_fails_again_and_again_is_left_out_and_named() {
     let mut play = training("elastic: {restarts_per_node: 2, restart_backoff: 1s}", crew(1, 2));
     for incarnation in 1..=2 {
         play.apply(ended(1, incarnation));
@@ -284,7 +284,7 @@ fn a_node_that_fails_again_and_again_is_left_out_and_named() {
 }
 
 #[test]
-fn the_run_has_a_budget_of_its_own() {
+fn thread_1_the_run_has_a_budget_of_its_own() {
     let mut play = training("elastic: {restarts_per_run: 1, restarts_per_node: 9}", crew(1, 2));
     play.apply(ended(1, 1));
     play.apply(back(0, held(7, &[0, 1])));
@@ -431,10 +431,8 @@ fn an_outage_of_the_store_raises_an_alarm_and_ends_the_run_at_its_limit() {
     );
 }
 
-/// A coordinator that has come back finds its workers at work, asks for what it cannot know, and goes on.
-#[test]
-fn a_generation_is_adopted_by_the_next_coordinator() {
-    let before = training("", crew(1, 2));
+/// The coordinator after that of `before`, which has crashed; it finds these checkpoints.
+fn adopting(before: &Play, published: &[u64]) -> Play {
     let seats: Vec<Seat> = before
         .effects
         .iter()
@@ -443,20 +441,21 @@ fn a_generation_is_adopted_by_the_next_coordinator() {
             _ => None,
         })
         .expect("it was formed");
-    let (id, planned) = before.state.task().expect("a task is under way");
+    let task = before.state.task();
+    let published: BTreeSet<Step> = published.iter().copied().map(Step).collect();
     let past = Past {
         generation: Generation(11),
-        next_task: id + 1,
-        reached: Step(5),
-        published: [Step(5)].into(),
-        evaluated: [(EvaluationSet::Validation, false, Step(5))].into(),
+        next_task: task.map_or(0, |(id, _)| id + 1),
+        reached: published.last().copied().unwrap_or_default(),
+        published,
+        evaluated: before.state.evaluated.clone(),
         adopted: Some(Adopted {
             generation: FIRST,
             seats,
             placement: before.state.placement().cloned(),
             step: Step(5),
             origin: Origin::Checkpoint,
-            task: Some((id, planned.clone())),
+            task: task.map(|(id, planned)| (id, planned.clone())),
         }),
         ..Past::default()
     };
@@ -467,6 +466,84 @@ fn a_generation_is_adopted_by_the_next_coordinator() {
         effects: Vec::new(),
     };
     play.apply(Event::Reserved(Generation(19)));
+    play
+}
+
+impl Play {
+    /// All ranks do what there is to do.
+    fn work(&mut self) {
+        while self.state.task().is_some() {
+            for rank in 0..2 {
+                let outcome = self.whole(rank);
+                self.complete(rank, outcome);
+            }
+        }
+    }
+}
+
+/// END-1, when the coordinator is lost between the last step and the last checkpoint: ranks tell the next one of their parts
+/// again, and the run is not done before.
+#[test]
+fn the_next_coordinator_waits_for_the_last_checkpoint() {
+    let mut before = training("", crew(1, 2));
+    for rank in 0..2 {
+        before.complete(rank, Outcome::Trained { reached: Step(9) });
+    }
+    let mut play = adopting(&before, &[5, 6]);
+    play.work();
+    assert_eq!(play.state.verdict(), None, "that of step 9 is missing");
+    play.store(0, 9);
+    play.store(1, 9);
+    play.publish(9);
+    assert_eq!(play.state.verdict(), Some(&Verdict::Done));
+}
+
+/// Checkpoints that came and went before the coordinator was lost are not awaited by the next one, which does not know them.
+#[test]
+fn the_next_coordinator_does_not_wait_for_what_is_no_longer_kept() {
+    let before = training("", crew(1, 2));
+    let mut play = adopting(&before, &[5, 8]);
+    play.work();
+    assert_eq!(play.state.verdict(), None, "that of step 9 is missing");
+    play.store(0, 9);
+    play.store(1, 9);
+    play.publish(9);
+    assert_eq!(
+        play.state.verdict(),
+        Some(&Verdict::Done),
+        "nobody stores 6 again"
+    );
+}
+
+/// A generation that its coordinator had no time to write down: the next coordinator takes over the one before, and must not
+/// give its members their old places, from which they would begin far back.
+#[test]
+fn a_generation_that_was_not_written_down_ends_the_one_that_was() {
+    let before = training("", crew(1, 2));
+    let mut play = adopting(&before, &[5]);
+    let joined = |node: u32| {
+        Event::Joined(Joining {
+            generation: Some(Generation(4)),
+            held: held(8, &[0, 1]),
+            ..ready(node, 1)
+        })
+    };
+    play.apply(joined(0));
+    assert_eq!(play.state.assignment(&worker(0), Incarnation(1)), None);
+    let effects = play.apply(joined(1));
+    assert_eq!(
+        words(&effects),
+        ["broken at 5", "form 2 from memory of 8", "save 8"]
+    );
+    assert_eq!(play.state.generation(), Generation(12), "GEN-2");
+}
+
+/// A coordinator that has come back finds its workers at work, asks for what it cannot know, and goes on.
+#[test]
+fn a_generation_is_adopted_by_the_next_coordinator() {
+    let before = training("", crew(1, 2));
+    let (id, _) = before.state.task().expect("a task is under way");
+    let mut play = adopting(&before, &[5]);
     assert_eq!(play.state.task(), before.state.task());
     let rank = |node| play.state.standing(&worker(node), Incarnation(1), Some(FIRST));
     assert_eq!(

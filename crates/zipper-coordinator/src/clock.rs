@@ -1,0 +1,41 @@
+//! The time of day, for the journal and for people. Nothing is decided by it but how much of a budget is left after a crash.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// Where the time of day comes from.
+#[derive(Clone)]
+pub struct Clock(Arc<dyn Fn() -> SystemTime + Send + Sync>);
+
+impl Clock {
+    /// The machine's clock.
+    #[must_use]
+    pub fn system() -> Self {
+        Self::new(SystemTime::now)
+    }
+
+    /// Any other.
+    #[must_use]
+    pub fn new(now: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
+        Self(Arc::new(now))
+    }
+
+    /// Now, in RFC 3339.
+    pub fn text(&self) -> String {
+        humantime::format_rfc3339_seconds((self.0)()).to_string()
+    }
+
+    /// How long ago something happened: nothing if clocks disagree.
+    pub(crate) fn since(&self, at: &str) -> Duration {
+        let at = humantime::parse_rfc3339(at).ok();
+        at.and_then(|at| (self.0)().duration_since(at).ok())
+            .unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Clock({})", self.text())
+    }
+}
