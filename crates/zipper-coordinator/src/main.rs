@@ -91,7 +91,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
         .with_context(|| format!("cannot listen on {}", arguments.listen))?;
     let address = listener.local_addr().context("the listener has no address")?;
     let lease = claim(&arguments.run, &config, address, arguments.supersede).await?;
-    let (page, page_address) = listen_for_page(&arguments, &config).await?;
+    let (page, page_address) = listen_for_page(&arguments, &config).await.unzip();
     let line = serde_json::json!({
         "address": address.to_string(),
         "epoch": lease.epoch(),
@@ -117,25 +117,22 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
 }
 
 /// The status page, and its address; nothing if there is to be none, or it cannot be served: that is no reason not to train.
-async fn listen_for_page(
-    arguments: &Arguments,
-    config: &RunConfig,
-) -> anyhow::Result<(Option<Page>, Option<SocketAddr>)> {
+async fn listen_for_page(arguments: &Arguments, config: &RunConfig) -> Option<(Page, SocketAddr)> {
     if !config.watching.page {
-        return Ok((None, None));
+        return None;
     }
-    let token = match &arguments.page_token {
-        Some(path) => {
-            Some(std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?)
-        }
-        None => None,
-    };
+    let token = arguments.page_token.as_ref();
+    let token = token.and_then(|path| {
+        let read = std::fs::read_to_string(path);
+        read.inspect_err(|error| tracing::warn!("cannot read `{}`: {error}", path.display()))
+            .ok()
+    });
     let address = arguments.page.unwrap_or(config.watching.listen);
     match Page::listen(address, token.as_deref()).await {
-        Ok((page, address)) => Ok((Some(page), Some(address))),
+        Ok(listening) => Some(listening),
         Err(problem) => {
             tracing::warn!("{problem}; the run goes on without it");
-            Ok((None, None))
+            None
         }
     }
 }
