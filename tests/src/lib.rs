@@ -22,7 +22,8 @@ pub use corpus::{LANGUAGES, write_corpus};
 pub use models::{LlmShape, write_llm, write_whisper};
 pub use programs::{Finished, Launched, processes, program, wait_until};
 pub use rigs::{
-    Browser, FalseClock, FaultProxy, Host, Mode, Namespaces, NotPermitted, S3Server, Slurm, SmallDisk, Terminal,
+    Browser, FalseClock, FaultProxy, Host, Mode, Namespaces, NotPermitted, S3Server, Slurm, SmallDisk,
+    Terminal,
 };
 
 /// A folder with models, audio, manifests and a configuration.

@@ -1,6 +1,6 @@
 //! Goal: the example for Kubernetes is what its API takes.
 //! Method: `cluster/containers/check-jobset.py` with the models that the API's publishers generate from its schema, which `cargo
-//! xtask setup` installs; the same with a misspelt key and a wrong type, so that the check is known to see something.
+//! xtask test` installs; the same with a misspelt key and a wrong type, so that the check is known to see something.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,10 @@ fn repository(path: &str) -> PathBuf {
 /// What the check says of a manifest, and whether it is content.
 fn check(manifest: &Path) -> (bool, String) {
     let python = repository(".deps/jobset/bin/python");
-    assert!(python.exists(), "run `cargo xtask setup` first");
+    assert!(
+        python.exists(),
+        "run `cargo xtask test` once: it installs what this needs"
+    );
     let output = Command::new(python)
         .arg(repository("cluster/containers/check-jobset.py"))
         .arg(manifest)

@@ -19,7 +19,9 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
     let mut phases = Phases::default();
     phases.run("tools", || {
         install_tools(workspace)?;
-        Environment::tensorboard(workspace, &System::find()?)?;
+        let python = System::find()?;
+        Environment::tensorboard(workspace, &python)?;
+        Environment::jobset(workspace, &python)?;
         Ok(())
     })?;
     phases.run("format", || {

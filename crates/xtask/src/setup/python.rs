@@ -71,6 +71,8 @@ impl System {
     }
 }
 
+/// The models of Kubernetes' JobSet and their packages, with hashes.
+const JOBSET: &str = "crates/xtask/requirements/jobset.txt";
 /// TensorBoard and its packages, with hashes.
 const TENSORBOARD: &str = "crates/xtask/requirements/tensorboard.txt";
 
@@ -96,6 +98,16 @@ impl Environment {
     pub(crate) fn tensorboard(workspace: &Workspace, python: &System) -> anyhow::Result<Self> {
         let environment = Self::named(workspace, python, "tensorboard")?;
         environment.install(workspace, TENSORBOARD)?;
+        Ok(environment)
+    }
+
+    /// The environment with the schema of JobSet, `.deps/jobset`.
+    ///
+    /// # Errors
+    /// As [`Environment::pip`].
+    pub(crate) fn jobset(workspace: &Workspace, python: &System) -> anyhow::Result<Self> {
+        let environment = Self::named(workspace, python, "jobset")?;
+        environment.install(workspace, JOBSET)?;
         Ok(environment)
     }
 
