@@ -371,7 +371,7 @@ impl Agent {
             let Ok(endpoint) = endpoint else { return };
             let mut client = RunServiceClient::new(endpoint.connect_lazy());
             loop {
-                if let Ok(events) = client.watch(v1::WatchRequest {}).await {
+                if let Ok(events) = client.watch(v1::WatchRequest::default()).await {
                     let mut events = events.into_inner();
                     while let Ok(Some(response)) = events.message().await {
                         if let Some(Event::Verdict(_)) = response.event {

@@ -16,7 +16,26 @@ use crate::slurm::VARIABLES_OF_THE_JOB;
 const ASK_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// What `zipper-worker devices` says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(crate) struct Worker {
+    /// That of the program.
+    pub(crate) version: String,
+    /// Whether it was built for GPUs.
+    pub(crate) cuda: bool,
+    #[serde(flatten)]
+    pub(crate) devices: Devices,
+    pub(crate) libtorch: Libtorch,
+}
+
+/// The libtorch that it has loaded.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(crate) struct Libtorch {
+    pub(crate) version: Option<String>,
+    pub(crate) folder: Option<String>,
+}
+
+/// What a worker can use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 pub(crate) struct Devices {
     /// GPUs that it can use, of those in `CUDA_VISIBLE_DEVICES`.
     pub(crate) cuda_devices: u32,
@@ -204,6 +223,16 @@ impl Crew {
             .collect()
     }
 
+    /// Whether its nodes are this machine.
+    pub(crate) fn is_here(&self) -> bool {
+        self.machines == Machines::One
+    }
+
+    /// Whether workers use GPUs.
+    pub(crate) fn has_gpus(&self) -> bool {
+        self.gpus > 0
+    }
+
     /// What people should know: several workers share a GPU.
     pub(crate) fn warning(&self) -> Option<String> {
         (self.gpus > 0 && self.workers_per_machine() > self.gpus).then(|| {
@@ -225,7 +254,15 @@ pub(crate) fn count(number: u32, what: &str) -> String {
 /// # Errors
 /// If it is not there, or does not answer.
 pub(crate) async fn ask() -> anyhow::Result<Devices> {
-    ask_by(&[beside("zipper-worker")?.display().to_string()]).await
+    Ok(describe().await?.devices)
+}
+
+/// Asks the worker program what it is.
+///
+/// # Errors
+/// If it is not there, or does not answer.
+pub(crate) async fn describe() -> anyhow::Result<Worker> {
+    describe_by(&[beside("zipper-worker")?.display().to_string()]).await
 }
 
 /// The same of a worker program that these words start, elsewhere or in a container.
@@ -233,6 +270,10 @@ pub(crate) async fn ask() -> anyhow::Result<Devices> {
 /// # Errors
 /// If it cannot be started, or does not answer.
 pub(crate) async fn ask_by(words: &[String]) -> anyhow::Result<Devices> {
+    Ok(describe_by(words).await?.devices)
+}
+
+async fn describe_by(words: &[String]) -> anyhow::Result<Worker> {
     let (program, arguments) = words.split_first().context("there are no words")?;
     let text = words.join(" ");
     let mut command = tokio::process::Command::new(program);
@@ -246,10 +287,18 @@ pub(crate) async fn ask_by(words: &[String]) -> anyhow::Result<Devices> {
         .with_context(|| format!("`{text} devices` took more than {ASK_TIMEOUT:?}"))?
         .with_context(|| format!("`{program}` cannot be started"))?;
     if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        if said.contains("error while loading shared libraries") {
+            let error = UserError::new(format!("`{program}` cannot be loaded: {}", said.trim_end()));
+            return Err(error
+                .hint("`cargo xtask setup` installs libtorch where the programs of this checkout look for it")
+                .hint("elsewhere: name its folder `lib` in LD_LIBRARY_PATH")
+                .into());
+        }
         bail!(
             "`{text} devices` failed ({}):\n{}",
             output.status,
-            String::from_utf8_lossy(&output.stderr).trim_end()
+            said.trim_end()
         );
     }
     serde_json::from_slice(&output.stdout).with_context(|| format!("`{text} devices` printed something else"))

@@ -3,7 +3,7 @@
 //! Reading order: `run` (the main job), `preflight` (everything that can be refused before anything starts), `resume` (what a run
 //! that is there goes on with), `signals`, `devices` (how many workers, on which GPUs), `plan` (who would hold what), `processes`
 //! and `restarts` (coordinator and node agents), `agent` (one node's workers), `slurm` and `node` (the same in an allocation, and
-//! `submit`), `container`, `route`, `display`, `page` and `table` (what people see), `logs`,
+//! `submit`), `container`, `route`, `doctor` (what would go wrong), `display`, `page` and `table` (what people see), `logs`,
 //! `checkpoints`, `status`.
 
 mod agent;
@@ -11,6 +11,7 @@ mod checkpoints;
 mod container;
 mod devices;
 mod display;
+mod doctor;
 mod logs;
 mod node;
 mod page;
@@ -42,6 +43,7 @@ use zipper_cli::{ExitStatus, finish, init_tracing_as};
 ///   zipper-launch plan --nodes 4 --config run.yaml
 ///   zipper-launch checkpoints --run file:///data/runs/a --verify
 ///   zipper-launch submit --nodes 4 --gpus-per-node 8 --time 4h --config run.yaml --run s3://bucket/runs/a
+///   zipper-launch doctor --config run.yaml --nodes 4 --run s3://bucket/runs/a
 ///   zipper-launch logs --run s3://bucket/runs/a --follow
 ///   zipper-launch status --run s3://bucket/runs/a
 ///
@@ -105,6 +107,16 @@ enum Command {
     ///   zipper-launch submit --nodes 2:4 --spares 8 --config run.yaml --run s3://bucket/runs/a --print
     #[command(verbatim_doc_comment)]
     Submit(Box<slurm::submit::Arguments>),
+    /// Find what is wrong with this machine, and with the store, before a run does; start nothing.
+    ///
+    /// Looks at the programs, libtorch, GPUs, Slurm, limits, memory, disk, and with `--run` at the store: an object is written, read
+    /// and deleted there. With `--config` it says what the run takes of them. Exit code 1 if a run would fail.
+    ///
+    /// Examples:
+    ///   zipper-launch doctor
+    ///   zipper-launch doctor --config run.yaml --nodes 4 --run s3://bucket/runs/a
+    #[command(verbatim_doc_comment)]
+    Doctor(doctor::Arguments),
     /// Show the logs of all processes of a run as one, each line with the process that wrote it.
     ///
     /// Logs are files in the folder that zipper-launch used: `<run>/logs` where the run is a folder, else `runs/<name>/logs` below
@@ -146,6 +158,7 @@ fn main() -> ExitStatus {
             Some(Command::Plan(arguments)) => plan::run(&arguments).await,
             Some(Command::Checkpoints(arguments)) => checkpoints::run(&arguments).await,
             Some(Command::Submit(arguments)) => slurm::submit::run(&arguments).await,
+            Some(Command::Doctor(arguments)) => doctor::run(&arguments).await,
             Some(Command::Logs(arguments)) => logs::run(&arguments).await,
             Some(Command::Status(arguments)) => status::run(&arguments).await,
             Some(Command::Agent(arguments)) => agent::run(&arguments).await,

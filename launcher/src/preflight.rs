@@ -15,6 +15,7 @@ use zipper_types::{Stage, Variant, WorldSize};
 
 use crate::container;
 use crate::devices::{self, Crew, Devices, Machines, NodeRange, Wishes};
+use crate::doctor;
 use crate::plan;
 use crate::processes;
 use crate::resume::{self, Begun, Difference};
@@ -88,6 +89,9 @@ pub(crate) async fn prepare(
     let bank_memory = bank_memory(&config, WorldSize(crew.min_workers()))?;
     if let Some(warning) = crew.warning() {
         eprintln!("warning: {warning}");
+    }
+    if !arguments.no_preflight {
+        doctor::preflight(&config, &crew, &store, allocation.is_none()).await?;
     }
 
     if !store.exists(layout::RUN_CONFIG).await? {
@@ -326,15 +330,19 @@ pub(crate) fn sampler_problem(config: &RunConfig, utterances: &[Utterance]) -> S
     }
 }
 
-/// Where logs are: inside the run if it is a folder, else below where zipper-launch was called. Never in an object store, which
-/// cannot append.
-pub(crate) fn log_folder(store: &RunStore, config: &RunConfig) -> anyhow::Result<PathBuf> {
-    let local = url::Url::parse(store.url())
+/// The run's folder, if it is in one.
+pub(crate) fn local_folder(store: &RunStore) -> Option<PathBuf> {
+    url::Url::parse(store.url())
         .ok()
         .filter(|url| url.scheme() == "file")
         .and_then(|url| url.to_file_path().ok())
-        .or_else(|| (!store.url().contains("://")).then(|| PathBuf::from(store.url())));
-    let folder = local
+        .or_else(|| (!store.url().contains("://")).then(|| PathBuf::from(store.url())))
+}
+
+/// Where logs are: inside the run if it is a folder, else below where zipper-launch was called. Never in an object store, which
+/// cannot append.
+pub(crate) fn log_folder(store: &RunStore, config: &RunConfig) -> anyhow::Result<PathBuf> {
+    let folder = local_folder(store)
         .unwrap_or_else(|| Path::new("runs").join(&config.name))
         .join("logs");
     std::path::absolute(&folder).with_context(|| format!("`{}`", folder.display()))

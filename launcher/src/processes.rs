@@ -167,6 +167,11 @@ impl Processes {
         &self.starter.page
     }
 
+    /// The coordinator's claim on the run.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
     /// A connection to the coordinator.
     pub(crate) fn channel(&self) -> anyhow::Result<Channel> {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.address));

@@ -64,6 +64,9 @@ pub(crate) struct Arguments {
     /// Change a key of the file: `training.align.lr=1e-3`. Can be given several times.
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
     pub(crate) overrides: Vec<String>,
+    /// Do not look whether store, disk, memory and limits will do before anything is started.
+    #[arg(long)]
+    pub(crate) no_preflight: bool,
     /// Print the result as one JSON document on stdout.
     #[arg(long)]
     pub(crate) json: bool,
@@ -116,6 +119,7 @@ impl Arguments {
         if let Some(listen) = self.listen {
             add("--listen", listen.to_string());
         }
+        command.extend(self.no_preflight.then(|| "--no-preflight".to_owned()));
         command.extend(self.json.then(|| "--json".to_owned()));
         Ok(command)
     }
@@ -247,8 +251,15 @@ async fn follow(
     mut lines: mpsc::UnboundedReceiver<String>,
 ) -> anyhow::Result<Ended> {
     let mut summary = None;
+    let mut seen = v1::WatchRequest::default();
     loop {
-        let mut events = match client.watch(v1::WatchRequest {}).await {
+        if seen.epoch != processes.epoch() {
+            seen = v1::WatchRequest {
+                epoch: processes.epoch(),
+                seen: 0,
+            };
+        }
+        let mut events = match client.watch(seen).await {
             Ok(events) => events.into_inner(),
             Err(status) => {
                 tracing::debug!("the run cannot be watched: {status}");
@@ -268,6 +279,7 @@ async fn follow(
                     continue;
                 }
             };
+            seen.seen += u64::from(matches!(event, Ok(Some(_))));
             match event.ok().flatten().and_then(|response| response.event) {
                 Some(Event::Verdict(verdict)) => {
                     display.finish();

@@ -9,6 +9,7 @@
 //! eval/<name>.json                results of evaluations
 //! data/skipped.json               utterances that were left out
 //! lease/000000000001/claim.json   which coordinator has the run; the newest claim counts
+//! probes/<name>.json               written and deleted to see whether the store can be used
 //! uploads/<name>.json              an upload in pieces that is under way, or was interrupted
 //! flight/generation-3/rank-1.json the last collective operations of a rank on which one failed
 //! checkpoints/step-00000500/      the state after 500 steps
@@ -56,6 +57,9 @@ pub const LEASE: &str = "lease";
 
 /// Written when a run is claimed, to see whether the store refuses to write it twice.
 pub const LEASE_PROBE: &str = "lease/probe.json";
+
+/// Directory of the objects that show whether the store can be used.
+pub const PROBES: &str = "probes";
 
 /// Directory of the notes on uploads in pieces.
 pub const UPLOADS: &str = "uploads";

@@ -25,6 +25,7 @@ pub mod lease;
 mod location;
 pub mod manifest;
 pub mod options;
+mod probe;
 pub mod retention;
 pub mod store;
 mod upload;
@@ -36,6 +37,7 @@ pub use error::{CheckpointError, ErrorKind};
 pub use journal::Journal;
 pub use manifest::{FORMAT_VERSION, Manifest, PartRecord};
 pub use options::{Environment, StoreOptions};
+pub use probe::Probed;
 pub use store::RunStore;
 pub use usage::StoreUsage;
 

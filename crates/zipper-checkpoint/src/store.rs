@@ -321,7 +321,7 @@ impl RunStore {
             .await
     }
 
-    fn store(&self) -> &dyn ObjectStore {
+    pub(crate) fn store(&self) -> &dyn ObjectStore {
         self.place.location.store.as_ref()
     }
 

@@ -41,11 +41,12 @@ impl Termination for ExitStatus {
     }
 }
 
-/// An error that its user can mend: exit code 2, with advice.
+/// An error that its user can mend: exit code 2, or 1 if it may also pass by itself; with advice.
 #[derive(Debug)]
 pub struct UserError {
     message: String,
     hints: Vec<String>,
+    may_pass: bool,
 }
 
 impl UserError {
@@ -54,6 +55,7 @@ impl UserError {
         Self {
             message: message.into(),
             hints: Vec::new(),
+            may_pass: false,
         }
     }
 
@@ -62,6 +64,19 @@ impl UserError {
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hints.push(hint.into());
         self
+    }
+
+    /// Trying again may help, too.
+    #[must_use]
+    pub fn may_pass(mut self) -> Self {
+        self.may_pass = true;
+        self
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub fn hints(&self) -> &[String] {
+        &self.hints
     }
 }
 
@@ -90,10 +105,9 @@ pub fn report(error: &anyhow::Error, to: &mut impl Write) -> ExitStatus {
         }
         let _ = writeln!(to, "hint: {hint}");
     }
-    if user.is_some() {
-        ExitStatus::Usage
-    } else {
-        ExitStatus::Failed
+    match user {
+        Some(user) if !user.may_pass => ExitStatus::Usage,
+        _ => ExitStatus::Failed,
     }
 }
 
@@ -139,6 +153,15 @@ mod tests {
             printed,
             "error: cannot read `run.yaml`: no such key\n\nhint: did you mean `lr`?\n"
         );
+    }
+
+    #[test]
+    fn what_may_pass_is_a_failure_with_hints() {
+        let error = UserError::new("the store is away").hint("start it").may_pass();
+        let mut printed = Vec::new();
+        assert_eq!(report(&error.into(), &mut printed), ExitStatus::Failed);
+        let printed = String::from_utf8(printed).unwrap();
+        assert_eq!(printed, "error: the store is away\n\nhint: start it\n");
     }
 
     #[test]

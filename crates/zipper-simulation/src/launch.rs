@@ -249,7 +249,7 @@ impl Launch {
     }
     /// Hears of the end, as zipper-launch does.
     async fn watch(self: Rc<Self>, services: Services) {
-        let Ok(events) = services.watch(Request::new(v1::WatchRequest {})).await else {
+        let Ok(events) = services.watch(Request::new(v1::WatchRequest::default())).await else {
             return;
         };
         let mut events = events.into_inner();

@@ -21,7 +21,7 @@ use crate::devices::{self, Crew, Machines, NodeRange, Wishes};
 use crate::preflight;
 use crate::run::print;
 use estimate::Estimate;
-use shapes::ModelShapes;
+use shapes::{ModelShapes, Shapes};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -122,6 +122,24 @@ pub(crate) fn inventory(config: &RunConfig, stage: Stage) -> anyhow::Result<Inve
         &shapes.sites,
         element_bytes,
     ))
+}
+
+/// Bytes that both frozen models take on a worker, at the least.
+///
+/// # Errors
+/// If a model directory is not one.
+pub(crate) fn frozen_bytes(config: &RunConfig) -> anyhow::Result<u64> {
+    let model = &config.model;
+    // Whisper's decoder is not loaded; a head of the LLM may be its embeddings.
+    let encoder = Shapes::read(&model.encoder.path)?
+        .parameters(|name| name.contains("encoder.") && !name.contains("decoder."));
+    let llm = Shapes::read(&model.llm.path)?.parameters(|name| name.starts_with("model."));
+    let element_bytes = match model.dtype {
+        Dtype::Bf16 => 2,
+        Dtype::F32 => 4,
+        Dtype::F64 => 8,
+    };
+    Ok((encoder + llm) * element_bytes)
 }
 
 /// The steps that a run has measured.

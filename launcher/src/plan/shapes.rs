@@ -44,6 +44,14 @@ impl Shapes {
         })
     }
 
+    /// How many numbers the tensors have whose names `counts`.
+    pub(crate) fn parameters(&self, counts: impl Fn(&str) -> bool) -> u64 {
+        let counted = self.tensors.iter().filter(|(name, _)| counts(name));
+        counted
+            .map(|(_, shape)| shape.iter().map(|&size| size as u64).product::<u64>())
+            .sum()
+    }
+
     /// The linear layers inside `layers` (`model.layers.`) whose last name is one of `targets`.
     fn sites(&self, layers: &str, targets: &[String]) -> Vec<SiteShape> {
         let site = |(name, shape): (&String, &Vec<usize>)| {

@@ -228,7 +228,7 @@ async fn watch(url: String, events: Arc<Mutex<Vec<(Instant, Event)>>>) {
     loop {
         if let Some(address) = coordinator_address(&url)
             && let Ok(mut client) = RunServiceClient::connect(address).await
-            && let Ok(response) = client.watch(v1::WatchRequest {}).await
+            && let Ok(response) = client.watch(v1::WatchRequest::default()).await
         {
             let mut stream = response.into_inner();
             while let Ok(Some(response)) = stream.message().await {

@@ -560,7 +560,13 @@ impl RunService for Services {
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::WatchResponse, Status>> + Send>>;
 
-    async fn watch(&self, _: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+    async fn watch(&self, request: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let v1::WatchRequest { epoch, seen } = request.into_inner();
+        let seen = if epoch == self.lease.epoch() {
+            seen as usize
+        } else {
+            0
+        };
         // Of all that was told until now, the first `told` events have been sent; the verdict is the last one.
         let more = |(mut history, told, ended): (watch::Receiver<Vec<Watched>>, usize, bool)| async move {
             if ended {
@@ -574,7 +580,7 @@ impl RunService for Services {
                 .map(|event| Ok(v1::WatchResponse { event: Some(event) }));
             Some((stream::iter(responses), (history, told, ended)))
         };
-        let responses = stream::unfold((self.history.subscribe(), 0, false), more).flatten();
+        let responses = stream::unfold((self.history.subscribe(), seen, false), more).flatten();
         Ok(Response::new(Box::pin(responses)))
     }
 }

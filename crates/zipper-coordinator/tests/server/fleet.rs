@@ -368,7 +368,12 @@ pub(crate) fn word(event: &Event) -> String {
 
 /// Everything a watcher is told, to the end of its stream.
 pub(crate) async fn watch(coordinator: &Coordinator) -> JoinHandle<Vec<String>> {
-    let response = coordinator.run().watch(v1::WatchRequest {}).await;
+    watch_from(coordinator, v1::WatchRequest::default()).await
+}
+
+/// The same from where a watcher was cut off.
+pub(crate) async fn watch_from(coordinator: &Coordinator, from: v1::WatchRequest) -> JoinHandle<Vec<String>> {
+    let response = coordinator.run().watch(from).await;
     let mut events = response.expect("anybody may watch").into_inner();
     tokio::spawn(async move {
         let mut words = Vec::new();

@@ -18,7 +18,7 @@ use zipper_proto::v1::task::Kind;
 use zipper_proto::v1::{self, verdict};
 use zipper_types::{Generation, Step};
 
-use fleet::{Coordinator, Fleet, config, join_request, member, metric_lines, run_in, watch};
+use fleet::{Coordinator, Fleet, config, join_request, member, metric_lines, run_in, watch, watch_from};
 
 #[tokio::test]
 async fn a_whole_run_leaves_everything_and_tells_everybody() {
@@ -125,6 +125,28 @@ async fn a_whole_run_leaves_everything_and_tells_everybody() {
             "end Done"
         ]
     );
+}
+
+/// Goal: who was cut off is told the rest by this coordinator, and everything by another one.
+#[tokio::test]
+async fn nobody_is_told_twice() {
+    let directory = TempDir::new().expect("a folder");
+    let store = run_in(&directory);
+    let coordinator = Coordinator::start(&store, config()).await;
+    let mut fleet = Fleet::join(&coordinator, &store).await;
+    fleet
+        .work_until(|kind| matches!(kind, Kind::Train(task) if task.from_step == 3))
+        .await;
+    let whole = watch(&coordinator).await;
+    // The run's first coordinator has claim 1 on it.
+    let cut_off = |epoch| watch_from(&coordinator, v1::WatchRequest { epoch, seen: 5 });
+    let (rest, of_another) = (cut_off(1).await, cut_off(7).await);
+    assert_eq!(fleet.verdict().await.outcome(), verdict::Outcome::Done);
+
+    let told = whole.await.expect("the watcher does not panic");
+    assert_eq!(rest.await.expect("the watcher does not panic"), told[5..]);
+    assert_eq!(of_another.await.expect("the watcher does not panic"), told);
+    assert_eq!(coordinator.ended().await, ExitStatus::Done);
 }
 
 #[tokio::test]
