@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
-use zipper_tests::faults::{Kind, Plan, Report, Round, Site, Size, Soak};
+use zipper_tests::faults::{Kind, Plan, Report, Round, Site, Size, Soak, SoakPlan};
 
 #[derive(Debug, Parser)]
 struct Arguments {
@@ -32,6 +32,9 @@ struct Arguments {
     /// every so many.
     #[arg(long, default_value_t = 6)]
     every_minutes: u64,
+    /// Let nothing happen to node 0, so that growth of its processes can be seen.
+    #[arg(long)]
+    leave_first_node: bool,
     /// Where the report goes, and what runs leave.
     #[arg(long, default_value = "target/faults")]
     output: PathBuf,
@@ -157,20 +160,32 @@ async fn soak(arguments: &Arguments, minutes: u64, output: PathBuf) -> Result<()
         // More than there is time for.
         steps_of_a_stage: 10_000_000,
         checkpoint_every: 500,
+        // However many it takes.
+        restarts_of_a_node: 1000,
         ..Size::default()
     };
     let site = Site::open(&output, job);
-    let (lasts, every) = (
-        Duration::from_mins(minutes),
-        Duration::from_mins(arguments.every_minutes),
-    );
-    let (kinds, _) = kinds(&site, arguments)?;
-    let soak = Soak::run(&site, &kinds, lasts, every, arguments.seed).await?;
+    let plan = SoakPlan {
+        kinds: kinds(&site, arguments)?.0,
+        lasts: Duration::from_mins(minutes),
+        every: Duration::from_mins(arguments.every_minutes),
+        seed: arguments.seed,
+        leave_first_node: arguments.leave_first_node,
+    };
+    let soak = Soak::run(&site, &plan).await?;
     let json = serde_json::to_string_pretty(&soak).map_err(|error| error.to_string())?;
     println!(
-        "{json}\neffective training time: {:.2} %",
+        "{}\n{:.0} s of training in {:.0} s and {} steps; seen from outside {:.0} s; effective training time: {:.2} %",
+        soak.holdings(),
+        soak.productive,
+        soak.total,
+        soak.steps,
+        soak.useful,
         100.0 * soak.effective()
     );
+    for problem in &soak.problems {
+        println!("{problem}");
+    }
     std::fs::write(output.join("soak.json"), json).map_err(|error| error.to_string())?;
     match soak.problems.len() {
         0 => Ok(()),

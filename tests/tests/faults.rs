@@ -21,6 +21,7 @@ const SIZE: Size = Size {
     steps_of_a_stage: 100,
     checkpoint_every: 20,
     snapshot_every: 5,
+    restarts_of_a_node: 10,
 };
 
 /// A fault of node 1, or of what all nodes share.
@@ -122,7 +123,10 @@ async fn a_spare_takes_the_place_of_a_killed_worker() {
     };
     let site = Site::open(folder.path(), job);
     let (folder, (url, store)) = (site.folder("run"), site.run_in_store("run"));
-    let mut run = LiveRun::start(&mut site.launch(&url, &folder), &url, &folder).unwrap();
+    let mut launch = site.launch(&url, &folder);
+    // Else the lost one may be back before the survivor has joined, and take its own place.
+    launch.args(["--set", "elastic.restart_backoff=1m"]);
+    let mut run = LiveRun::start(&mut launch, &url, &folder).unwrap();
     run.wait_for_step(job.steps_of_a_stage + 40).await.unwrap();
     // Whichever of the three came last is the spare.
     let before = generations(&store).await.remove(0);

@@ -21,7 +21,7 @@ use zipper_proto::v1::watch_response::Event;
 use zipper_types::Generation;
 
 use crate::store::Pause;
-use crate::world::World;
+use crate::world::{World, after};
 
 /// How long zipper-launch takes to start another coordinator.
 const RESTART: Duration = Duration::from_millis(300);
@@ -98,10 +98,7 @@ impl Launch {
         if let Some(process) = self.process() {
             self.world.truth.suspended(process.number);
             process.pause.set(true);
-            spawn_local(async move {
-                sleep(lasting).await;
-                process.pause.set(false);
-            });
+            after(lasting, move || process.pause.set(false));
         }
     }
 
@@ -109,10 +106,7 @@ impl Launch {
     pub(crate) fn cut(&self, lasting: Duration) {
         if let Some(process) = self.process() {
             process.cut.store(true, Ordering::Relaxed);
-            spawn_local(async move {
-                sleep(lasting).await;
-                process.cut.store(false, Ordering::Relaxed);
-            });
+            after(lasting, move || process.cut.store(false, Ordering::Relaxed));
         }
     }
 
@@ -247,6 +241,7 @@ impl Launch {
         }
         ended
     }
+
     /// Hears of the end, as zipper-launch does.
     async fn watch(self: Rc<Self>, services: Services) {
         let Ok(events) = services.watch(Request::new(v1::WatchRequest::default())).await else {

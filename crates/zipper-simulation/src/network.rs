@@ -62,7 +62,7 @@ struct Inner {
 }
 
 /// How a request is put to a coordinator.
-type Ask<Q, F> = fn(Services, Request<Q>) -> F;
+pub(crate) type Ask<Q, F> = fn(Services, Request<Q>) -> F;
 
 impl Link {
     pub(crate) fn new(listening: Listening, store: RunStore, pause: Pause, seed: u64, loss: f64) -> Self {

@@ -1,20 +1,22 @@
 //! A node: its agent, which does as the coordinator says, and its worker.
 
 use std::cell::{Cell, RefCell};
+use std::future::Future;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::sleep;
+use tonic::{Response, Status};
 use zipper_proto::v1;
 use zipper_proto::v1::advice::What;
 use zipper_proto::v1::agent_service_server::AgentService;
 use zipper_types::WorkerId;
 
-use crate::network::Link;
+use crate::network::{Ask, Link};
 use crate::worker::{Ended, Process};
-use crate::world::World;
+use crate::world::{World, after};
 
 const REQUEST: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_millis(500);
@@ -79,10 +81,7 @@ impl Node {
         if let Some(worker) = &*self.worker.borrow() {
             let pause = worker.ways.pause.clone();
             pause.set(true);
-            spawn_local(async move {
-                sleep(lasting).await;
-                pause.set(false);
-            });
+            after(lasting, move || pause.set(false));
         }
     }
 
@@ -91,10 +90,7 @@ impl Node {
         if let Some(worker) = &*self.worker.borrow() {
             let link = worker.ways.link.clone();
             link.cut(out, back);
-            spawn_local(async move {
-                sleep(lasting).await;
-                link.cut(false, false);
-            });
+            after(lasting, move || link.cut(false, false));
         }
     }
 
@@ -103,10 +99,7 @@ impl Node {
         if let Some(worker) = &*self.worker.borrow() {
             let cut = worker.ways.cut.clone();
             cut.store(true, Ordering::Relaxed);
-            spawn_local(async move {
-                sleep(lasting).await;
-                cut.store(false, Ordering::Relaxed);
-            });
+            after(lasting, move || cut.store(false, Ordering::Relaxed));
         }
     }
 }
@@ -193,18 +186,10 @@ impl Agent {
             hostname: format!("host{}", self.number),
             workers: 1,
         };
-        for _ in 0..ATTEMPTS {
-            let answer = self
-                .link
-                .call(REQUEST, request.clone(), |services, request| async move {
-                    services.register_node(request).await
-                });
-            if let Ok(response) = answer.await {
-                return response.advice.and_then(|advice| advice.what);
-            }
-            sleep(Duration::from_secs(1)).await;
-        }
-        None
+        let answer = self.insist(request, |services, request| async move {
+            services.register_node(request).await
+        });
+        answer.await?.advice?.what
     }
 
     async fn report(&self, incarnation: u64) -> Option<What> {
@@ -217,14 +202,22 @@ impl Agent {
             signal: Some(9),
             ..v1::ReportWorkerExitRequest::default()
         };
+        let answer = self.insist(request, |services, request| async move {
+            services.report_worker_exit(request).await
+        });
+        answer.await?.advice?.what
+    }
+
+    /// Repeats a question until it is answered; nothing if no coordinator ever does.
+    async fn insist<Q, T, F>(&self, request: Q, ask: Ask<Q, F>) -> Option<T>
+    where
+        Q: Clone + 'static,
+        T: 'static,
+        F: Future<Output = Result<Response<T>, Status>> + 'static,
+    {
         for _ in 0..ATTEMPTS {
-            let answer = self
-                .link
-                .call(REQUEST, request.clone(), |services, request| async move {
-                    services.report_worker_exit(request).await
-                });
-            if let Ok(response) = answer.await {
-                return response.advice.and_then(|advice| advice.what);
+            if let Ok(answer) = self.link.call(REQUEST, request.clone(), ask).await {
+                return Some(answer);
             }
             sleep(Duration::from_secs(1)).await;
         }

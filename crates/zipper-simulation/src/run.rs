@@ -19,7 +19,7 @@ use crate::invariants::ENDS;
 use crate::launch::{Launch, Verdict};
 use crate::node::Node;
 use crate::truth::Violation;
-use crate::world::{World, nodes};
+use crate::world::{World, after, nodes};
 
 /// Longest that a run may take, by the virtual clock.
 const LIMIT: Duration = Duration::from_mins(30);
@@ -233,10 +233,7 @@ impl Cast {
             Fault::KillAgent { node } => {
                 self.nodes[node as usize].kill();
                 let cast = Rc::clone(self);
-                spawn_local(async move {
-                    sleep(RESTART).await;
-                    cast.nodes[node as usize].start();
-                });
+                after(RESTART, move || cast.nodes[node as usize].start());
             }
             Fault::SuspendWorker { node, lasting } => self.nodes[node as usize].suspend_worker(lasting),
             Fault::CutWorker {
@@ -249,10 +246,7 @@ impl Cast {
             Fault::StoreAway { lasting } => {
                 self.world.store_away.store(true, Ordering::Relaxed);
                 let away = Arc::clone(&self.world.store_away);
-                spawn_local(async move {
-                    sleep(lasting).await;
-                    away.store(false, Ordering::Relaxed);
-                });
+                after(lasting, move || away.store(false, Ordering::Relaxed));
             }
             Fault::ClockStep { seconds } => {
                 self.world.clock_step.fetch_add(seconds, Ordering::Relaxed);

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use tokio::time::Instant;
+use tokio::task::spawn_local;
+use tokio::time::{Instant, sleep};
 use zipper_checkpoint::RunStore;
 use zipper_config::RunConfig;
 use zipper_coordinator::clock::Clock;
@@ -154,6 +155,14 @@ pub(crate) fn stage_of(step: Step) -> Stage {
     } else {
         Stage::Zipper
     }
+}
+
+/// Does something later: the end of a fault.
+pub(crate) fn after(delay: Duration, then: impl FnOnce() + 'static) {
+    spawn_local(async move {
+        sleep(delay).await;
+        then();
+    });
 }
 
 fn config() -> RunConfig {

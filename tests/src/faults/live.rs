@@ -120,7 +120,12 @@ impl LiveRun {
 
     /// Sends a signal to zipper-launch.
     pub fn signal(&self, signal: Signal) {
-        send(self.child.id() as i32, signal);
+        send(self.launcher(), signal);
+    }
+
+    /// The process of zipper-launch.
+    pub fn launcher(&self) -> i32 {
+        self.child.id() as i32
     }
 
     /// The process of the worker of `node`.

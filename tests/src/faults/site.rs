@@ -27,6 +27,8 @@ pub struct Size {
     pub checkpoint_every: u64,
     /// Steps between copies of banks to the memory of a peer.
     pub snapshot_every: u64,
+    /// How often the worker of a node may be started again.
+    pub restarts_of_a_node: u32,
 }
 
 impl Default for Size {
@@ -38,6 +40,7 @@ impl Default for Size {
             steps_of_a_stage: 150,
             checkpoint_every: 20,
             snapshot_every: 5,
+            restarts_of_a_node: 10,
         }
     }
 }
@@ -183,6 +186,8 @@ fn configure(text: &str, size: Size) -> String {
         steps_of_a_stage,
         checkpoint_every,
         snapshot_every,
+        restarts_of_a_node,
+        nodes,
         ..
     } = size;
     let text = text
@@ -201,7 +206,8 @@ fn configure(text: &str, size: Size) -> String {
         "join_wait: 20s",
         "regroup_timeout: 15s",
         &format!("snapshot_every: {snapshot_every}"),
-        "restarts_per_node: 10",
+        &format!("restarts_per_node: {restarts_of_a_node}"),
+        &format!("restarts_per_run: {}", nodes * restarts_of_a_node),
         "restart_backoff: 200ms",
         "hang_min: 8s",
         "lease_ttl: 5s",

@@ -9,6 +9,7 @@ use zipper_proto::v1::watch_response::Event;
 
 use super::inject::{Props, inject};
 use super::live::orphans;
+use super::resources::{Course, Sample, courses, markdown};
 use super::round::recovery;
 use super::{Kind, LiveRun, Plan, Site};
 
@@ -16,6 +17,40 @@ use super::{Kind, LiveRun, Plan, Site};
 const LONG: f64 = 5.0;
 /// unless it is shorter than this (seconds): steps of milliseconds on a machine with other work are that uneven by themselves.
 const SHORT: f64 = 1.0;
+
+/// How it is to be.
+#[derive(Debug, Clone)]
+pub struct SoakPlan {
+    /// What may happen. Kinds that one launch in the store cannot have are left out.
+    pub kinds: Vec<Kind>,
+    /// How long it trains,
+    pub lasts: Duration,
+    /// and from one fault to the next.
+    pub every: Duration,
+    /// Of everything random.
+    pub seed: u64,
+    /// Nothing happens to node 0, so that growth of its processes can be seen.
+    pub leave_first_node: bool,
+}
+
+impl SoakPlan {
+    fn kinds(&self) -> Result<Vec<Kind>, String> {
+        let one_launch =
+            |kind: &Kind| !kind.ends_the_launch() && !matches!(kind, Kind::DiskFull | Kind::ClockStep);
+        let kinds: Vec<Kind> = self.kinds.iter().copied().filter(one_launch).collect();
+        if kinds.is_empty() {
+            return Err("none of these faults can happen within one launch".to_owned());
+        }
+        Ok(kinds)
+    }
+
+    fn fault(&self, kinds: &[Kind], round: u64, site: &Site) -> Plan {
+        let nodes = site.size().nodes - u32::from(self.leave_first_node);
+        let mut plan = Plan::draw(self.seed, round, kinds, nodes, site.steps());
+        plan.node += u32::from(self.leave_first_node);
+        plan
+    }
+}
 
 /// What became of it.
 #[derive(Debug, Clone, Serialize)]
@@ -34,47 +69,45 @@ pub struct Soak {
     pub useful: f64,
     /// Lost seconds by cause.
     pub lost: Vec<(String, f64)>,
+    /// What it held, before each fault.
+    pub samples: Vec<Sample>,
+    /// Whether that grew.
+    pub courses: Vec<Course>,
     /// What should not have been.
     pub problems: Vec<String>,
 }
 
 impl Soak {
-    /// Trains for `lasts`, with a random fault of these `kinds` after every `every`, then stops the run. Kinds that one launch in
-    /// the store cannot have are left out.
+    /// Trains as planned, then stops the run.
     ///
     /// # Errors
     /// If the run ends before its time, or without a summary.
-    pub async fn run(
-        site: &Site,
-        kinds: &[Kind],
-        lasts: Duration,
-        every: Duration,
-        seed: u64,
-    ) -> Result<Self, String> {
+    pub async fn run(site: &Site, soak: &SoakPlan) -> Result<Self, String> {
+        let &SoakPlan { lasts, every, .. } = soak;
         let folder = site.folder("soak");
-        let (url, _) = site.run_in_store("soak");
-        let one_launch =
-            |kind: &Kind| !kind.ends_the_launch() && !matches!(kind, Kind::DiskFull | Kind::ClockStep);
-        let kinds: Vec<Kind> = kinds.iter().copied().filter(one_launch).collect();
-        if kinds.is_empty() {
-            return Err("none of these faults can happen within one launch".to_owned());
-        }
+        let (url, store) = site.run_in_store("soak");
+        let kinds = soak.kinds()?;
         let mut run = LiveRun::start(&mut site.launch(&url, &folder), &url, &folder)?;
         run.wait_for_step(1).await?;
         let started = Instant::now();
-        let (mut struck, mut problems) = (Vec::new(), Vec::new());
+        let (mut struck, mut samples, mut problems) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0.. {
             let next = started + every * (round as u32 + 1);
             if next > started + lasts {
                 break;
             }
             tokio::time::sleep_until(next.into()).await;
-            let plan = Plan::draw(seed, round, &kinds, site.size().nodes, site.steps());
+            let plan = soak.fault(&kinds, round, site);
+            let at = started.elapsed().as_secs_f64();
+            match Sample::take(at, &run, site.size().nodes, &store).await {
+                Ok(sample) => samples.push(sample),
+                Err(problem) => problems.push(format!("at {at:.0} s: {problem}")),
+            }
             let began = inject(site, &run, &plan, &Props::default()).await;
             println!(
-                "{:>6.0} s: {} at step {}",
-                started.elapsed().as_secs_f64(),
+                "{at:>6.0} s: {} of node {} at step {}",
                 plan.kind,
+                plan.node,
                 run.step()
             );
             match began {
@@ -108,7 +141,12 @@ impl Soak {
             let time = recovery(&until.cloned().collect::<Vec<_>>(), began);
             (plan, time.map(|time| time.as_secs_f64()))
         });
+        let courses = courses(&samples);
+        let grew = courses.iter().filter(|course| course.grows);
+        problems.extend(grew.map(|course| format!("{} grew: {:?}", course.of, course.thirds)));
         Ok(Self {
+            samples,
+            courses,
             faults: faults.collect(),
             steps: steps.max().unwrap_or(0),
             total: seconds(summary.total.as_ref()),
@@ -123,6 +161,11 @@ impl Soak {
     /// Share of the time that was not lost: the lower one of what the run says of itself and what is seen from outside.
     pub fn effective(&self) -> f64 {
         self.productive.min(self.useful) / self.total
+    }
+
+    /// What it held in the three thirds of the time, as a table.
+    pub fn holdings(&self) -> String {
+        markdown(&self.courses)
     }
 }
 

@@ -11,7 +11,7 @@ use zipper_proto::v1;
 use zipper_proto::v1::worker_service_server::WorkerService;
 use zipper_types::{Generation, Step};
 
-use super::{COORDINATOR_AWAY, PAUSE, REQUEST, Shared};
+use super::{PAUSE, REQUEST, Shared};
 use crate::world::stage_of;
 
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -108,25 +108,15 @@ impl Shared {
     }
 
     async fn report_step(&self, metrics: v1::StepMetrics) {
-        let since = Instant::now();
-        loop {
-            let request = v1::ReportStepRequest {
-                member: Some(self.member(self.generation.get())),
-                metrics: Some(metrics.clone()),
-            };
-            let answer = self
-                .ways
-                .link
-                .call(REQUEST, request, |services, request| async move {
-                    services.report_step(request).await
-                });
-            match answer.await {
-                Err(status) if status.code() == Code::Unavailable && since.elapsed() < COORDINATOR_AWAY => {
-                    sleep(PAUSE).await;
-                }
-                _ => return,
-            }
-        }
+        let request = || v1::ReportStepRequest {
+            member: Some(self.member(self.generation.get())),
+            metrics: Some(metrics.clone()),
+        };
+        let told = self.insist(request, |services, request| async move {
+            services.report_step(request).await
+        });
+        // Training goes on without its metrics.
+        let _ = told.await;
     }
 
     /// Stores one checkpoint after the other.

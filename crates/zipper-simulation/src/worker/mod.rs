@@ -9,15 +9,18 @@ mod training;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle, spawn_local};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
+use tonic::{Code, Response, Status};
 use zipper_proto::v1;
 use zipper_types::{Generation, Step, WorkerId};
 
+use crate::network::Ask;
 use crate::world::{Ways, World};
 use beside::{Report, Upload};
 use training::Worker;
@@ -146,6 +149,22 @@ impl Shared {
         }
     }
 
+    /// Repeats a question, made anew each time, while the coordinator is away.
+    async fn insist<Q, T, F>(&self, request: impl Fn() -> Q, ask: Ask<Q, F>) -> Result<T, Status>
+    where
+        Q: Clone + 'static,
+        T: 'static,
+        F: Future<Output = Result<Response<T>, Status>> + 'static,
+    {
+        let since = Instant::now();
+        loop {
+            match self.ways.link.call(REQUEST, request(), ask).await {
+                Err(status) if is_away(&status, since) => sleep(PAUSE).await,
+                answer => return answer,
+            }
+        }
+    }
+
     /// Whether this process has to leave its generation.
     fn is_over(&self) -> bool {
         self.given_up.get()
@@ -166,4 +185,9 @@ impl Shared {
             self.world.fabric.leave(generation);
         }
     }
+}
+
+/// Whether an answer means that the coordinator may come back: it has not been away for long.
+fn is_away(status: &Status, since: Instant) -> bool {
+    status.code() == Code::Unavailable && since.elapsed() < COORDINATOR_AWAY
 }

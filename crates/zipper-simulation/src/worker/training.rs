@@ -19,7 +19,7 @@ use zipper_types::{Generation, Rank, Step};
 
 use super::beside::{Report, Upload};
 use super::memory::Memory;
-use super::{COORDINATOR_AWAY, Ended, PAUSE, POLL, REQUEST, Shared};
+use super::{Ended, PAUSE, POLL, Shared, is_away};
 use crate::fabric::{Meeting, Place, Votes};
 use crate::invariants::{COMPLETE, EXACT};
 use crate::model::{LANGUAGES, Partial};
@@ -46,6 +46,16 @@ enum Left {
     Finished,
     Over,
     GivenUp,
+}
+
+impl Left {
+    /// For what reason the coordinator's refusal ends it.
+    fn after(status: &Status) -> Self {
+        match status.code() {
+            Code::Aborted => Self::Over,
+            _ => Self::GivenUp,
+        }
+    }
 }
 
 /// A generation as this rank sees it.
@@ -162,9 +172,7 @@ impl Worker {
                         return Ok(Some((joined.epoch, assignment)));
                     }
                 }
-                Err(status) if status.code() == Code::Unavailable && since.elapsed() < COORDINATOR_AWAY => {
-                    sleep(PAUSE).await;
-                }
+                Err(status) if is_away(&status, since) => sleep(PAUSE).await,
                 Err(status) => return Err(status),
             }
         }
@@ -355,10 +363,8 @@ impl Worker {
                         self.complete(*id, outcome.clone()).await?;
                     }
                 }
-                Err(status) => {
-                    Self::give_up(&status, since)?;
-                    sleep(PAUSE).await;
-                }
+                Err(status) if is_away(&status, since) => sleep(PAUSE).await,
+                Err(status) => return Err(Left::after(&status)),
             }
         }
     }
@@ -370,34 +376,15 @@ impl Worker {
             let _ = sent.await;
         }
         let shared = &self.shared;
-        let since = Instant::now();
-        loop {
-            let request = v1::CompleteTaskRequest {
-                member: Some(shared.member(shared.generation.get())),
-                task_id,
-                outcome: Some(outcome.clone()),
-            };
-            let answer = shared
-                .ways
-                .link
-                .call(REQUEST, request, |services, request| async move {
-                    services.complete_task(request).await
-                });
-            match answer.await {
-                Ok(_) => return Ok(()),
-                Err(status) => Self::give_up(&status, since)?,
-            }
-            sleep(PAUSE).await;
-        }
-    }
-
-    /// Whether an answer means that there is nothing to repeat.
-    fn give_up(status: &Status, since: Instant) -> Result<(), Left> {
-        match status.code() {
-            Code::Aborted => Err(Left::Over),
-            Code::Unavailable if since.elapsed() < COORDINATOR_AWAY => Ok(()),
-            _ => Err(Left::GivenUp),
-        }
+        let request = || v1::CompleteTaskRequest {
+            member: Some(shared.member(shared.generation.get())),
+            task_id,
+            outcome: Some(outcome.clone()),
+        };
+        let told = shared.insist(request, |services, request| async move {
+            services.complete_task(request).await
+        });
+        told.await.map(drop).map_err(|status| Left::after(&status))
     }
 
     /// A peer was lost: tells the coordinator.
@@ -406,29 +393,19 @@ impl Worker {
         if shared.is_over() {
             return Left::Over;
         }
-        let request = v1::ReportFailureRequest {
-            member: Some(shared.member(shared.generation.get())),
+        let generation = shared.generation.get();
+        let request = || v1::ReportFailureRequest {
+            member: Some(shared.member(generation)),
             message: "a peer was lost".to_owned(),
             failed_collective: Some(v1::CollectiveState::default()),
             ..v1::ReportFailureRequest::default()
         };
-        let since = Instant::now();
-        loop {
-            let answer = shared
-                .ways
-                .link
-                .call(REQUEST, request.clone(), |services, request| async move {
-                    services.report_failure(request).await
-                });
-            match answer.await {
-                Ok(_) => return Left::Over,
-                Err(status) => {
-                    if let Err(left) = Self::give_up(&status, since) {
-                        return left;
-                    }
-                }
-            }
-            sleep(PAUSE).await;
+        let told = shared.insist(request, |services, request| async move {
+            services.report_failure(request).await
+        });
+        match told.await {
+            Ok(_) => Left::Over,
+            Err(status) => Left::after(&status),
         }
     }
 

@@ -120,8 +120,10 @@ async fn run(
                 }
             },
             Ok(()) = epochs.changed() => {
-                for metrics in said.iter().filter(|_| tells) {
-                    send(metrics).await;
+                if tells {
+                    for metrics in &said {
+                        send(metrics).await;
+                    }
                 }
             }
         }
