@@ -8,6 +8,7 @@ mod checkpoint;
 mod compare;
 mod corpus;
 pub mod faults;
+pub mod load;
 mod models;
 mod programs;
 mod rigs;

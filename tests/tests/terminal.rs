@@ -60,13 +60,11 @@ fn play(fixture: &Fixture, columns: u16, no_color: bool) {
     let url = fixture.run_url(&run);
     let worker = processes(&["zipper-worker", "train", &url, "--node-rank\u{0}1"]);
     kill(Pid::from_raw(worker[0]), Signal::SIGKILL).expect("the worker is running");
-    wait_until("the recovery is on the screen", || shows("recovered in "));
+    wait_until("the recovery is on the screen", || {
+        shows("recovered in ") && shows("• recovered in ")
+    });
     let lines = terminal.lines();
     let screen = lines.join("\n");
-    assert!(
-        !terminal.wraps(),
-        "a line is longer than {columns} columns:\n{screen}"
-    );
     let stage = row(&lines, "align ").expect("a line for stage 1");
     assert!(stage.contains("/5000") && stage.contains("ETA "), "{screen}");
     assert!(
@@ -89,6 +87,12 @@ fn play(fixture: &Fixture, columns: u16, no_color: bool) {
         .iter()
         .position(|line| line.starts_with("align "))
         .expect("it is there");
+    // Those below are filled up to the edge, and each begins in the row after it.
+    let wrapped = terminal.wrapped();
+    assert!(
+        wrapped.iter().all(|row| *row >= first),
+        "rows {wrapped:?} are longer than {columns} columns:\n{screen}"
+    );
     let last = lines
         .iter()
         .rposition(|line| !line.is_empty())
@@ -103,12 +107,13 @@ fn play(fixture: &Fixture, columns: u16, no_color: bool) {
     assert_eq!(terminal.has_style(), !no_color, "{screen}");
     kill(Pid::from_raw(terminal.pid() as i32), Signal::SIGINT).expect("it is running");
     wait_until("its processes are gone", || processes(&[&url]).is_empty());
+    // What it wrote last may still be on its way to the screen.
+    wait_until("its last words are on the screen", || shows("Stopped (Ctrl-C"));
     let end = terminal.lines().join("\n");
     assert!(
-        !end.contains("loss ") && !end.contains("audio-s/s"),
+        !shows("loss ") && !shows("align ") && !end.contains("audio-s/s"),
         "the lines are taken away:\n{end}"
     );
-    assert!(end.contains("Stopped (Ctrl-C"), "{end}");
     assert!(end.contains("effective training time"), "{end}");
 }
 

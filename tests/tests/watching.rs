@@ -238,10 +238,10 @@ fn prometheus_and_the_command_line_tell_the_same() {
     assert!(writes > Some(0.0), "{writes:?}");
     wait_until("steps go on", || scrape().0 > before);
 
-    wait_until("the run's store has a checkpoint in its picture", || {
-        status(&fixture)["checkpoints"]
-            .as_array()
-            .is_some_and(|list| !list.is_empty())
+    wait_until("the run's store has a checkpoint and both nodes in its picture", || {
+        let picture = status(&fixture);
+        let checkpoints = picture["checkpoints"].as_array();
+        checkpoints.is_some_and(|list| !list.is_empty()) && picture["nodes"]["healthy"] == 2
     });
     let live = status(&fixture);
     assert_eq!(
@@ -249,7 +249,6 @@ fn prometheus_and_the_command_line_tell_the_same() {
         (&true.into(), &2.into(), &1.into()),
         "{live}"
     );
-    assert_eq!(live["nodes"]["healthy"], 2, "{live}");
     assert_eq!(live["last_step"], 20030);
 
     stop(&fixture, launched);

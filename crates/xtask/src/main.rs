@@ -4,13 +4,14 @@
 //! fetches or makes goes under `.deps/` and `demo/`.
 //!
 //! Reading order: `workspace` (folders, running programs), `setup`, `demo`, `quickstart`, `checks` (`cargo xtask test`),
-//! `gpu`, `bench`, `faults`, `simulate`.
+//! `gpu`, `bench`, `faults`, `load`, `simulate`.
 
 mod bench;
 mod checks;
 mod demo;
 mod faults;
 mod gpu;
+mod load;
 mod phases;
 mod quickstart;
 mod setup;
@@ -62,6 +63,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Let a coordinator serve thousands of simulated workers, and fail if that takes too long or too much.
+    Load {
+        /// `--workers N`, `--seconds S`, `--output FILE`; `--help` tells all.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Play the coordinator on a virtual clock, with faults that seeds decide.
     Simulate {
         /// `--seeds N --first K`, `--trace`, `--bug NAME`; `--help` tells all.
@@ -90,6 +97,7 @@ fn main() -> ExitStatus {
         Command::Gpu => gpu::run(&workspace),
         Command::Bench { what } => bench::run(&workspace, what),
         Command::Faults { arguments } => faults::run(&workspace, &arguments),
+        Command::Load { arguments } => load::run(&workspace, &arguments),
         Command::Simulate { arguments } => simulate::run(&workspace, &arguments),
         Command::Corpus { corpus } => demo::corpus(&workspace, corpus),
         Command::Model { model } => demo::model(&workspace, model),

@@ -45,22 +45,25 @@ pub fn succession(old: &Placement, new: &Placement) -> Succession {
 /// dynamic programme over the two sequences finds the best.
 pub fn places(had: &[Vec<usize>], new: &Placement) -> Vec<Option<usize>> {
     let new = banks(new);
-    // kept[i][j]: banks kept by the first i of those who are there in the first j new places.
+    // Who has nothing keeps nothing wherever it goes.
+    let those: Vec<usize> = (0..had.len()).filter(|&index| !had[index].is_empty()).collect();
+    // kept[i][j]: banks kept by the first i of those in the first j new places.
     let columns = new.len() + 1;
-    let mut kept = vec![0_u32; (had.len() + 1) * columns];
-    for (i, had) in had.iter().enumerate() {
+    let mut kept = vec![0_u32; (those.len() + 1) * columns];
+    for (i, &index) in those.iter().enumerate() {
         for (j, gets) in new.iter().enumerate() {
-            let stays = kept[i * columns + j] + in_both(had, gets);
+            let stays = kept[i * columns + j] + in_both(&had[index], gets);
             let without = kept[i * columns + j + 1].max(kept[(i + 1) * columns + j]);
             kept[(i + 1) * columns + j + 1] = stays.max(without);
         }
     }
     let mut from = vec![None; new.len()];
-    let (mut i, mut j) = (had.len(), new.len());
+    let (mut i, mut j) = (those.len(), new.len());
     while i > 0 && j > 0 {
         let here = kept[i * columns + j];
-        if here == kept[(i - 1) * columns + j - 1] + in_both(&had[i - 1], &new[j - 1]) {
-            from[j - 1] = Some(i - 1);
+        let index = those[i - 1];
+        if here == kept[(i - 1) * columns + j - 1] + in_both(&had[index], &new[j - 1]) {
+            from[j - 1] = Some(index);
             (i, j) = (i - 1, j - 1);
         } else if here == kept[(i - 1) * columns + j] {
             i -= 1;

@@ -140,7 +140,12 @@ impl Picture {
         self.detail.clear();
         self.reached(metrics.step);
         self.took(metrics.seconds);
-        self.latest = Some(latest(metrics));
+        let mut latest = latest(metrics);
+        // Of a language that is not in this batch, the loss of an earlier one stays.
+        for (lang, loss) in self.latest.take().into_iter().flat_map(|before| before.by_language) {
+            latest.by_language.entry(lang).or_insert(loss);
+        }
+        self.latest = Some(latest);
     }
 
     fn evaluated(&mut self, at: &str, done: &v1::EvaluationDone) {
@@ -210,6 +215,11 @@ pub fn workers(number: u32) -> String {
         1 => "1 worker".to_owned(),
         number => format!("{number} workers"),
     }
+}
+
+/// `1 step`, `4 steps`.
+fn count(number: u64, one: &str, several: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { several })
 }
 
 /// What a logged step tells.
@@ -295,8 +305,9 @@ pub fn effective_time(times: &Times) -> String {
     let losses = match times.losses {
         0 => String::new(),
         losses => format!(
-            "; {losses} losses of workers, {} steps made again",
-            times.repeated_steps
+            "; {}, {} made again",
+            count(losses, "loss of a worker", "losses of workers"),
+            count(times.repeated_steps, "step", "steps")
         ),
     };
     format!(

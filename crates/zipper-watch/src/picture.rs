@@ -172,7 +172,7 @@ pub struct Latest {
     pub tokens_per_second: f64,
     /// Share of the step in which a rank only waited for collectives, on average.
     pub comm_share: f64,
-    /// Losses of the languages in the batch.
+    /// The newest loss of each language: of an earlier step where it is not in this one's batch.
     pub by_language: BTreeMap<String, f64>,
     /// The update was left out because a gradient was not finite.
     pub skipped: bool,

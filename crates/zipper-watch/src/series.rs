@@ -222,10 +222,13 @@ impl Series {
     pub fn latest(&self) -> Option<Latest> {
         let point = self.points.last()?;
         let seconds = point.seconds.max(1e-9);
-        let losses = self.languages.iter().zip(&point.languages);
-        let by_language = losses
-            .filter(|(_, (loss, tokens))| *tokens > 0 && loss.is_finite())
-            .map(|(lang, (loss, _))| (lang.clone(), f64::from(*loss)));
+        let newest = |language: usize| {
+            let losses = self.points.iter().rev().map(|point| point.languages[language]);
+            let loss = losses.filter(|(loss, tokens)| *tokens > 0 && loss.is_finite());
+            loss.map(|(loss, _)| f64::from(loss)).next()
+        };
+        let by_language = self.languages.iter().enumerate();
+        let by_language = by_language.filter_map(|(index, lang)| Some((lang.clone(), newest(index)?)));
         Some(Latest {
             step: point.step,
             loss: finite(point.loss),

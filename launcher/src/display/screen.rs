@@ -236,7 +236,7 @@ mod tests {
         picture.generation = 3;
         picture.world_size = 8;
         picture.published(1250, "1");
-        picture.reached(3310);
+        picture.reached(3360);
         picture.took(1.4);
         let by_language = picture.run.languages.iter().map(|lang| (lang.clone(), 1.25));
         picture.latest = Some(Latest {
@@ -282,7 +282,7 @@ mod tests {
         assert_eq!(
             wide[1].trim_end(),
             format!(
-                "zipper  {}╸{} 1310/4000  ETA 1h 2m",
+                "zipper  {}╸{} 1360/4000  ETA 1h 1m",
                 "━".repeat(13),
                 " ".repeat(26)
             )
@@ -302,7 +302,7 @@ mod tests {
         let narrow = lines(&picture(), 60);
         assert_eq!(narrow[3], "ALARM: object store  3/4 nodes healthy");
         assert!(narrow[4].ends_with("+6 more"), "{}", narrow[4]);
-        assert!(narrow[1].contains("1310/4000  ETA 1h 2m"), "{}", narrow[1]);
+        assert!(narrow[1].contains("1360/4000  ETA 1h 1m"), "{}", narrow[1]);
         for width in 1..200 {
             for line in lines(&picture(), width)
                 .iter()

@@ -68,11 +68,12 @@ impl Terminal {
             .collect()
     }
 
-    /// Whether a row of the screen goes on in the next one, which is what a line that is too long does.
-    pub fn wraps(&self) -> bool {
+    /// Rows of the screen that go on in the next one, by their number: what happens to lines that are longer than a row.
+    pub fn wrapped(&self) -> Vec<usize> {
         let screen = self.screen.lock().unwrap_or_else(PoisonError::into_inner);
         let (rows, _) = screen.screen().size();
-        (0..rows.get()).any(|row| screen.screen().row_wrapped(row))
+        let wrapped = (0..rows.get()).filter(|row| screen.screen().row_wrapped(*row));
+        wrapped.map(usize::from).collect()
     }
 
     /// Whether anything on the screen has a colour or is bold.

@@ -8,6 +8,7 @@ use zipper_checkpoint::retention::{Kept, RetentionPolicy, retire};
 use zipper_types::{Rank, Stage, Step};
 
 use super::accounts::Activity;
+use super::generations::name_some;
 use super::{Effect, Now, Outcome, Phase, State, Verdict};
 use crate::schedule;
 use crate::seeded::{self, Bug};
@@ -160,11 +161,10 @@ impl State {
         };
         let missing = self.expected.iter().map(|step| {
             let stored = self.pending.get(step).map(|pending| &pending.parts);
-            let ranks: Vec<String> = (0..together.world_size.0)
+            let ranks = (0..together.world_size.0)
                 .filter(|rank| stored.is_none_or(|stored| !stored.contains_key(&Rank(*rank))))
-                .map(|rank| self.describe(Rank(rank)))
-                .collect();
-            format!("step {step}: {}", ranks.join(", "))
+                .map(|rank| self.describe(Rank(rank)));
+            format!("step {step}: {}", name_some(ranks).join(", "))
         });
         format!(
             "waited {} for parts of checkpoints, of {}",

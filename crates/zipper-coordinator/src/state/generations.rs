@@ -13,6 +13,9 @@ use super::members::{Member, Status};
 use super::recovery::{self, HeldState, Origin};
 use super::{Effect, Now, Phase, RESERVED_AT_A_TIME, Recovery, State, Verdict};
 
+/// Workers that a message names; the others are counted.
+const NAMED: usize = 8;
+
 /// Workers come together.
 #[derive(Debug)]
 pub(super) struct Gathering {
@@ -176,6 +179,10 @@ impl State {
 
     /// Forms the next generation if everyone is there who should be.
     pub(super) fn try_form(&mut self, now: Now, effects: &mut Vec<Effect>) {
+        // This is asked at every event: whoever is together is not counted.
+        if matches!(self.phase, Phase::Together(_)) {
+            return;
+        }
         let ready = self.ready().count() as u32;
         let leaving = self
             .members
@@ -333,8 +340,6 @@ impl State {
     /// A rank has completed a step.
     pub(super) fn progressed(&mut self, now: Now, step: Step, idle: Duration, effects: &mut Vec<Effect>) {
         self.furthest = self.furthest.max(step);
-        let reads = self.members.values().filter(|member| member.rank().is_some());
-        let store_reads = reads.map(|member| member.store_reads).sum();
         let Phase::Together(together) = &mut self.phase else {
             return;
         };
@@ -353,6 +358,8 @@ impl State {
         together.progress = at;
         self.accounts.stepped(steps, time);
         if let Some((since, repeated_steps)) = together.recovering_since.take() {
+            let reads = self.members.values().filter(|member| member.rank().is_some());
+            let store_reads = reads.map(|member| member.store_reads).sum();
             effects.push(Effect::Recovered(Recovery {
                 generation: self.generation,
                 world_size: together.world_size,
@@ -378,7 +385,7 @@ impl State {
         let joined = if ready.is_empty() {
             "none".to_owned()
         } else {
-            ready.join(", ")
+            name_some(ready.iter().cloned()).join(", ")
         };
         let others = self.awaited();
         let others = if others.is_empty() {
@@ -400,13 +407,13 @@ impl State {
     /// Workers that live and are not ready, with what they do.
     fn awaited(&self) -> Vec<String> {
         let others = self.members.iter();
-        others
+        let others = others
             .filter(|(_, member)| member.status != Status::Ready)
             .map(|(worker, member)| match member.status {
                 Status::Leaving => format!("`{worker}` has not come back yet"),
                 _ => format!("`{worker}` is {}", member.doing),
-            })
-            .collect()
+            });
+        name_some(others)
     }
 
     /// Tells who is waited for, when that changes.
@@ -428,4 +435,15 @@ impl State {
             effects.push(Effect::Waiting(words));
         }
     }
+}
+
+/// The first of `all`, and how many more there are.
+pub(super) fn name_some(all: impl Iterator<Item = String>) -> Vec<String> {
+    let mut all = all.fuse();
+    let mut named: Vec<String> = all.by_ref().take(NAMED).collect();
+    let more = all.count();
+    if more > 0 {
+        named.push(format!("{more} more"));
+    }
+    named
 }

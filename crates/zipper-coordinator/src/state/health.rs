@@ -1,6 +1,6 @@
 //! Who is silent, hangs or is slow; and whether the run's store can be written.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use zipper_types::{Rank, WorkerId};
@@ -89,19 +89,23 @@ impl State {
 
     /// Ranks that are not where all others wait: in no collective, or in an earlier one of the world group.
     fn behind(&self) -> BTreeSet<Rank> {
-        let at = |rank: Rank| {
-            let (_, member) = self.member_of(rank)?;
-            let collective = member.collective.as_ref()?;
-            Some((collective.sequence, !collective.finished))
-        };
         let Phase::Together(together) = &self.phase else {
             return BTreeSet::new();
         };
-        let ranks = (0..together.world_size.0).map(Rank);
-        let Some(front) = ranks.clone().map(at).max() else {
+        let at: BTreeMap<Rank, Option<(u64, bool)>> = self
+            .members
+            .values()
+            .filter_map(|member| {
+                let collective = member.collective.as_ref();
+                let at = collective.map(|collective| (collective.sequence, !collective.finished));
+                Some((member.rank()?, at))
+            })
+            .collect();
+        let Some(front) = at.values().max() else {
             return BTreeSet::new();
         };
-        let behind: BTreeSet<Rank> = ranks.filter(|&rank| at(rank) < front).collect();
+        let behind = at.iter().filter(|(_, at)| *at < front);
+        let behind: BTreeSet<Rank> = behind.map(|(rank, _)| *rank).collect();
         // If nearly all are behind, nobody knows who is at fault.
         if behind.len() * 2 > together.world_size.0 as usize {
             return BTreeSet::new();

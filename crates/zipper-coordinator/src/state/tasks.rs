@@ -113,10 +113,9 @@ impl State {
             return;
         };
         let training = matches!(running.planned, Planned::Train { .. });
-        let agrees = running
-            .outcomes
-            .values()
-            .all(|other| other.reached() == outcome.reached());
+        // Those before agree with each other.
+        let mut before = running.outcomes.values();
+        let agrees = before.next().is_none_or(|other| other.reached() == outcome.reached());
         if !outcome.fits(&running.planned) || (training && !agrees) {
             let reason = format!(
                 "{} ended task {task} in a way that does not fit it or the other ranks: do all workers run the same \

@@ -1,7 +1,7 @@
 //! What is written for those who look later: `metrics/status.json` and TensorBoard's files. Beside the page, which a store that
 //! does not answer must not hold up.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use zipper_checkpoint::lease::Lease;
 use zipper_checkpoint::{RunStore, layout};
-use zipper_watch::now_text;
+use zipper_watch::{Picture, now_text};
 use zipper_watch::page::Shown;
 use zipper_watch::picture::Happening;
 use zipper_watch::tensorboard::TensorBoard;
@@ -18,6 +18,26 @@ use zipper_watch::tensorboard::TensorBoard;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Least time between two pictures in the store, while nothing happens but steps.
 const PICTURE_EVERY: Duration = Duration::from_secs(10);
+
+/// What makes a picture old, besides time.
+#[derive(Debug, PartialEq)]
+struct News {
+    newest: Option<Happening>,
+    workers: BTreeMap<String, u32>,
+    nodes: BTreeMap<String, u32>,
+    checkpoint: Option<u64>,
+}
+
+impl News {
+    fn of(picture: &Picture) -> Self {
+        Self {
+            newest: picture.timeline.last().cloned(),
+            workers: picture.workers.clone(),
+            nodes: picture.nodes.clone(),
+            checkpoint: picture.checkpoints.last().map(|checkpoint| checkpoint.step),
+        }
+    }
+}
 
 /// Writes into the run's store.
 pub(super) struct Recording {
@@ -28,8 +48,8 @@ pub(super) struct Recording {
     /// Evaluations that TensorBoard knows.
     evaluated: BTreeSet<(String, u64)>,
     last_picture: Option<Instant>,
-    /// The newest line of the timeline in the last picture.
-    newest: Option<Happening>,
+    /// What the last picture told that is news when it changes.
+    told: Option<News>,
     /// The last write failed: said once.
     failing: bool,
 }
@@ -43,7 +63,7 @@ impl Recording {
             tensorboard: None,
             evaluated: BTreeSet::new(),
             last_picture: None,
-            newest: None,
+            told: None,
             failing: false,
         }
     }
@@ -82,16 +102,16 @@ impl Recording {
     }
 
     async fn write_picture(&mut self, shown: &Shown, over: bool) -> anyhow::Result<()> {
-        let newest = shown.look(|picture, _| picture.timeline.last().cloned());
+        let news = shown.look(|picture, _| News::of(picture));
         let waited = self
             .last_picture
             .is_none_or(|last| last.elapsed() >= PICTURE_EVERY);
-        if !(over || waited || newest != self.newest) {
+        if !(over || waited || self.told.as_ref() != Some(&news)) {
             return Ok(());
         }
         // Not sooner again, whether it succeeds or not.
         self.last_picture = Some(Instant::now());
-        self.newest = newest;
+        self.told = Some(news);
         self.lease.check().await?;
         let picture = shown.look(|picture, _| {
             let mut picture = picture.clone();
