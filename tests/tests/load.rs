@@ -17,11 +17,16 @@ async fn hundreds_of_workers_are_together() {
         lasts: Duration::from_secs(3),
     };
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
-    let figures = load.play(folder.path()).await.unwrap_or_else(|problem| panic!("{problem}"));
+    let figures = load
+        .play(folder.path())
+        .await
+        .unwrap_or_else(|problem| panic!("{problem}"));
     // Each had time for two at least; what was under way at the ends is not counted.
     assert!(figures.heartbeats >= 256, "{figures}");
     let published = folder.path().join("checkpoints");
-    let manifests = std::fs::read_dir(published).expect("a checkpoint was written").flatten();
+    let manifests = std::fs::read_dir(published)
+        .expect("a checkpoint was written")
+        .flatten();
     let manifests = manifests.filter(|folder| folder.path().join("MANIFEST.json").exists());
     assert_eq!(manifests.count(), 1, "the last step is kept");
 }

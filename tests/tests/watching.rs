@@ -238,11 +238,14 @@ fn prometheus_and_the_command_line_tell_the_same() {
     assert!(writes > Some(0.0), "{writes:?}");
     wait_until("steps go on", || scrape().0 > before);
 
-    wait_until("the run's store has a checkpoint and both nodes in its picture", || {
-        let picture = status(&fixture);
-        let checkpoints = picture["checkpoints"].as_array();
-        checkpoints.is_some_and(|list| !list.is_empty()) && picture["nodes"]["healthy"] == 2
-    });
+    wait_until(
+        "the run's store has a checkpoint and both nodes in its picture",
+        || {
+            let picture = status(&fixture);
+            let checkpoints = picture["checkpoints"].as_array();
+            checkpoints.is_some_and(|list| !list.is_empty()) && picture["nodes"]["healthy"] == 2
+        },
+    );
     let live = status(&fixture);
     assert_eq!(
         (&live["claimed"], &live["world_size"], &live["generation"]),

@@ -10,6 +10,14 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> anyhow::Result
     let build = ["build", "--release", "--package", "zipper-coordinator"];
     workspace::run(workspace.cargo().args(build))?;
     let mut load = workspace.cargo();
-    load.args(["run", "--release", "--package", "zipper-tests", "--example", "load", "--"]);
+    load.args([
+        "run",
+        "--release",
+        "--package",
+        "zipper-tests",
+        "--example",
+        "load",
+        "--",
+    ]);
     workspace::run(load.args(arguments))
 }

@@ -142,7 +142,12 @@ impl Picture {
         self.took(metrics.seconds);
         let mut latest = latest(metrics);
         // Of a language that is not in this batch, the loss of an earlier one stays.
-        for (lang, loss) in self.latest.take().into_iter().flat_map(|before| before.by_language) {
+        for (lang, loss) in self
+            .latest
+            .take()
+            .into_iter()
+            .flat_map(|before| before.by_language)
+        {
             latest.by_language.entry(lang).or_insert(loss);
         }
         self.latest = Some(latest);

@@ -6,7 +6,7 @@
 mod screen;
 mod words;
 
-pub(crate) use words::span;
+pub(crate) use words::{span, wrap};
 
 use std::io::IsTerminal;
 
@@ -86,7 +86,11 @@ impl Display {
                     resumed.step
                 ))
             }
-            Event::Waiting(waiting) => Some(format!("waiting: {}", waiting.what)),
+            // The screen has the newest one.
+            Event::Waiting(waiting) => self
+                .screen
+                .is_none()
+                .then(|| format!("waiting: {}", waiting.what)),
             Event::GenerationBroken(broken) => Some(format!(
                 "generation {} is broken: {}",
                 broken.generation, broken.reason

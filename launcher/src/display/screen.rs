@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! align   ━━━━━━━━━━━━━━━━━━━━━━━━ 2000/2000
-//! zipper  ━━━━━━━━╸                 1310/4000  ETA 1h 3m
+//! zipper  ━━━━━━━━╸─────────────── 1310/4000  ETA 1h 3m
 //! loss 1.234  lr 2.9e-4  181 audio-s/s  940 tokens/s  comm 6 %
 //! 4/4 nodes healthy  8 ranks (generation 3)  checkpoint step 1250  effective 98.4 %
 //! en 0.91  de 1.30  vi 1.72  ...
@@ -104,7 +104,7 @@ fn strong(text: String) -> String {
     Style::new().for_stderr().bold().apply_to(text).to_string()
 }
 
-/// `zipper  ━━━━━━╸      1310/4000  ETA 1h 3m`
+/// `zipper  ━━━━━━╸───── 1310/4000  ETA 1h 3m`
 fn stage_line(picture: &Picture, stage: Stage, width: usize) -> String {
     let run = &picture.run;
     let (before, steps) = match stage {
@@ -133,9 +133,9 @@ fn bar(done: u64, steps: u64, columns: usize) -> String {
     let halves = (share * 2.0 * columns as f64) as usize;
     let full = "━".repeat(halves / 2);
     let half = if halves % 2 == 1 { "╸" } else { "" };
-    let rest = " ".repeat(columns - halves.div_ceil(2));
+    let rest = "─".repeat(columns - halves.div_ceil(2));
     let colour = Style::new().for_stderr().cyan();
-    format!("{}{rest}", colour.apply_to(format!("{full}{half}")))
+    format!("{}{}", colour.apply_to(format!("{full}{half}")), dim(&rest))
 }
 
 /// Loss, learning rate, throughput.
@@ -209,13 +209,15 @@ fn languages(picture: &Picture, width: usize) -> String {
     fit(&losses, width, Some("more"))
 }
 
-/// The newest line of the timeline.
+/// The newest line of the timeline; while a run comes back, who is waited for.
 fn last_event(picture: &Picture, width: usize) -> String {
-    let Some(newest) = picture.timeline.last() else {
+    let troubled = is_troubled(picture.phase);
+    let waiting = Some(&picture.detail).filter(|detail| troubled && !detail.is_empty());
+    let Some(newest) = waiting.or(picture.timeline.last().map(|newest| &newest.text)) else {
         return String::new();
     };
-    let mark = if is_troubled(picture.phase) { "!" } else { "•" };
-    let first = newest.text.lines().next().unwrap_or_default();
+    let mark = if troubled { "!" } else { "•" };
+    let first = newest.lines().next().unwrap_or_default();
     let line = format!("{mark} {first}");
     dim(&console::truncate_str(&line, width, "…"))
 }
@@ -284,7 +286,7 @@ mod tests {
             format!(
                 "zipper  {}╸{} 1360/4000  ETA 1h 1m",
                 "━".repeat(13),
-                " ".repeat(26)
+                "─".repeat(26)
             )
         );
         assert_eq!(
@@ -300,7 +302,11 @@ mod tests {
             "{wide:#?}"
         );
         let narrow = lines(&picture(), 60);
-        assert_eq!(narrow[3], "ALARM: object store  3/4 nodes healthy");
+        assert_eq!(
+            narrow[3],
+            "ALARM: object store  3/4 nodes healthy  checkpoint step 1250"
+        );
+        assert_eq!(lines(&picture(), 59)[3], "ALARM: object store  3/4 nodes healthy");
         assert!(narrow[4].ends_with("+6 more"), "{}", narrow[4]);
         assert!(narrow[1].contains("1360/4000  ETA 1h 1m"), "{}", narrow[1]);
         for width in 1..200 {

@@ -44,7 +44,7 @@ pub(super) fn fit(parts: &[String], width: usize, rest: Option<&str>) -> String 
 }
 
 /// `text` in lines of at most `width` columns, broken between words; a word that is longer is broken where it has to be.
-pub(super) fn wrap(text: &str, width: usize) -> String {
+pub(crate) fn wrap(text: &str, width: usize) -> String {
     let mut lines = Vec::new();
     for line in text.lines() {
         let mut rest = line.trim_end();

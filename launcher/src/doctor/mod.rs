@@ -89,7 +89,7 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     if let Some(store) = &store {
         findings.extend(store::look(store).await);
     } else {
-        findings.push(Finding::fine(
+        findings.push(Finding::skipped(
             "store",
             "not looked at: name a run with `--run URL`",
         ));
@@ -102,7 +102,14 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     print(&if arguments.json {
         serde_json::to_string(&report).context("the findings cannot be written as JSON")?
     } else {
-        let lines: Vec<String> = report.findings.iter().map(Finding::render).collect();
+        let width = columns();
+        let mut lines: Vec<String> = report
+            .findings
+            .iter()
+            .map(|finding| finding.render(width))
+            .collect();
+        lines.push(String::new());
+        lines.push(finding::conclusion(&report.findings));
         lines.join("\n")
     })?;
     Ok(if report.ok {
@@ -110,6 +117,16 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     } else {
         ExitStatus::Failed
     })
+}
+
+/// How wide stdout is; files have no end of lines.
+fn columns() -> usize {
+    let terminal = console::Term::stdout();
+    if terminal.is_term() {
+        usize::from(terminal.size().1)
+    } else {
+        usize::MAX
+    }
 }
 
 /// Limits and memory of this machine, for the workers that it would have. `here`: the run's nodes are this machine; else they may

@@ -31,10 +31,17 @@ struct Memory {
 }
 
 /// What the machine has, without knowing what for.
-pub(super) fn of_machine() -> Option<Finding> {
-    let memory = memory()?;
-    let found = format!("{} of {} are free", bytes(memory.free), bytes(memory.all));
-    Some(Finding::fine("memory", found))
+pub(super) fn of_machine() -> Vec<Finding> {
+    let memory = memory().map(|memory| {
+        let found = format!("{} of {} are free", bytes(memory.free), bytes(memory.all));
+        Finding::fine("memory", found)
+    });
+    let here = std::env::current_dir().ok().and_then(free_disk);
+    let disk = here.map(|(folder, free)| {
+        let found = format!("{} are free in `{}`", bytes(free), folder.display());
+        Finding::fine("disk", found)
+    });
+    memory.into_iter().chain(disk).collect()
 }
 
 /// Whether the run's models are there, and fit into the memory of this machine.

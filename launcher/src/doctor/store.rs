@@ -97,6 +97,23 @@ mod tests {
     use super::super::finding::Level;
     use super::*;
 
+    /// S3 servers for tests make buckets as they are needed.
+    #[test]
+    fn a_bucket_that_is_not_there_can_be_made() {
+        let finding = refused(&CheckpointError::NoBucket {
+            action: "write",
+            object: "s3://nobodys/runs/a/probes/1.json".to_owned(),
+            was_there: false,
+        });
+        assert_eq!(finding.level, Level::Failure);
+        assert!(finding.found.contains("no such bucket"), "{}", finding.found);
+        assert!(
+            finding.fixes[0].contains("make the bucket"),
+            "{:?}",
+            finding.fixes
+        );
+    }
+
     #[test]
     fn only_clocks_that_differ_much_are_worth_a_warning() {
         for (ahead, level, words) in [

@@ -41,7 +41,8 @@ impl Agent {
             workers: self.fleet.load.workers_per_node,
         };
         let registered = self.client.register_node(request).await;
-        self.fleet.note(registered.map_err(|status| refused("a node", &status)))?;
+        self.fleet
+            .note(registered.map_err(|status| refused("a node", &status)))?;
         self.fleet.is_registered();
         let mut ticks = self.fleet.heartbeats(self.node, self.fleet.load.nodes());
         loop {
@@ -50,7 +51,9 @@ impl Agent {
                 agent: Some(self.context()),
             };
             let answer = self.client.agent_heartbeat(request).await;
-            let answer = self.fleet.note(answer.map_err(|status| refused("an agent's heartbeat", &status)))?;
+            let answer = self
+                .fleet
+                .note(answer.map_err(|status| refused("an agent's heartbeat", &status)))?;
             if answer.into_inner().verdict.is_some() {
                 return Ok(());
             }
@@ -69,6 +72,8 @@ impl Agent {
             ..v1::ReportWorkerExitRequest::default()
         };
         let answer = self.client.report_worker_exit(request).await;
-        answer.map(drop).map_err(|status| refused("a worker's end", &status))
+        answer
+            .map(drop)
+            .map_err(|status| refused("a worker's end", &status))
     }
 }

@@ -17,7 +17,9 @@ use super::{Load, within};
 use crate::programs::program;
 
 /// As many as the paper has.
-const LANGUAGES: [&str; 12] = ["ar", "de", "en", "es", "fr", "it", "ja", "ko", "pt", "ru", "th", "vi"];
+const LANGUAGES: [&str; 12] = [
+    "ar", "de", "en", "es", "fr", "it", "ja", "ko", "pt", "ru", "th", "vi",
+];
 /// Lines of its log that are enough to see what happened.
 const LAST_WORDS: usize = 20;
 const EXIT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -75,7 +77,10 @@ impl Coordinator {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         let mut lines: Vec<&str> = text.lines().rev().take(LAST_WORDS).collect();
         lines.reverse();
-        format!("{problem}; the end of the coordinator's log:\n{}", lines.join("\n"))
+        format!(
+            "{problem}; the end of the coordinator's log:\n{}",
+            lines.join("\n")
+        )
     }
 
     fn process(&self) -> Result<Process, String> {
@@ -85,7 +90,9 @@ impl Coordinator {
     /// The most resident memory that it has had, in bytes.
     pub(super) fn peak_memory(&self) -> Result<u64, String> {
         let status = self.process()?.status().map_err(|error| error.to_string())?;
-        let kib = status.vmhwm.ok_or("the kernel does not tell a process's peak of memory")?;
+        let kib = status
+            .vmhwm
+            .ok_or("the kernel does not tell a process's peak of memory")?;
         Ok(kib * 1024)
     }
 
@@ -109,7 +116,9 @@ impl Coordinator {
         if status.code() == Some(code) {
             return Ok(());
         }
-        Err(self.explain(&format!("the coordinator ended with {status}, not with exit code {code}")))
+        Err(self.explain(&format!(
+            "the coordinator ended with {status}, not with exit code {code}"
+        )))
     }
 }
 

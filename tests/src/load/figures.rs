@@ -63,7 +63,9 @@ impl Figures {
     ) -> Self {
         let of_100 = |part: usize| {
             let index = (latencies.len() * part / 100).min(latencies.len().saturating_sub(1));
-            latencies.get(index).map_or(f64::NAN, |latency| 1e3 * latency.as_secs_f64())
+            latencies
+                .get(index)
+                .map_or(f64::NAN, |latency| 1e3 * latency.as_secs_f64())
         };
         Self {
             workers: load.workers,
@@ -89,19 +91,33 @@ impl Figures {
         let mut check = |what: &str, measured: f64, limit: f64, unit: &str| {
             // What was not measured is missed as well.
             if !(measured <= limit) {
-                missed.push(format!("{what}: {measured:.2} {unit} is more than {limit:.0} {unit}"));
+                missed.push(format!(
+                    "{what}: {measured:.2} {unit} is more than {limit:.0} {unit}"
+                ));
             }
         };
         check("rendezvous", self.rendezvous_seconds, limits.rendezvous, "s");
-        check("heartbeats, 99 of 100", self.heartbeat_ms_p99, limits.heartbeat_p99, "ms");
-        check("memory", self.memory_peak as f64 / 1e6, limits.memory as f64 / 1e6, "MB");
+        check(
+            "heartbeats, 99 of 100",
+            self.heartbeat_ms_p99,
+            limits.heartbeat_p99,
+            "ms",
+        );
+        check(
+            "memory",
+            self.memory_peak as f64 / 1e6,
+            limits.memory as f64 / 1e6,
+            "MB",
+        );
         missed
     }
 }
 
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let load = self.load_before.map_or_else(String::new, |load| format!(", load average before {load:.2}"));
+        let load = self
+            .load_before
+            .map_or_else(String::new, |load| format!(", load average before {load:.2}"));
         writeln!(
             f,
             "{} workers on {} nodes, {} connections; {} cores{load}",
@@ -112,9 +128,21 @@ impl fmt::Display for Figures {
         writeln!(
             f,
             "heartbeats                {:>8.2} ms (99 of 100 are faster; median {:.2}, slowest {:.2}; {} in {:.0} s)",
-            self.heartbeat_ms_p99, self.heartbeat_ms_p50, self.heartbeat_ms_max, self.heartbeats, self.seconds
+            self.heartbeat_ms_p99,
+            self.heartbeat_ms_p50,
+            self.heartbeat_ms_max,
+            self.heartbeats,
+            self.seconds
         )?;
-        writeln!(f, "memory, peak              {:>8.1} MB", self.memory_peak as f64 / 1e6)?;
-        write!(f, "processor                 {:>8.1} % of one core while heartbeats were measured", 100.0 * self.cpu_share)
+        writeln!(
+            f,
+            "memory, peak              {:>8.1} MB",
+            self.memory_peak as f64 / 1e6
+        )?;
+        write!(
+            f,
+            "processor                 {:>8.1} % of one core while heartbeats were measured",
+            100.0 * self.cpu_share
+        )
     }
 }

@@ -45,7 +45,11 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
-    pub(super) async fn connect(load: Load, coordinator: &Coordinator, folder: &Path) -> Result<Self, String> {
+    pub(super) async fn connect(
+        load: Load,
+        coordinator: &Coordinator,
+        folder: &Path,
+    ) -> Result<Self, String> {
         let store = RunStore::open(&format!("file://{}", folder.display()));
         let mut channels = Vec::new();
         for _ in 0..load.connections {
@@ -102,7 +106,11 @@ impl Fleet {
     /// Writes the one part of a checkpoint.
     pub(super) async fn write_part(&self, step: u64, prefix: &str) -> Result<v1::CheckpointPart, String> {
         let (path, bytes) = ("shared.safetensors", vec![7; 1024]);
-        let part = self.store.checkpoints().put_part(Step(step), prefix, path, bytes.into()).await;
+        let part = self
+            .store
+            .checkpoints()
+            .put_part(Step(step), prefix, path, bytes.into())
+            .await;
         let part = part.map_err(|error| error.to_string())?;
         Ok(v1::CheckpointPart {
             path: part.path,
@@ -156,7 +164,9 @@ impl Fleet {
     pub(super) async fn ranks(&self, generation: u64) -> Vec<u32> {
         let mut ranks = self.ranks.subscribe();
         let all = |ranks: &BTreeMap<u64, Vec<u32>>| {
-            ranks.get(&generation).is_some_and(|ranks| ranks.len() >= self.load.workers as usize)
+            ranks
+                .get(&generation)
+                .is_some_and(|ranks| ranks.len() >= self.load.workers as usize)
         };
         let given = ranks.wait_for(all).await.expect("its sender is here");
         given.get(&generation).cloned().unwrap_or_default()
@@ -204,7 +214,12 @@ async fn connection(coordinator: &Coordinator) -> Result<Channel, String> {
     let address = format!("http://{}", coordinator.address);
     let endpoint = Endpoint::from_shared(address).map_err(|error| error.to_string())?;
     let connected = endpoint.connect().await;
-    connected.map_err(|error| format!("the coordinator does not listen on {}: {error}", coordinator.address))
+    connected.map_err(|error| {
+        format!(
+            "the coordinator does not listen on {}: {error}",
+            coordinator.address
+        )
+    })
 }
 
 /// What was refused, and why.

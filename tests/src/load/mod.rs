@@ -87,7 +87,14 @@ impl Load {
         within("everybody heard how the run ended", stopping).await??;
         coordinator.ended_with(75).await?;
         let together = (rendezvous, rejoined);
-        Ok(Figures::new(self, load_before, together, cpu, memory, &fleet.latencies()))
+        Ok(Figures::new(
+            self,
+            load_before,
+            together,
+            cpu,
+            memory,
+            &fleet.latencies(),
+        ))
     }
 
     /// Until everybody is together for the second time: how long it took each time, and which share of a core heartbeats take.
@@ -121,7 +128,9 @@ impl Load {
         let (node, local) = self.places().last().ok_or("there are no workers")?;
         abort.pop().ok_or("there are no workers")?.abort();
         let began = Instant::now();
-        Agent::new(fleet, node).report_exit(&WorkerId::new(node, local)).await?;
+        Agent::new(fleet, node)
+            .report_exit(&WorkerId::new(node, local))
+            .await?;
         everybody.spawn(Worker::new(fleet, node, local, 2).work());
         self.together(fleet, 2).await?;
         Ok((rendezvous, began.elapsed(), cpu))
@@ -138,7 +147,11 @@ impl Load {
         if different == (0..self.workers).collect() && ranks.len() == different.len() {
             return Ok(());
         }
-        Err(format!("generation {number} has {} ranks, {} different ones", ranks.len(), different.len()))
+        Err(format!(
+            "generation {number} has {} ranks, {} different ones",
+            ranks.len(),
+            different.len()
+        ))
     }
 }
 

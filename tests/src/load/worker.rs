@@ -103,7 +103,11 @@ impl Worker {
         let mut heard = self.heard.subscribe();
         let heard = heard.wait_for(|heard| heard.generation_over || heard.stop_requested);
         let heard = heard.await.expect("its sender is here");
-        if heard.stop_requested { Left::Stopped } else { Left::Over }
+        if heard.stop_requested {
+            Left::Stopped
+        } else {
+            Left::Over
+        }
     }
 }
 
@@ -186,7 +190,9 @@ impl Sender {
                 idle: None,
             };
             let answer = self.client.join(request).await;
-            let answer = answer.map_err(|status| refused("a request to join", &status))?.into_inner();
+            let answer = answer
+                .map_err(|status| refused("a request to join", &status))?
+                .into_inner();
             if answer.verdict.is_some() {
                 return Ok(None);
             }
@@ -216,7 +222,9 @@ impl Sender {
         let request = v1::CompleteTaskRequest {
             member: Some(self.member()),
             task_id: task,
-            outcome: Some(Outcome::Stopped(v1::Stopped { reached_step: reached })),
+            outcome: Some(Outcome::Stopped(v1::Stopped {
+                reached_step: reached,
+            })),
         };
         let answer = self.client.complete_task(request).await;
         answer.map_err(|status| refused("the end of a task", &status))?;
@@ -225,7 +233,9 @@ impl Sender {
             step: reached,
         };
         let begun = self.client.begin_checkpoint(request).await;
-        let begun = begun.map_err(|status| refused("a checkpoint", &status))?.into_inner();
+        let begun = begun
+            .map_err(|status| refused("a checkpoint", &status))?
+            .into_inner();
         let mut parts = Vec::new();
         if rank == 0 {
             parts.push(self.fleet.write_part(reached, &begun.prefix).await?);
@@ -237,6 +247,8 @@ impl Sender {
             parts,
         };
         let answer = self.client.report_checkpoint_parts(request).await;
-        answer.map(drop).map_err(|status| refused("parts of a checkpoint", &status))
+        answer
+            .map(drop)
+            .map_err(|status| refused("parts of a checkpoint", &status))
     }
 }

@@ -44,8 +44,8 @@ impl SmallDisk {
     /// If a byte can be written afterwards.
     pub fn fill(&self) {
         // The write ends with what fits, and an error that there is no more.
-        let everything = vec![0; self.mebibytes as usize * (1 << 20)];
-        let written = fs::write(self.path().join(BALLAST), everything);
+        let too_much = vec![0; (self.mebibytes as usize + 1) * (1 << 20)];
+        let written = fs::write(self.path().join(BALLAST), too_much);
         assert!(written.is_err(), "the disk took more than its size");
     }
 

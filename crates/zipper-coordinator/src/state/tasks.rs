@@ -115,7 +115,9 @@ impl State {
         let training = matches!(running.planned, Planned::Train { .. });
         // Those before agree with each other.
         let mut before = running.outcomes.values();
-        let agrees = before.next().is_none_or(|other| other.reached() == outcome.reached());
+        let agrees = before
+            .next()
+            .is_none_or(|other| other.reached() == outcome.reached());
         if !outcome.fits(&running.planned) || (training && !agrees) {
             let reason = format!(
                 "{} ended task {task} in a way that does not fit it or the other ranks: do all workers run the same \

@@ -10,10 +10,10 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use zipper_checkpoint::lease::Lease;
 use zipper_checkpoint::{RunStore, layout};
-use zipper_watch::{Picture, now_text};
 use zipper_watch::page::Shown;
 use zipper_watch::picture::Happening;
 use zipper_watch::tensorboard::TensorBoard;
+use zipper_watch::{Picture, now_text};
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Least time between two pictures in the store, while nothing happens but steps.

@@ -366,23 +366,25 @@ pub(crate) fn word(event: &Event) -> String {
     }
 }
 
-/// Everything a watcher is told, to the end of its stream.
+/// Everything a watcher is told, to the end of its stream, but how many nodes and workers there are: that is looked at from time to
+/// time, so when it is told is not certain.
 pub(crate) async fn watch(coordinator: &Coordinator) -> JoinHandle<Vec<String>> {
-    watch_from(coordinator, v1::WatchRequest::default()).await
+    let told = watch_from(coordinator, v1::WatchRequest::default()).await;
+    tokio::spawn(async move {
+        let mut words = told.await.expect("the watcher does not panic");
+        words.retain(|word| !word.starts_with("Membership"));
+        words
+    })
 }
 
-/// The same from where a watcher was cut off.
+/// Everything, from where a watcher was cut off.
 pub(crate) async fn watch_from(coordinator: &Coordinator, from: v1::WatchRequest) -> JoinHandle<Vec<String>> {
     let response = coordinator.run().watch(from).await;
     let mut events = response.expect("anybody may watch").into_inner();
     tokio::spawn(async move {
         let mut words = Vec::new();
         while let Some(told) = events.message().await.expect("the stream is not cut") {
-            let event = told.event.expect("of a known kind");
-            // How many there are is looked at from time to time, so when it is told is not said here.
-            if !matches!(event, Event::Membership(_)) {
-                words.push(word(&event));
-            }
+            words.push(word(&told.event.expect("of a known kind")));
         }
         words
     })

@@ -137,7 +137,7 @@ async fn nobody_is_told_twice() {
     fleet
         .work_until(|kind| matches!(kind, Kind::Train(task) if task.from_step == 3))
         .await;
-    let whole = watch(&coordinator).await;
+    let whole = watch_from(&coordinator, v1::WatchRequest::default()).await;
     // The run's first coordinator has claim 1 on it.
     let cut_off = |epoch| watch_from(&coordinator, v1::WatchRequest { epoch, seen: 5 });
     let (rest, of_another) = (cut_off(1).await, cut_off(7).await);
