@@ -35,6 +35,7 @@ function span(seconds) {
 const clock = (text) => new Date(text).toLocaleString(undefined, { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const stamp = (text) => element("time", { dateTime: text, title: text }, clock(text));
 const percent = (share, digits = 1) => (share === null || share === undefined ? "–" : `${(100 * share).toFixed(digits)} %`);
+const count = (number, one, several) => `${number.toLocaleString("en")} ${number === 1 ? one : several}`;
 const empty = (text) => element("p", { className: "empty" }, text);
 
 function table(heads, rows) {
@@ -80,8 +81,8 @@ function showTiles(picture) {
     ["communication", percent(latest?.comm_share, 0), "of a step waited"],
     ["nodes healthy", all ? `${healthy} / ${all}` : "–", others.join(", ")],
     ["generation", picture.generation || "–", picture.world_size ? `${picture.world_size} ranks${spare}` : ""],
-    ["checkpoint of step", newest ? newest.step.toLocaleString("en") : "none", newest ? `${span((Date.now() - new Date(newest.at)) / 1000)} ago` : ""],
-    ["effective time", times.total_seconds ? percent(times.productive_seconds / times.total_seconds) : "–", times.losses ? `${times.losses} losses` : "no loss"],
+    ["checkpoint", newest ? `step ${newest.step.toLocaleString("en")}` : "none", newest ? `${span((Date.now() - new Date(newest.at)) / 1000)} ago` : ""],
+    ["effective time", times.total_seconds ? percent(times.productive_seconds / times.total_seconds) : "–", times.losses ? count(times.losses, "loss", "losses") : "no loss"],
   ];
   at("tiles").replaceChildren(...tiles.map(([name, value, more]) =>
     element("dl", { className: "tile", style: { margin: "0" } }, element("dt", {}, name), element("dd", {}, String(value), element("small", {}, more)))));
@@ -126,7 +127,7 @@ function showTimes(times) {
     [element("span", {}, element("span", { className: "swatch", style: { background: hue(index) } }), name)],
     [span(seconds), "number"], [percent(seconds / times.total_seconds), "number"],
   ]);
-  const losses = element("p", { className: "note" }, `${times.losses} generations were broken; ${times.repeated_steps} steps were made again.`);
+  const losses = element("p", { className: "note" }, `${count(times.losses, "generation was", "generations were")} broken; ${count(times.repeated_steps, "step was", "steps were")} made again.`);
   at("times").replaceChildren(shares, table([["", ""], ["time", "number"], ["share", "number"]], rows), losses);
 }
 
