@@ -1,7 +1,8 @@
 //! How long it takes to the first completed step, with zipper-launch and with torchrun: `cargo xtask bench startup`.
 //!
 //! The same tiny models, corpus and batch on four workers of this machine, in turns. What is measured is what someone waits who
-//! types the command: from then until the line that tells of step 1 has come out of it. A pair of runs that are not counted
+//! types the command: from then until the line that tells of step 1 has come out of it. A third program under torchrun does
+//! nothing but import torch, join the group and sum a number: no other is sooner at its first step. A round that is not counted
 //! comes first: it leaves files in the page cache and Python's compiled modules on disk.
 
 use std::error::Error;
@@ -17,7 +18,7 @@ use serde_json::{Value, json};
 use zipper_tests::{cpu, load, program, spread, write_corpus, write_llm, write_whisper};
 
 const WORKERS: &str = "4";
-const PAIRS: usize = 7;
+const ROUNDS: usize = 7;
 /// As in the script of PyTorch's side.
 const CONFIG: &str = "name: startup
 seed: 5
@@ -49,19 +50,20 @@ struct Arguments {
     /// The folder with its torch.
     #[arg(long)]
     torch: PathBuf,
-    /// PyTorch's side.
+    /// The folder with PyTorch's side.
     #[arg(long)]
-    script: PathBuf,
+    scripts: PathBuf,
     /// Where Python keeps compiled modules.
     #[arg(long)]
     pycache: PathBuf,
 }
 
 /// One start of each.
-struct Pair {
+struct Round {
     load: Option<f64>,
-    zipper_seconds: f64,
-    torchrun_seconds: f64,
+    zipper: f64,
+    torchrun: f64,
+    floor: f64,
     /// What the script says of its parts.
     parts: Value,
 }
@@ -76,52 +78,52 @@ fn main() -> Result<(), Box<dyn Error>> {
     let config = CONFIG.replace("FOLDER", &folder.display().to_string());
     fs::write(folder.join("run.yaml"), config)?;
 
-    let mut pairs = Vec::new();
-    for number in 0..=PAIRS {
+    let mut rounds = Vec::new();
+    for number in 0..=ROUNDS {
         let load = load();
-        let zipper_seconds = zipper(folder, number)?;
-        let (torchrun_seconds, parts) = torchrun(&arguments, folder)?;
+        let zipper = zipper(folder, number)?;
+        let (torchrun, parts) = under_torchrun(&arguments, "startup.py", folder)?;
+        let (floor, _) = under_torchrun(&arguments, "startup_floor.py", folder)?;
         let what = if number == 0 { " (not counted)" } else { "" };
         println!(
-            "pair {number}{what}: zipper-launch {zipper_seconds:.2} s, torchrun {torchrun_seconds:.2} s"
+            "round {number}{what}: zipper-launch {zipper:.2} s, torchrun {torchrun:.2} s, torchrun without a model {floor:.2} s"
         );
-        pairs.push(Pair {
+        rounds.push(Round {
             load,
-            zipper_seconds,
-            torchrun_seconds,
+            zipper,
+            torchrun,
+            floor,
             parts,
         });
     }
-    let counted = &pairs[1..];
+    let counted = &rounds[1..];
     let rows = [
+        ("zipper_seconds", of(counted, |round| round.zipper)),
+        ("torchrun_seconds", of(counted, |round| round.torchrun)),
+        ("floor_seconds", of(counted, |round| round.floor)),
         (
-            "zipper-launch --nodes 4, s",
-            of(counted, |pair| pair.zipper_seconds),
+            "torchrun_to_zipper",
+            of(counted, |round| round.torchrun / round.zipper),
         ),
-        (
-            "torchrun --nproc-per-node 4, s",
-            of(counted, |pair| pair.torchrun_seconds),
-        ),
-        (
-            "ratio",
-            of(counted, |pair| pair.torchrun_seconds / pair.zipper_seconds),
-        ),
+        ("floor_to_zipper", of(counted, |round| round.floor / round.zipper)),
     ];
     println!("\n| to the first step | min | median | max |\n| --- | --- | --- | --- |");
     for (name, [min, median, max]) in rows {
         println!("| {name} | {min:.2} | {median:.2} | {max:.2} |");
     }
-    let spread = |[min, median, max]: [f64; 3]| json!({"min": min, "median": median, "max": max});
+    let table = rows.map(|(name, [min, median, max])| {
+        let value = json!({"min": min, "median": median, "max": max});
+        (name.to_owned(), value)
+    });
     let report = json!({
         "command": "cargo xtask bench startup",
         "machine": {"cpu": cpu(), "cores": available_parallelism()?.get()},
+        "profile": profile(),
         "config": CONFIG,
-        "zipper_seconds": spread(rows[0].1),
-        "torchrun_seconds": spread(rows[1].1),
-        "ratio": spread(rows[2].1),
-        "pairs": counted.iter().map(|pair| json!({
-            "load_before": pair.load, "zipper_seconds": pair.zipper_seconds, "torchrun_seconds": pair.torchrun_seconds,
-            "parts_of_rank_0": pair.parts,
+        "table": serde_json::Map::from_iter(table),
+        "rounds": counted.iter().map(|round| json!({
+            "load_before": round.load, "zipper_seconds": round.zipper, "torchrun_seconds": round.torchrun,
+            "floor_seconds": round.floor, "parts_of_rank_0": round.parts,
         })).collect::<Vec<_>>(),
     });
     fs::write(&arguments.output, serde_json::to_string_pretty(&report)? + "\n")?;
@@ -129,8 +131,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn of(pairs: &[Pair], value: impl Fn(&Pair) -> f64) -> [f64; 3] {
-    let values: Vec<f64> = pairs.iter().map(value).collect();
+/// The profile that the programs were built with, which names their folder.
+fn profile() -> Option<String> {
+    let program = program("zipper-launch");
+    Some(program.parent()?.file_name()?.to_string_lossy().into_owned())
+}
+
+fn of(rounds: &[Round], value: impl Fn(&Round) -> f64) -> [f64; 3] {
+    let values: Vec<f64> = rounds.iter().map(value).collect();
     spread(&values)
 }
 
@@ -152,16 +160,22 @@ fn zipper(folder: &Path, number: usize) -> Result<f64, Box<dyn Error>> {
     Ok(seconds)
 }
 
-/// Seconds until the script under torchrun tells of its first step, and what it tells.
-fn torchrun(arguments: &Arguments, folder: &Path) -> Result<(f64, Value), Box<dyn Error>> {
+/// Seconds until a script under torchrun tells of its first step, and what it tells.
+fn under_torchrun(
+    arguments: &Arguments,
+    script: &str,
+    folder: &Path,
+) -> Result<(f64, Value), Box<dyn Error>> {
     let mut command = Command::new(&arguments.python);
     command
         .args(["-m", "torch.distributed.run", "--standalone"])
         .args(["--nproc-per-node", WORKERS])
-        .arg(&arguments.script)
+        .arg(arguments.scripts.join(script))
         .arg(folder)
         .env("PYTHONPATH", &arguments.torch)
         .env("PYTHONPYCACHEPREFIX", &arguments.pycache)
+        // Else every start compiles all modules.
+        .env_remove("PYTHONDONTWRITEBYTECODE")
         // Which is what torchrun would set, with a warning.
         .env("OMP_NUM_THREADS", "1")
         .env("HF_HUB_OFFLINE", "1")

@@ -472,7 +472,7 @@ fn a_spare_node_takes_the_place_of_one_that_is_set_down() {
 /// job with its node, or leaves it what is left and it queues itself again.
 #[test]
 fn a_run_with_too_few_nodes_left_is_queued_again() {
-    let Some(site) = Site::start(4, 60) else { return };
+    let Some(site) = Site::start(4, 30) else { return };
     for (run, nodes, lost, worlds) in [
         ("exact", "2", &[1][..], &[2][..]),
         ("range", "2:3", &[2, 3], &[3, 2]),
@@ -482,7 +482,7 @@ fn a_run_with_too_few_nodes_left_is_queued_again() {
             "--nodes",
             nodes,
             "--set",
-            "checkpoint.every_steps=10",
+            "checkpoint.every_steps=4",
             "--set",
             "runtime.collective_timeout=10s",
             "--set",

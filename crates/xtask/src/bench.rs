@@ -56,10 +56,7 @@ fn torch_side(workspace: &Workspace) -> anyhow::Result<Vec<String>> {
     let arguments = [
         ("--python", text(environment.program())),
         ("--torch", text(workspace.deps().join("libtorch"))),
-        (
-            "--script",
-            text(workspace.root().join("crates/xtask/scripts/startup.py")),
-        ),
+        ("--scripts", text(workspace.root().join("crates/xtask/scripts"))),
         ("--pycache", text(workspace.deps().join("startup/pycache"))),
     ];
     Ok(arguments
