@@ -11,7 +11,7 @@ use std::path::Path;
 use std::thread::available_parallelism;
 
 use serde_json::{Value, json};
-use zipper_tests::{BENCHMARK_LLM, Launched, benchmark_config, write_benchmark};
+use zipper_tests::{BENCHMARK_LLM, Launched, benchmark_config, cpu, load, spread, write_benchmark};
 
 const WORKERS: [u32; 2] = [2, 4];
 const REPEATS: usize = 3;
@@ -165,17 +165,6 @@ fn table(measured: &[Measured]) -> Vec<Value> {
     rows
 }
 
-/// Least, median and greatest.
-fn spread<'a>(values: impl Iterator<Item = &'a f64>) -> [f64; 3] {
-    let mut values: Vec<f64> = values.copied().collect();
-    values.sort_by(f64::total_cmp);
-    match values.as_slice() {
-        [] => [f64::NAN; 3],
-        [first, .., last] => [*first, values[values.len() / 2], *last],
-        [only] => [*only; 3],
-    }
-}
-
 fn print(rows: &[Value]) {
     println!(
         "\n| workers | stage | overlap | waiting per step, s: min / median / max | relative | whole step, s: median | shared MiB |"
@@ -196,17 +185,4 @@ fn print(rows: &[Value]) {
             number("/shared_bytes") / f64::from(1 << 20),
         );
     }
-}
-
-/// What else the machine does: how many processes wanted to run in the last minute.
-fn load() -> Option<f64> {
-    let text = fs::read_to_string("/proc/loadavg").ok()?;
-    text.split(' ').next()?.parse().ok()
-}
-
-/// The processor's name as Linux tells it.
-fn cpu() -> String {
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = text.lines().find_map(|line| line.strip_prefix("model name"));
-    name.map_or_else(String::new, |name| name.trim_matches([' ', '\t', ':']).to_owned())
 }

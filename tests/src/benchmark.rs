@@ -1,5 +1,7 @@
-//! The job of the benchmarks: made up, with trained state of tens of MiB, so that moving it takes time.
+//! What the benchmarks share: a job that is made up, with trained state of tens of MiB, so that moving it takes time; what is said
+//! of the machine, and of many numbers.
 
+use std::fs;
 use std::path::Path;
 
 use crate::{corpus, models};
@@ -47,4 +49,28 @@ training:
 {more}
 "
     )
+}
+
+/// Least, median and greatest.
+pub fn spread<'a>(values: impl IntoIterator<Item = &'a f64>) -> [f64; 3] {
+    let mut values: Vec<f64> = values.into_iter().copied().collect();
+    values.sort_by(f64::total_cmp);
+    match values.as_slice() {
+        [] => [f64::NAN; 3],
+        [first, .., last] => [*first, values[values.len() / 2], *last],
+        [only] => [*only; 3],
+    }
+}
+
+/// What else the machine does: how many processes wanted to run in the last minute.
+pub fn load() -> Option<f64> {
+    let text = fs::read_to_string("/proc/loadavg").ok()?;
+    text.split(' ').next()?.parse().ok()
+}
+
+/// The processor's name as Linux tells it.
+pub fn cpu() -> String {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = text.lines().find_map(|line| line.strip_prefix("model name"));
+    name.map_or_else(String::new, |name| name.trim_matches([' ', '\t', ':']).to_owned())
 }

@@ -16,7 +16,9 @@ mod rigs;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-pub use benchmark::{BENCHMARK_LLM, BENCHMARK_UTTERANCES, benchmark_config, write_benchmark};
+pub use benchmark::{
+    BENCHMARK_LLM, BENCHMARK_UTTERANCES, benchmark_config, cpu, load, spread, write_benchmark,
+};
 pub use checkpoint::manifest;
 pub use compare::{Difference, Parameters};
 pub use corpus::{LANGUAGES, write_corpus};

@@ -2,11 +2,12 @@
 //! and when it is pre-empted, queues itself again and goes on as if nothing had been, lets itself be cancelled, and does without a
 //! node that is lost. docs/slurm.md lists the cases.
 //! Method: munge, slurmctld and a slurmd for each node on this machine, and the real programs, as people call them. Where this is
-//! not root the tests say so and show nothing.
+//! not root the tests say so and show nothing, except under `ZIPPER_SLURM_TESTS=required`, as in CI: then they fail.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -16,9 +17,17 @@ use zipper_tests::{
     processes, program, wait_until,
 };
 
-/// What a test makes of a rig that this machine does not allow: it says so and shows nothing.
+/// What a test makes of a rig that this machine does not allow: it says so and shows nothing, unless it has to show something.
 fn permitted<T>(rig: Result<T, NotPermitted>) -> Option<T> {
-    rig.inspect_err(|why| eprintln!("left out: {why}")).ok()
+    let required = std::env::var_os("ZIPPER_SLURM_TESTS").is_some_and(|value| value == "required");
+    match rig {
+        Ok(rig) => Some(rig),
+        Err(why) if required => panic!("ZIPPER_SLURM_TESTS=required, but {why}"),
+        Err(why) => {
+            eprintln!("left out: {why}");
+            None
+        }
+    }
 }
 
 /// A cluster, and the tiny job in a configuration of this many steps a stage.
@@ -120,9 +129,71 @@ impl Site {
         fs::read_to_string(metrics).map_or(0, |text| text.lines().count())
     }
 
+    /// The world sizes that steps of a run were made with, one after the other. Every step is there once.
+    fn worlds(&self, run: &str) -> Vec<u64> {
+        let metrics = self.fixture.path().join(run).join("metrics/train.jsonl");
+        let metrics = fs::read_to_string(metrics).expect("the run has metrics");
+        let lines = metrics
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("metrics are JSON lines"));
+        let (steps, mut worlds): (Vec<u64>, Vec<u64>) = lines
+            .map(|line| (line["step"].as_u64(), line["world_size"].as_u64()))
+            .map(|(step, world)| (step.expect("a step"), world.expect("a number")))
+            .unzip();
+        assert_eq!(steps, (1..=steps.len() as u64).collect::<Vec<_>>());
+        worlds.dedup();
+        worlds
+    }
+
+    /// The nodes whose workers have trained.
+    fn active(&self, run: &str) -> Vec<u32> {
+        let has_rank = |node: &u32| {
+            let log = fs::read_to_string(self.logs(run).join(format!("node{node}-worker0.log")));
+            log.is_ok_and(|text| text.contains(" as rank "))
+        };
+        (0..4).filter(has_rank).collect()
+    }
+
+    /// Waits until a run trains in this life of its job, then halts the first worker: however long it takes, the run is not over
+    /// before what comes next. What the job prints comes at once; metrics are written every few seconds.
+    fn halt(&self, run: &str, job: &str, life: usize) -> Pid {
+        let logs = self.logs(run);
+        wait_until("the job trains", || {
+            let printed = output(&logs, job);
+            let lives: Vec<&str> = printed.split("begins on").skip(1).collect();
+            lives.len() == life && lives[life - 1].matches(" step ").count() >= 3
+        });
+        let node = *self.active(run).first().expect("it trains somewhere");
+        let (url, of_node) = (self.fixture.run_url(run), node_rank(node));
+        let workers = processes(&["zipper-worker", "train", &url, &of_node]);
+        let worker = Pid::from_raw(*workers.first().expect("the worker runs"));
+        kill(worker, Signal::SIGSTOP).expect("it runs");
+        worker
+    }
+
+    /// Takes nodes away from a run, whose first worker is halted meanwhile.
+    fn lose(&self, nodes: &[u32], halted: Pid) {
+        for node in nodes {
+            self.slurm.lose(&format!("node{node}"));
+        }
+        // If Slurm has ended the job with its node, this worker has ended, too.
+        let _ = kill(halted, Signal::SIGCONT);
+    }
+
     fn logs(&self, run: &str) -> PathBuf {
         self.fixture.path().join(run).join("logs")
     }
+}
+
+/// As it is in the command line of a worker.
+fn node_rank(node: u32) -> String {
+    format!("--node-rank\u{0}{node}\u{0}")
+}
+
+/// How often a job was told that its time is nearly up.
+fn warned(logs: &Path, job: &str) -> usize {
+    let printed = output(logs, job);
+    printed.lines().filter(|line| line.ends_with(": USR1")).count()
 }
 
 /// The output of a job's script so far.
@@ -141,12 +212,10 @@ fn configure(text: &str, steps: u32) -> String {
         .replace(
             "clip_grad_norm: 1.0",
             "clip_grad_norm: 1.0\n  optimizer: {eps: 1.0e-6}",
-        )
-        // A test stops a worker for as long as Slurm takes to send a signal.
-        .replace("heartbeat_timeout: 20s", "heartbeat_timeout: 2m")
-        .replace("collective_timeout: 30s", "collective_timeout: 2m")
-        .replace("rendezvous_timeout: 60s", "rendezvous_timeout: 3m");
-    format!("{text}  grace: 15s\nelastic: {{lease_ttl: 5s, hang_min: 5m, join_wait: 5s}}\n")
+        );
+    format!(
+        "{text}  grace: 15s\nelastic: {{lease_ttl: 5s, hang_min: 5m, join_wait: 1m, regroup_timeout: 10s}}\n"
+    )
 }
 
 /// The run at `url`, with what makes a store reachable.
@@ -261,38 +330,44 @@ async fn thread_4_three_requeues_end_like_an_uninterrupted_run() {
         "--nodes",
         "2",
         "--time",
-        "2m",
+        "1h",
         "--sbatch=--exclusive",
         "--set",
-        "cluster.stop_before=100s",
+        "cluster.stop_before=150s",
+        // A worker is halted for as long as Slurm takes to send a signal.
+        "--set",
+        "runtime.heartbeat_timeout=2m",
+        "--set",
+        "runtime.collective_timeout=2m",
+        "--set",
+        "runtime.rendezvous_timeout=3m",
     ];
-    let job = site.submit(&url, &options);
+    let (job, begun) = (site.submit(&url, &options), Instant::now());
     let logs = site.logs("run");
-    let halted_in_life = |life: usize| {
-        let before = site.steps("run");
-        wait_until("the job trains", || {
-            output(&logs, &job).matches("begins on").count() == life && site.steps("run") >= before + 3
-        });
-        // The rest of the run waits for this worker: however long it takes, it is not over before its signal has come.
-        let workers = processes(&["zipper-worker", "train", &url, "--node-rank\u{0}1"]);
-        let worker = Pid::from_raw(*workers.first().expect("the run has a worker on node 1"));
-        kill(worker, Signal::SIGSTOP).expect("it runs");
-        worker
-    };
     let requeued = |times: usize| {
         wait_until("the job has queued itself again", || {
             output(&logs, &job).matches("queued again").count() == times
         });
     };
 
-    let worker = halted_in_life(1);
-    wait_until("Slurm has said that time is up", || {
-        output(&logs, &job).contains("USR1")
+    // Slurm looks twice a minute, and may say it at once to a job whose limit is that close: so it is set when the run trains.
+    let limit = |minutes: u64| {
+        let (job, limit) = (format!("jobid={job}"), format!("timelimit={minutes}"));
+        site.slurm.ask("scontrol", &["update", &job, &limit]);
+    };
+    let worker = site.halt("run", &job, 1);
+    limit(begun.elapsed().as_secs() / 60 + 3);
+    wait_until("Slurm has said that time is nearly up", || {
+        warned(&logs, &job) == 1
     });
     kill(worker, Signal::SIGCONT).expect("it waits");
     requeued(1);
+    wait_until("the job is in the queue", || {
+        site.slurm.of_job(&job, "JobState") == "PENDING"
+    });
+    limit(60);
 
-    let worker = halted_in_life(2);
+    let worker = site.halt("run", &job, 2);
     let urgent = site.slurm.ask(
         "sbatch",
         &[
@@ -310,12 +385,10 @@ async fn thread_4_three_requeues_end_like_an_uninterrupted_run() {
     kill(worker, Signal::SIGCONT).expect("it waits");
     requeued(2);
 
-    let worker = halted_in_life(3);
+    let worker = site.halt("run", &job, 3);
     assert_eq!(site.slurm.of_job(&urgent, "JobState"), "COMPLETED");
     site.slurm.ask("scancel", &["--batch", "--signal=USR1", &job]);
-    wait_until("the signal has come", || {
-        output(&logs, &job).matches("USR1").count() == 2
-    });
+    wait_until("the signal has come", || warned(&logs, &job) == 2);
     kill(worker, Signal::SIGCONT).expect("it waits");
     requeued(3);
 
@@ -370,27 +443,73 @@ fn a_run_shrinks_when_a_node_is_set_down() {
     let Some(site) = Site::start(3, 30) else { return };
     let url = site.fixture.run_url("run");
     let job = site.submit(&url, &["--nodes", "2:3"]);
-    wait_until("the run makes steps", || site.steps("run") >= 3);
-    site.slurm.ask(
-        "scontrol",
-        &["update", "nodename=node2", "state=down", "reason=test"],
-    );
+    let halted = site.halt("run", &job, 1);
+    site.lose(&[2], halted);
     let logs = site.logs("run");
     site.ends(&job, &logs, "COMPLETED", "0:0");
-    let steps = site.fixture.losses("run").len();
-    assert_eq!(steps, 60, "every step is there once");
-    let metrics = fs::read_to_string(site.fixture.path().join("run/metrics/train.jsonl")).expect("metrics");
-    let worlds: Vec<u64> = metrics
-        .lines()
-        .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON")["world_size"].as_u64())
-        .map(|world| world.expect("a number"))
-        .collect();
-    assert_eq!(
-        (worlds.first(), worlds.last()),
-        (Some(&3), Some(&2)),
-        "{}",
-        output(&logs, &job)
-    );
+    assert_eq!(site.worlds("run"), [3, 2], "{}", output(&logs, &job));
+    assert_eq!(site.slurm.of_job(&job, "Restarts"), "0");
+}
+
+/// A node more than needed takes the place of one that is set down: the run keeps its size, and the job its life.
+#[test]
+fn a_spare_node_takes_the_place_of_one_that_is_set_down() {
+    let Some(site) = Site::start(3, 30) else { return };
+    let url = site.fixture.run_url("run");
+    let job = site.submit(&url, &["--nodes", "2", "--spares", "1"]);
+    let halted = site.halt("run", &job, 1);
+    let training = site.active("run");
+    assert_eq!(training.len(), 2, "{training:?}");
+    site.lose(&training[1..], halted);
+    let logs = site.logs("run");
+    site.ends(&job, &logs, "COMPLETED", "0:0");
+    assert_eq!(site.worlds("run"), [2], "{}", output(&logs, &job));
+    assert_eq!(site.slurm.of_job(&job, "Restarts"), "0");
+    assert_eq!(site.active("run"), [0, 1, 2], "the spare node did not train");
+}
+
+/// With fewer nodes than it needs a run ends, and its job waits in the queue for others and goes on there: whether Slurm ends the
+/// job with its node, or leaves it what is left and it queues itself again.
+#[test]
+fn a_run_with_too_few_nodes_left_is_queued_again() {
+    let Some(site) = Site::start(4, 30) else { return };
+    for (run, nodes, lost, worlds) in [
+        ("exact", "2", &[1][..], &[2][..]),
+        ("range", "2:3", &[2, 3], &[3, 2]),
+    ] {
+        let url = site.fixture.run_url(run);
+        let options = [
+            "--nodes",
+            nodes,
+            "--set",
+            "checkpoint.every_steps=4",
+            "--set",
+            "runtime.collective_timeout=10s",
+            "--set",
+            "runtime.rendezvous_timeout=12s",
+        ];
+        let job = site.submit(&url, &options);
+        let logs = site.logs(run);
+        wait_until("the run has a checkpoint", || {
+            output(&logs, &job).contains(" is stored")
+        });
+        let halted = site.halt(run, &job, 1);
+        site.lose(lost, halted);
+        wait_until("the job is in the queue", || {
+            site.slurm.of_job(&job, "Restarts") == "1"
+        });
+        site.ends(&job, &logs, "COMPLETED", "0:0");
+        assert_eq!(site.worlds(run), worlds, "{}", output(&logs, &job));
+        let printed = output(&logs, &job);
+        assert!(
+            printed.contains("going on from the checkpoint of step"),
+            "it began anew:\n{printed}"
+        );
+        for node in lost {
+            let node = format!("nodename=node{node}");
+            site.slurm.ask("scontrol", &["update", &node, "state=resume"]);
+        }
+    }
 }
 
 /// Two jobs of one run: the second says who has it, and touches nothing.

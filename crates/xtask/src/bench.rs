@@ -1,10 +1,13 @@
 //! `cargo xtask bench`: measurements that docs/benchmarks keeps.
 
 use clap::ValueEnum;
+use zipper_cli::UserError;
 
+use crate::setup;
+use crate::setup::python::{Environment, System};
 use crate::workspace::{self, Workspace};
 
-/// Programs of a run, which `overlap` starts.
+/// Programs of a run, which `overlap` and `startup` start.
 const PACKAGES: [&str; 3] = ["zipper-launch", "zipper-coordinator", "zipper-worker"];
 
 /// What is measured.
@@ -14,6 +17,8 @@ pub(crate) enum Bench {
     Overlap,
     /// What it costs to remember states for recovery and to capture checkpoints (3 minutes).
     Memory,
+    /// How long it takes to the first step, against torchrun (5 minutes).
+    Startup,
 }
 
 /// Measures with the release build and writes `docs/benchmarks/<name>.json`.
@@ -24,12 +29,38 @@ pub(crate) fn run(workspace: &Workspace, bench: Bench) -> anyhow::Result<()> {
     let (name, package) = match bench {
         Bench::Overlap => ("overlap", "zipper-tests"),
         Bench::Memory => ("memory", "zipper-train"),
+        Bench::Startup => ("startup", "zipper-tests"),
     };
-    if bench == Bench::Overlap {
+    let torch = match bench {
+        Bench::Startup => torch_side(workspace)?,
+        Bench::Overlap | Bench::Memory => Vec::new(),
+    };
+    if bench != Bench::Memory {
         let packages = PACKAGES.iter().flat_map(|package| ["--package", package]);
         workspace::run(workspace.cargo().args(["build", "--release"]).args(packages))?;
     }
     let mut measure = workspace.cargo();
     measure.args(["run", "--release", "--package", package, "--example", name, "--"]);
-    workspace::run(measure.arg(format!("docs/benchmarks/{name}.json")))
+    workspace::run(measure.arg(format!("docs/benchmarks/{name}.json")).args(torch))
+}
+
+/// Installs what PyTorch's side of `startup` needs; the arguments that name it.
+fn torch_side(workspace: &Workspace) -> anyhow::Result<Vec<String>> {
+    if !setup::has_cuda(workspace)? {
+        let error =
+            UserError::new("torch cannot be imported: `cargo xtask setup` installs only its libraries");
+        return Err(error.hint("`cargo xtask setup --cuda` installs all of it").into());
+    }
+    let environment = Environment::startup(workspace, &System::find()?)?;
+    let text = |path: std::path::PathBuf| path.display().to_string();
+    let arguments = [
+        ("--python", text(environment.program())),
+        ("--torch", text(workspace.deps().join("libtorch"))),
+        ("--scripts", text(workspace.root().join("crates/xtask/scripts"))),
+        ("--pycache", text(workspace.deps().join("startup/pycache"))),
+    ];
+    Ok(arguments
+        .into_iter()
+        .flat_map(|(name, value)| [name.to_owned(), value])
+        .collect())
 }

@@ -45,10 +45,17 @@ if [[ -z $asked ]]; then
   say "the run ended with exit code $code"
 fi
 
-state=$(scontrol show job --oneliner "$SLURM_JOB_ID" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p')
-if [[ $code -ne 75 ]]; then
+said=$(scontrol show job --oneliner "$SLURM_JOB_ID")
+state=$(sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p' <<<"$said")
+nodes=$(sed -n 's/.* NumNodes=\([0-9]*\).*/\1/p' <<<"$said")
+# With --no-kill Slurm takes lost nodes out of the job.
+lost=$((SLURM_JOB_NUM_NODES - ${nodes:-SLURM_JOB_NUM_NODES}))
+if ((code == 1 && lost > 0)); then
+  say "it has lost $lost of its $SLURM_JOB_NUM_NODES nodes"
+elif ((code != 75)); then
   exit "$code"
-elif [[ $state != RUNNING ]]; then
+fi
+if [[ $state != RUNNING ]]; then
   # Cancelled, or out of time: that is meant, or Slurm itself queues it again.
   say "stopped in state ${state:-unknown}, so it is not queued again"
 elif ((requeues >= max_requeues)); then
@@ -56,4 +63,4 @@ elif ((requeues >= max_requeues)); then
 elif scontrol requeue "$SLURM_JOB_ID"; then
   say "queued again"
 fi
-exit 75
+exit "$code"

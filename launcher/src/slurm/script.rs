@@ -38,8 +38,8 @@ impl Script<'_> {
         };
         let options = [
             Some(format!("--job-name={}", self.name)),
+            // Without a number of tasks: with one on each node Slurm gives a range its minimum.
             Some(nodes),
-            fixed("--ntasks-per-node=1"),
             given(
                 "gpus-per-node",
                 cluster.gpus_per_node.as_ref().map(|value| value as _),
@@ -130,7 +130,6 @@ mod tests {
             [
                 "#SBATCH --job-name=tiny",
                 "#SBATCH --nodes=4",
-                "#SBATCH --ntasks-per-node=1",
                 "#SBATCH --signal=B:USR1@180",
                 "#SBATCH --requeue",
                 "#SBATCH --open-mode=append",
@@ -183,7 +182,8 @@ mod tests {
         );
     }
 
-    /// Goal: a job queues itself again only if its run stopped, Slurm meant nothing else with it, and the budget allows it.
+    /// Goal: a job queues itself again only if its run stopped or failed for want of nodes, Slurm meant nothing else with it, and
+    /// the budget allows it.
     /// Method: the script itself, with programs of the same names that note what they are asked.
     #[test]
     fn a_job_is_queued_again_within_its_budget() {
@@ -197,7 +197,7 @@ mod tests {
         };
         program(
             "scontrol",
-            r#"[[ $1 == show ]] && echo "JobId=7 JobState=$STATE Reason=None" || echo "asked: $*""#,
+            r#"[[ $1 == show ]] && echo "JobId=7 JobState=$STATE NumNodes=$NODES NumCPUs=8" || echo "asked: $*""#,
         );
         let cluster = ClusterConfig {
             max_requeues: 3,
@@ -214,22 +214,27 @@ mod tests {
         };
         let job = program("job", &script.render());
         let path = std::env::var("PATH").unwrap_or_default();
-        for (requeues, code, state, expected) in [
-            ("0", "75", "RUNNING", (75, "never", true)),
-            ("2", "75", "RUNNING", (75, "auto", true)),
-            ("3", "75", "RUNNING", (75, "auto", false)),
-            ("4", "0", "RUNNING", (75, "", false)),
-            ("0", "75", "COMPLETING", (75, "never", false)),
-            ("0", "0", "RUNNING", (0, "never", false)),
-            ("1", "1", "RUNNING", (1, "auto", false)),
+        for (requeues, code, state, nodes, expected) in [
+            ("0", "75", "RUNNING", "3", (75, "never", true)),
+            ("2", "75", "RUNNING", "3", (75, "auto", true)),
+            ("3", "75", "RUNNING", "3", (75, "auto", false)),
+            ("4", "0", "RUNNING", "3", (75, "", false)),
+            ("0", "75", "COMPLETING", "3", (75, "never", false)),
+            ("0", "0", "RUNNING", "3", (0, "never", false)),
+            ("1", "1", "RUNNING", "3", (1, "auto", false)),
+            ("1", "1", "RUNNING", "1", (1, "auto", true)),
+            ("3", "1", "RUNNING", "1", (1, "auto", false)),
+            ("1", "2", "RUNNING", "1", (2, "auto", false)),
         ] {
             let output = std::process::Command::new(&job)
                 .env("PATH", format!("{}:{path}", folder.path().display()))
                 .env("SLURM_RESTART_COUNT", requeues)
                 .env("SLURM_JOB_ID", "7")
-                .env("SLURM_JOB_NODELIST", "node0")
+                .env("SLURM_JOB_NODELIST", "node[0-2]")
+                .env("SLURM_JOB_NUM_NODES", "3")
                 .env("CODE", code)
                 .env("STATE", state)
+                .env("NODES", nodes)
                 .output()
                 .unwrap();
             let said = String::from_utf8_lossy(&output.stdout);
@@ -240,7 +245,7 @@ mod tests {
                 resumes.unwrap_or_default(),
                 requeued,
             );
-            assert_eq!(found, expected, "{requeues} {code} {state}:\n{said}");
+            assert_eq!(found, expected, "{requeues} {code} {state} {nodes}:\n{said}");
         }
     }
 }

@@ -5,6 +5,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use super::{Namespaces, NotPermitted, free_port, repository, run};
 
 /// A cluster with a folder, ports and a key of its own. It ends with this value, and its jobs with it.
@@ -106,6 +109,46 @@ impl Slurm {
         let mut words = said.split_whitespace();
         let value = words.find_map(|word| word.strip_prefix(field)?.strip_prefix('='));
         value.unwrap_or_default().to_owned()
+    }
+
+    /// Takes a node away: Slurm is told that it is down, and nothing that a job started there lives. Slurm itself would end that,
+    /// but when it does depends on whether it believes that the node can be asked to.
+    ///
+    /// # Panics
+    /// If there is no such node.
+    pub fn lose(&self, node: &str) {
+        let name = format!("nodename={node}");
+        self.ask("scontrol", &["update", &name, "state=down", "reason=test"]);
+        // Else it is back as soon as its slurmd, which lives, says so.
+        self.ask("scontrol", &["update", &name, "state=drain", "reason=test"]);
+        crate::wait_until("nothing of a job is left on the lost node", || {
+            let there = self.processes_on(node);
+            for process in &there {
+                // One that has just ended needs no signal.
+                let _ = kill(*process, Signal::SIGKILL);
+            }
+            there.is_empty()
+        });
+    }
+
+    /// What jobs have started on a node, by the variables that Slurm gives to tasks.
+    fn processes_on(&self, node: &str) -> Vec<Pid> {
+        let conf = format!("SLURM_CONF={}", self.conf().display());
+        let node = format!("SLURMD_NODENAME={node}");
+        let is_there = |process: &i32| {
+            let environment = std::fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
+            let has = |wanted: &str| {
+                environment
+                    .split(|&byte| byte == 0)
+                    .any(|variable| variable == wanted.as_bytes())
+            };
+            has(&conf) && has(&node)
+        };
+        crate::processes(&[])
+            .into_iter()
+            .filter(is_there)
+            .map(Pid::from_raw)
+            .collect()
     }
 
     /// Ends munged: nobody can prove to Slurm who they are.

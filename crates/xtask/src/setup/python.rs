@@ -75,6 +75,8 @@ impl System {
 const JOBSET: &str = "crates/xtask/requirements/jobset.txt";
 /// TensorBoard and its packages, with hashes.
 const TENSORBOARD: &str = "crates/xtask/requirements/tensorboard.txt";
+/// PyTorch's side of the benchmark of start-up, less torch itself, with hashes.
+const STARTUP: &str = "crates/xtask/requirements/startup.txt";
 
 /// An environment below `.deps`.
 #[derive(Debug)]
@@ -111,6 +113,16 @@ impl Environment {
         Ok(environment)
     }
 
+    /// The environment with transformers and PEFT, `.deps/startup`, without the torch that they need.
+    ///
+    /// # Errors
+    /// As [`Environment::pip`].
+    pub(crate) fn startup(workspace: &Workspace, python: &System) -> anyhow::Result<Self> {
+        let environment = Self::named(workspace, python, "startup")?;
+        environment.install_with(workspace, STARTUP, &["--no-deps"])?;
+        Ok(environment)
+    }
+
     fn named(workspace: &Workspace, _python: &System, name: &str) -> anyhow::Result<Self> {
         let folder = workspace.deps().join(name);
         if !folder.join("bin/pip").exists() {
@@ -123,9 +135,14 @@ impl Environment {
         Ok(Self { folder })
     }
 
+    /// The environment's Python.
+    pub(crate) fn program(&self) -> PathBuf {
+        self.folder.join("bin/python")
+    }
+
     /// A command that runs the environment's Python.
     pub(crate) fn python(&self, workspace: &Workspace) -> Command {
-        let mut command = workspace.command(self.folder.join("bin/python"));
+        let mut command = workspace.command(self.program());
         command.env("PYTHONDONTWRITEBYTECODE", "1");
         command
     }
@@ -140,6 +157,16 @@ impl Environment {
 
     /// Installs what the file `requirements` of the repository names, if that has not been done.
     fn install(&self, workspace: &Workspace, requirements: &str) -> anyhow::Result<()> {
+        self.install_with(workspace, requirements, &[])
+    }
+
+    /// The same with more options of pip.
+    fn install_with(
+        &self,
+        workspace: &Workspace,
+        requirements: &str,
+        options: &[&str],
+    ) -> anyhow::Result<()> {
         let requirements = workspace.root().join(requirements);
         let wanted = fs::read_to_string(&requirements)
             .with_context(|| format!("cannot read `{}`", requirements.display()))?;
@@ -148,16 +175,14 @@ impl Environment {
             return Ok(());
         }
         let requirements = requirements.to_string_lossy();
-        self.pip(
-            workspace,
-            &[
-                "install",
-                "--quiet",
-                "--require-hashes",
-                "--requirement",
-                &requirements,
-            ],
-        )?;
+        let fixed = [
+            "install",
+            "--quiet",
+            "--require-hashes",
+            "--requirement",
+            &requirements,
+        ];
+        self.pip(workspace, &[&fixed, options].concat())?;
         fs::write(&stamp, wanted).with_context(|| format!("cannot write `{}`", stamp.display()))
     }
 
