@@ -177,3 +177,61 @@ fn file_error(path: &Path, done: &'static str, source: std::io::Error) -> TlsErr
         source,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Authority, Role};
+
+    fn credentials() -> Credentials {
+        let authority = Authority::new("a", Duration::from_hours(1)).expect("there is randomness");
+        authority.issue(Role::Node).expect("there is randomness")
+    }
+
+    #[test]
+    fn what_is_written_is_read_by_its_owner_alone() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("node.pem");
+        let written = credentials();
+        written.write(&path).expect("there is no such file yet");
+        let mode = |path: &Path| fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
+        assert_eq!(mode(&path), 0o600);
+        let read = Credentials::read(&path).expect("it is whole");
+        assert_eq!(read.to_pem(), written.to_pem());
+        assert!(written.write(&path).is_err(), "another's file is not overwritten");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).expect("it is ours");
+        let refused = Credentials::read(&path).expect_err("its group could read it");
+        assert!(
+            matches!(refused, TlsError::Readable { mode: 0o640, .. }),
+            "{refused}"
+        );
+    }
+
+    /// Credentials are printed by accident, as part of something else.
+    #[test]
+    fn neither_debugging_nor_errors_show_a_key() {
+        let credentials = credentials();
+        let secret = credentials.key.lines().nth(1).expect("a key has lines");
+        assert!(!format!("{credentials:?}").contains(secret));
+        let cut = credentials.to_pem().replace(BEGIN_CERTIFICATE, "");
+        let refused = Credentials::from_pem(&cut).expect_err("there are no certificates");
+        assert!(!format!("{refused} {refused:?}").contains(secret));
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let whole = credentials();
+        let refused = |text: &str| {
+            Credentials::from_pem(text)
+                .expect_err("it is not whole")
+                .to_string()
+        };
+        assert_eq!(refused(""), "the credentials have no certificate");
+        assert_eq!(refused(&whole.authority), "the credentials have no private key");
+        let half = format!("{}\n{}", whole.key, whole.certificate);
+        assert_eq!(
+            refused(&half),
+            "the credentials have no certificate of their authority"
+        );
+    }
+}

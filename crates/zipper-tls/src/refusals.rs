@@ -15,7 +15,7 @@ const LOG_EVERY: Duration = Duration::from_secs(10);
 pub enum Reason {
     /// The peer showed no certificate.
     NoCertificate,
-    /// Its certificate is of another launch or run, or it takes this one for another.
+    /// Its certificate is of another launch or run, or not for clients; or it takes this launch for another.
     OtherRun,
     /// Its certificate is not valid at this time.
     Expired,
@@ -53,7 +53,9 @@ impl Reason {
     fn text(self) -> &'static str {
         match self {
             Self::NoCertificate => "it showed no certificate",
-            Self::OtherRun => "its certificate is of another launch or run, or it takes this one for another",
+            Self::OtherRun => {
+                "its certificate is not that of a client of this launch, or it takes this launch for another"
+            }
             Self::Expired => "its certificate is not valid at this time",
             Self::Protocol => "it does not speak TLS 1.3",
             Self::Unfinished => "it did not finish the handshake in time",
@@ -128,5 +130,36 @@ impl Refusals {
         };
         drop(log);
         tracing::warn!("a connection from {peer} was refused: {}{others}", reason.text());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn reasons_are_known_by_the_errors_of_handshakes() {
+        let of = |error| Reason::of(&io::Error::new(io::ErrorKind::InvalidData, error));
+        assert_eq!(of(Error::NoCertificatesPresented), Reason::NoCertificate);
+        assert_eq!(
+            of(Error::InvalidCertificate(CertificateError::Expired)),
+            Reason::Expired
+        );
+        assert_eq!(
+            of(Error::InvalidCertificate(CertificateError::BadSignature)),
+            Reason::OtherRun
+        );
+        assert_eq!(
+            of(Error::AlertReceived(AlertDescription::UnknownCA)),
+            Reason::OtherRun
+        );
+        assert_eq!(of(Error::DecryptError), Reason::Protocol);
+        let eof = io::Error::from(io::ErrorKind::UnexpectedEof);
+        assert_eq!(Reason::of(&eof), Reason::Unfinished);
+        for reason in Reason::ALL {
+            assert_eq!(Reason::ALL[reason as usize], reason);
+        }
     }
 }

@@ -74,21 +74,7 @@ impl Coordinator {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
         let (stop, stopped) = mpsc::channel(1);
-        let lease = claim(store).await;
-        let job = Job {
-            store: store.clone(),
-            config,
-            crew: Crew {
-                min_workers: WORKERS,
-                max_workers: WORKERS,
-                nodes: 1,
-                workers_per_node: WORKERS,
-            },
-            bank_bytes: None,
-            lease,
-            adopt: false,
-            clock: Clock::system(),
-        };
+        let job = job(store, config).await;
         let authority = authority("tiny");
         let own = authority.issue(Role::Coordinator).expect("there is randomness");
         let serving = tokio::spawn(async move { serve(listener, &own, None, job, stopped).await });
@@ -122,6 +108,24 @@ impl Coordinator {
             .await
             .expect("the coordinator does not panic")
             .expect("the run's store can be written")
+    }
+}
+
+/// Two workers on one node.
+pub(crate) async fn job(store: &RunStore, config: RunConfig) -> Job {
+    Job {
+        store: store.clone(),
+        config,
+        crew: Crew {
+            min_workers: WORKERS,
+            max_workers: WORKERS,
+            nodes: 1,
+            workers_per_node: WORKERS,
+        },
+        bank_bytes: None,
+        lease: claim(store).await,
+        adopt: false,
+        clock: Clock::system(),
     }
 }
 

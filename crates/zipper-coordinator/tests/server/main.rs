@@ -2,6 +2,8 @@
 //! timing.
 
 mod fleet;
+mod hostile;
+mod strangers;
 
 use std::time::Duration;
 
