@@ -66,3 +66,34 @@ impl Handout {
         self.nodes.to_pem()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: two launches of one run do not get in each other's way, the files are for their owner alone, and go with the launch.
+    #[test]
+    fn credentials_are_those_of_one_launch() -> anyhow::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let logs = folder.path().join("logs");
+        std::fs::create_dir(&logs)?;
+        let text = "{name: a, model: {encoder: {path: e}, llm: {path: l}}, data: {languages: [en], train: [t]}, training: {align: {steps: 1, lr: 1.0}, zipper: {steps: 1, lr: 1.0}, batch_audio_seconds: 1}}";
+        let config = zipper_config::from_str(text, "test", &[])?;
+        let (one, other) = (
+            Handout::prepare(&config, &logs)?,
+            Handout::prepare(&config, &logs)?,
+        );
+        let nodes = Credentials::read(&one.of_nodes())?;
+        assert_eq!(nodes.to_pem(), one.text_for_nodes());
+        assert_ne!(nodes.to_pem(), Credentials::read(&other.of_nodes())?.to_pem());
+        assert_ne!(nodes.to_pem(), Credentials::read(&one.of_coordinator())?.to_pem());
+        let file = one.of_nodes();
+        let mode = std::fs::metadata(file.parent().unwrap_or(&logs))?
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o700);
+        drop(one);
+        assert!(!file.exists() && other.of_nodes().exists());
+        Ok(())
+    }
+}
