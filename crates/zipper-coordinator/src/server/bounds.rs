@@ -11,7 +11,6 @@ use zipper_config::RunConfig;
 use zipper_proto::v1;
 use zipper_types::WorkerId;
 
-use crate::schedule;
 use crate::state::Crew;
 
 /// Counts and bytes above this are nonsense; sums of many of them fit 64 bits.
