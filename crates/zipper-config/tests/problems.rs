@@ -298,10 +298,7 @@ fn what_slurm_could_not_take_is_refused() {
             &["cluster.partition='a b'"],
             "cluster.partition: `a b` is not one word",
         ),
-        (
-            &["cluster.interface=''"],
-            "cluster.interface: `` is not one word",
-        ),
+        (&["cluster.interface=''"], "cluster.interface: `` is not one word"),
         (
             &["cluster.certificate_lifetime=1s"],
             "cluster.certificate_lifetime: 1s is not within 1h and 10 years",

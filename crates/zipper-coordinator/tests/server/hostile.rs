@@ -6,12 +6,12 @@
 
 use std::time::Duration;
 
-use proptest::prelude::*;
 use prost::Message;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 use zipper_coordinator::server::{Services, start};
@@ -23,6 +23,8 @@ use zipper_proto::v1::worker_service_server::WorkerService;
 
 use crate::fleet::{config, evaluated, job, join_request, member, run_in};
 
+/// Coordinators, each with requests from a seed of its own.
+const CASES: u64 = 48;
 /// Requests of one case.
 const REQUESTS: usize = 150;
 /// How long a long poll is waited for; whatever it would change has been changed then.
@@ -190,7 +192,7 @@ async fn give(services: &Services, kind: u8, bytes: &[u8]) -> bool {
 }
 
 async fn one_case(seed: u64) {
-    let random = &mut ChaCha8Rng::seed_from_u64(seed);
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
     let directory = TempDir::new().expect("a folder");
     let store = run_in(&directory);
     let (stop, stopped) = mpsc::channel(1);
@@ -216,7 +218,7 @@ async fn one_case(seed: u64) {
         // A request to stop, rarely: after it there is less to break.
         let kind = random.random_range(0..122) / 10;
         let member = &members[random.random_range(0..members.len())];
-        let bytes = changed(sensible(kind, member), random);
+        let bytes = changed(sensible(kind, member), &mut random);
         understood += u32::from(give(&services, kind, &bytes).await);
     }
     assert!(understood > 10, "seed {seed}: most requests can be read");
@@ -236,12 +238,12 @@ async fn one_case(seed: u64) {
     ended.unwrap_or_else(|error| panic!("seed {seed}: {error:#}"));
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
-
-    #[test]
-    fn no_request_breaks_the_coordinator(seed in any::<u64>()) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.expect("a runtime").block_on(one_case(seed));
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_request_breaks_the_coordinator() {
+    let mut cases: JoinSet<()> = (0..CASES).map(one_case).collect();
+    while let Some(ended) = cases.join_next().await {
+        if let Err(error) = ended {
+            std::panic::resume_unwind(error.into_panic());
+        }
     }
 }
