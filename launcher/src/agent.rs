@@ -13,7 +13,7 @@ use tokio::process::{Child, ChildStdin};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Status};
 use zipper_cli::{ExitStatus, die_with_parent, hostname, when_parent_is_gone};
 use zipper_proto::v1;
@@ -21,6 +21,7 @@ use zipper_proto::v1::advice::What;
 use zipper_proto::v1::agent_service_client::AgentServiceClient;
 use zipper_proto::v1::run_service_client::RunServiceClient;
 use zipper_proto::v1::watch_response::Event;
+use zipper_tls::Credentials;
 use zipper_types::WorkerId;
 
 use crate::processes::{beside, command, last_lines};
@@ -95,6 +96,8 @@ struct Agent {
     arguments: Arguments,
     context: v1::AgentContext,
     channel: Channel,
+    /// Without the deadline of requests.
+    unhurried: Channel,
     host: String,
     workers: BTreeMap<u32, Running>,
     /// Reports of workers' ends that are under way.
@@ -110,10 +113,8 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     });
     let node = ("node", arguments.node_rank.to_string());
     zipper_cli::describe_process(&arguments.run, "zipper-launch agent", &[node]);
-    let channel = Endpoint::from_shared(arguments.coordinator.clone())
-        .context("the coordinator's address")?
-        .timeout(REQUEST_TIMEOUT)
-        .connect_lazy();
+    let credentials = Credentials::of_this_process()?;
+    let endpoint = credentials.endpoint(&arguments.coordinator)?;
     let (happened, mut events) = mpsc::unbounded_channel();
     let mut agent = Agent {
         context: v1::AgentContext {
@@ -123,7 +124,8 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
         },
         host: own_address(&arguments.coordinator)?,
         arguments: arguments.clone(),
-        channel,
+        channel: endpoint.clone().timeout(REQUEST_TIMEOUT).connect_lazy(),
+        unhurried: endpoint.connect_lazy(),
         workers: BTreeMap::new(),
         reports: JoinSet::new(),
         happened,
@@ -364,12 +366,10 @@ impl Agent {
 
     /// A task that waits for the verdict: the coordinator does not stay for the next heartbeat.
     fn verdict(&self) -> impl Future<Output = ()> + Send + 'static {
-        // Without the deadline of requests: it lasts as long as the run.
-        let endpoint = Endpoint::from_shared(self.arguments.coordinator.clone());
+        // It lasts as long as the run.
+        let mut client = RunServiceClient::new(self.unhurried.clone());
         let happened = self.happened.clone();
         async move {
-            let Ok(endpoint) = endpoint else { return };
-            let mut client = RunServiceClient::new(endpoint.connect_lazy());
             loop {
                 if let Ok(events) = client.watch(v1::WatchRequest::default()).await {
                     let mut events = events.into_inner();

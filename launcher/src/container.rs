@@ -7,7 +7,14 @@ use zipper_cli::UserError;
 use zipper_config::schema::{ContainerConfig, ContainerRuntime};
 
 /// Variables that processes of a run need and enroot would not hand in. Their values stay out of the command line.
-const VARIABLES: [&str; 3] = ["CUDA_VISIBLE_DEVICES", "SLURM_NODEID", "SLURM_JOB_ID"];
+const VARIABLES: [&str; 6] = [
+    "CUDA_VISIBLE_DEVICES",
+    "NCCL_SOCKET_IFNAME",
+    "SLURM_JOB_ID",
+    "SLURM_NODEID",
+    zipper_tls::CREDENTIALS,
+    zipper_tls::CREDENTIALS_FILE,
+];
 /// What the names of others begin with.
 const FAMILIES: [&str; 4] = ["AWS_", "NCCL_", "RUST_", "ZIPPER_"];
 
@@ -134,7 +141,8 @@ mod tests {
         assert_eq!(
             words.join(" "),
             "enroot start --mount /home/a:/home/a --mount /data:/data --env AWS_ENDPOINT --env AWS_SECRET_ACCESS_KEY \
-             --env ZIPPER_LOG --env CUDA_VISIBLE_DEVICES --env SLURM_NODEID --env SLURM_JOB_ID \
+             --env ZIPPER_LOG --env CUDA_VISIBLE_DEVICES --env NCCL_SOCKET_IFNAME --env SLURM_JOB_ID --env SLURM_NODEID \
+             --env ZIPPER_CREDENTIALS --env ZIPPER_CREDENTIALS_FILE \
              --writable-tmpfs zipper.sif"
         );
     }

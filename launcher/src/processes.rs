@@ -16,14 +16,18 @@ use anyhow::{Context, bail};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use zipper_cli::UserError;
+use zipper_config::schema::ClusterConfig;
+use zipper_tls::{CREDENTIALS, CREDENTIALS_FILE};
 
 use crate::container;
+use crate::credentials::Handout;
 use crate::display::Display;
 use crate::page::Page;
 use crate::preflight::Prepared;
 use crate::restarts::Restarts;
+use crate::route::address_of;
 use crate::run::Arguments;
 use crate::slurm::{self, Allocation, VARIABLES_OF_THE_JOB};
 
@@ -34,6 +38,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How long a coordinator that did not start may take to end.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 const LAST_LINES: usize = 20;
+/// By what NCCL knows the interface; Gloo is told the address.
+const NCCL_INTERFACE: &str = "NCCL_SOCKET_IFNAME";
 
 /// Where the processes run.
 #[derive(Debug, Clone)]
@@ -56,12 +62,17 @@ impl Place {
     /// Where the processes of a run in `allocation` run, or of one on this machine.
     ///
     /// # Errors
-    /// If the nodes cannot be reached from here.
-    pub(crate) async fn new(arguments: &Arguments, allocation: Option<&Allocation>) -> anyhow::Result<Self> {
-        let listen = match (arguments.listen, allocation) {
-            (Some(address), _) => address,
-            (None, Some(allocation)) => allocation.own_address().await?,
-            (None, None) => Ipv4Addr::LOCALHOST.into(),
+    /// If the nodes cannot be reached from here, or by the interface that the configuration names.
+    pub(crate) async fn new(
+        arguments: &Arguments,
+        cluster: &ClusterConfig,
+        allocation: Option<&Allocation>,
+    ) -> anyhow::Result<Self> {
+        let listen = match (arguments.listen, &cluster.interface, allocation) {
+            (Some(address), _, _) => address,
+            (None, Some(interface), _) => address_of(interface)?,
+            (None, None, Some(allocation)) => allocation.own_address().await?,
+            (None, None, None) => Ipv4Addr::LOCALHOST.into(),
         };
         let agents = if allocation.is_some() {
             AgentPlace::Slurm
@@ -129,6 +140,9 @@ struct Starter {
     restart_window: Duration,
     restart_backoff: Duration,
     page: Page,
+    credentials: Handout,
+    /// The network interface between the nodes, if it is named.
+    interface: Option<String>,
 }
 
 impl Processes {
@@ -174,8 +188,8 @@ impl Processes {
 
     /// A connection to the coordinator.
     pub(crate) fn channel(&self) -> anyhow::Result<Channel> {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.address));
-        Ok(endpoint.context("the coordinator's address")?.connect_lazy())
+        let own = self.starter.credentials.launcher();
+        Ok(own.endpoint(&format!("https://{}", self.address))?.connect_lazy())
     }
 
     /// Starts the coordinator again if it has ended.
@@ -306,6 +320,8 @@ impl Starter {
         };
         Ok(Self {
             page: Page::prepare(config, &prepared.logs)?,
+            credentials: Handout::prepare(config, &prepared.logs)?,
+            interface: config.cluster.interface.clone(),
             run: prepared.store.url().to_owned(),
             place,
             logs: prepared.logs.clone(),
@@ -343,6 +359,7 @@ impl Starter {
             .args(&self.coordinator)
             .args(supersede.map(|epoch| format!("--supersede={epoch}")))
             .args(self.page.arguments())
+            .env(CREDENTIALS_FILE, self.credentials.of_coordinator())
             .stdout(Stdio::piped())
             .spawn()
             .context("the coordinator cannot be started")?;
@@ -374,7 +391,8 @@ impl Starter {
         };
         command
             .args(&self.agents)
-            .args(["--coordinator", &format!("http://{coordinator}")])
+            .args(["--coordinator", &format!("https://{coordinator}")])
+            .envs(self.interface.iter().map(|name| (NCCL_INTERFACE, name)))
             .spawn()
             .with_context(|| format!("{agents} cannot be started"))
     }
@@ -392,7 +410,8 @@ impl Starter {
             .args(["agent", "--node-rank", &node.to_string(), "--devices"])
             .arg(&self.devices[node as usize])
             .arg("--logs")
-            .arg(&self.logs);
+            .arg(&self.logs)
+            .env(CREDENTIALS_FILE, self.credentials.of_nodes());
         Ok(command)
     }
 
@@ -409,7 +428,9 @@ impl Starter {
             .args(["node", "--restart-window", &text(self.restart_window)])
             .args(["--restart-backoff", &text(self.restart_backoff), "--logs"])
             .arg(&self.logs)
-            .args(["--", "--devices", &self.devices[0]]);
+            .args(["--", "--devices", &self.devices[0]])
+            // There may be no folder that all nodes see.
+            .env(CREDENTIALS, self.credentials.text_for_nodes());
         Ok(command)
     }
 

@@ -70,8 +70,8 @@ pub(crate) struct Arguments {
     /// Print the result as one JSON document on stdout.
     #[arg(long)]
     pub(crate) json: bool,
-    /// Address of this machine that all nodes reach. Left out: in a Slurm allocation that on the way to its nodes, elsewhere
-    /// 127.0.0.1.
+    /// Address of this machine that all nodes reach. Left out: that of `cluster.interface`, in a Slurm allocation that on the way
+    /// to its nodes, elsewhere 127.0.0.1.
     #[arg(long)]
     pub(crate) listen: Option<IpAddr>,
     /// Words before the command of each node's agent; `{node}` is its number.
@@ -167,7 +167,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
             Allocation::find().await?
         };
         let prepared = preflight::prepare(&arguments, allocation.as_ref()).await?;
-        let place = Place::new(&arguments, allocation.as_ref()).await?;
+        let place = Place::new(&arguments, &prepared.config.cluster, allocation.as_ref()).await?;
         let processes = Processes::start(&prepared, place).await?;
         anyhow::Ok((prepared, processes))
     };

@@ -50,6 +50,7 @@ const PLACES: &[Place] = &[
     torch_free("zipper-plan", 1, &["zipper-types"]),
     torch_free("zipper-proto", 1, &["zipper-types"]),
     torch_free("zipper-score", 1, &["zipper-types"]),
+    torch_free("zipper-tls", 1, &[]),
     torch_free("zipper-checkpoint", 2, &["zipper-config", "zipper-types"]),
     torch_free("zipper-simstore", 1, &[]),
     torch_free("zipper-data", 2, &["zipper-config", "zipper-types"]),
@@ -99,6 +100,7 @@ const PLACES: &[Place] = &[
             "zipper-plan",
             "zipper-proto",
             "zipper-score",
+            "zipper-tls",
             "zipper-types",
             "zipper-watch",
         ],
@@ -114,6 +116,7 @@ const PLACES: &[Place] = &[
             "zipper-plan",
             "zipper-proto",
             "zipper-score",
+            "zipper-tls",
             "zipper-types",
             "zipper-watch",
         ],
@@ -132,6 +135,7 @@ const PLACES: &[Place] = &[
             "zipper-plan",
             "zipper-proto",
             "zipper-score",
+            "zipper-tls",
             "zipper-train",
             "zipper-types",
         ],
@@ -166,7 +170,7 @@ const PLACES: &[Place] = &[
     torch_free(
         "zipper-tests",
         4,
-        &["zipper-checkpoint", "zipper-proto", "zipper-types"],
+        &["zipper-checkpoint", "zipper-proto", "zipper-tls", "zipper-types"],
     ),
 ];
 

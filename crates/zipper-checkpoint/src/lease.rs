@@ -42,7 +42,7 @@ pub struct Holder {
     pub pid: u32,
     /// When it claimed the run, in RFC 3339.
     pub since: String,
-    /// Where workers reach it: `http://host:port`.
+    /// Where workers reach it: `https://host:port`.
     pub address: String,
 }
 

@@ -352,7 +352,19 @@ fn cluster(check: &mut Check, config: &RunConfig) {
     check.require(seconds.contains(&stop_before), "cluster.stop_before", || {
         format!("{} is not within 1s and 18h 12m", text(stop_before))
     });
+    let lifetime = cluster.certificate_lifetime;
+    let sensible = Duration::from_hours(1)..=Duration::from_hours(10 * 365 * 24);
+    check.require(
+        sensible.contains(&lifetime),
+        "cluster.certificate_lifetime",
+        || format!("{} is not within 1h and 10 years", text(lifetime)),
+    );
+    let outlasts = cluster.time.is_none_or(|time| time <= lifetime);
+    check.require(outlasts, "cluster.certificate_lifetime", || {
+        format!("{} is less than `cluster.time`", text(lifetime))
+    });
     let words = [
+        ("cluster.interface", &cluster.interface),
         ("cluster.partition", &cluster.partition),
         ("cluster.account", &cluster.account),
         ("cluster.qos", &cluster.qos),

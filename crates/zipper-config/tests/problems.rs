@@ -298,6 +298,15 @@ fn what_slurm_could_not_take_is_refused() {
             &["cluster.partition='a b'"],
             "cluster.partition: `a b` is not one word",
         ),
+        (&["cluster.interface=''"], "cluster.interface: `` is not one word"),
+        (
+            &["cluster.certificate_lifetime=1s"],
+            "cluster.certificate_lifetime: 1s is not within 1h and 10 years",
+        ),
+        (
+            &["cluster.time=2day", "cluster.certificate_lifetime=1day"],
+            "cluster.certificate_lifetime: 1day is less than `cluster.time`",
+        ),
         (
             &["cluster.gpus_per_node=0"],
             "cluster.gpus_per_node: 0: leave it out instead",

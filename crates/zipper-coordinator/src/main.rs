@@ -20,6 +20,7 @@ use zipper_coordinator::clock::Clock;
 use zipper_coordinator::server::{Job, serve};
 use zipper_coordinator::state::{Crew, Event};
 use zipper_coordinator::watching::Page;
+use zipper_tls::Credentials;
 
 /// How long a coordinator stays whose launcher is gone, to give the run back: even if the store does not answer.
 const ABANDONED: Duration = Duration::from_secs(8);
@@ -86,6 +87,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
         return Err(UserError::new("`runtime.bank_memory_mib` needs `--bank-bytes`").into());
     }
     zipper_cli::describe_process(store.url(), "zipper-coordinator", &[]);
+    let credentials = Credentials::of_this_process()?;
     let listener = TcpListener::bind(arguments.listen)
         .await
         .with_context(|| format!("cannot listen on {}", arguments.listen))?;
@@ -113,7 +115,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
         adopt: arguments.supersede.is_some(),
         clock: Clock::system(),
     };
-    serve(listener, page, job, stop_requests()?).await
+    serve(listener, &credentials, page, job, stop_requests()?).await
 }
 
 /// The status page, and its address; nothing if there is to be none, or it cannot be served: that is no reason not to train.
@@ -148,7 +150,7 @@ async fn claim(
         host: hostname(),
         pid: std::process::id(),
         since: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
-        address: format!("http://{address}"),
+        address: format!("https://{address}"),
     };
     let options = LeaseOptions {
         ttl: config.elastic.lease_ttl,

@@ -48,6 +48,8 @@ pub struct Picture {
     pub workers: BTreeMap<String, u32>,
     /// Nodes by how they are: `healthy`, `silent`, `left_out`, `missing`.
     pub nodes: BTreeMap<String, u32>,
+    /// Connections that this coordinator did not take in, by the reason.
+    pub refused: BTreeMap<String, u64>,
     /// Worker processes; of very many those that need attention first.
     pub members: Vec<Member>,
     /// Where the banks are, in the order of the configuration's languages.

@@ -30,7 +30,7 @@ pub enum Kind {
 }
 
 /// Every metric: name, kind, labels, what it says.
-pub const METRICS: [(&str, Kind, &str, &str); 36] = [
+pub const METRICS: [(&str, Kind, &str, &str); 37] = [
     (
         "zipper_run_info",
         Kind::Gauge,
@@ -217,6 +217,12 @@ pub const METRICS: [(&str, Kind, &str, &str); 36] = [
         "character error rate",
     ),
     (
+        "zipper_connections_refused_total",
+        Kind::Counter,
+        "reason",
+        "connections that this coordinator did not take in: no certificate, another run's, too many",
+    ),
+    (
         "zipper_coordinator_epoch",
         Kind::Gauge,
         "",
@@ -384,6 +390,9 @@ fn show_cluster(picture: &Picture) {
         let number = picture.workers.get(state).copied().unwrap_or_default();
         gauge!("zipper_workers", "state" => state).set(f64::from(number));
     }
+    for (reason, &number) in &picture.refused {
+        counter!("zipper_connections_refused_total", "reason" => reason.clone()).absolute(number);
+    }
     for state in ["healthy", "silent", "left_out", "missing"] {
         let number = picture.nodes.get(state).copied().unwrap_or_default();
         gauge!("zipper_nodes", "state" => state).set(f64::from(number));
@@ -412,6 +421,7 @@ mod tests {
         "with \"quotes\" and \\".clone_into(&mut picture.run.name);
         picture.run.languages = vec!["en".to_owned()];
         picture.latest = Some(Latest::default());
+        picture.refused.insert("no_certificate".to_owned(), 1);
         picture.evaluations.push(Evaluation::default());
         picture.published(5, "2026-01-01T00:00:00Z");
         picture.times.total_seconds = 10.0;

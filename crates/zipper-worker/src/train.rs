@@ -18,6 +18,7 @@ use zipper_data::{Corpus, DurationLimits, Utterance, load_corpus};
 use zipper_plan::{Placement, WorkModel};
 use zipper_proto::v1::complete_task_request::Outcome;
 use zipper_proto::v1::{self, evaluate_task, task, verdict};
+use zipper_tls::Credentials;
 use zipper_train::TrainError;
 use zipper_train::evaluate::{DecodeOptions, decode};
 use zipper_train::memory::HeldState;
@@ -37,7 +38,7 @@ pub(crate) struct Arguments {
     /// Run URL.
     #[arg(long)]
     run: String,
-    /// The coordinator's address, `http://127.0.0.1:41234`.
+    /// The coordinator's address, `https://127.0.0.1:41234`.
     #[arg(long)]
     coordinator: String,
     /// This node's index.
@@ -118,6 +119,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     let control = Control::start(
         runtime.handle().clone(),
         &arguments.coordinator,
+        Credentials::of_this_process()?,
         identity,
         &config,
         &store,

@@ -8,10 +8,12 @@ pub(crate) const PROBE: &str = "zipper-probe";
 
 /// Variables by which sbatch's arguments would shape the steps, too, though they were meant for the job: with
 /// `--ntasks-per-node=8` there would be eight agents, with `--gpus-per-task=1` an agent would see one GPU.
-pub(crate) const VARIABLES_OF_THE_JOB: [&str; 12] = [
+pub(crate) const VARIABLES_OF_THE_JOB: [&str; 13] = [
     "SLURM_CPUS_PER_GPU",
     "SLURM_CPUS_PER_TASK",
     "SLURM_DISTRIBUTION",
+    // `sbatch --export=NONE`: the steps need what this process hands on.
+    "SLURM_EXPORT_ENV",
     "SLURM_GPUS_PER_TASK",
     "SLURM_GPU_BIND",
     "SLURM_NPROCS",

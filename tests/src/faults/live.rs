@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::task::JoinHandle;
+use tonic::transport::Endpoint;
 use zipper_proto::v1;
 use zipper_proto::v1::run_service_client::RunServiceClient;
 use zipper_proto::v1::watch_response::Event;
+use zipper_tls::{CREDENTIALS_FILE, Credentials};
 
 use crate::programs::processes;
 
@@ -231,9 +233,11 @@ fn describe(process: i32) -> String {
 /// Records what the coordinators of the run tell, one after the other, until aborted.
 async fn watch(url: String, events: Arc<Mutex<Vec<(Instant, Event)>>>) {
     loop {
-        if let Some(address) = coordinator_address(&url)
-            && let Ok(mut client) = RunServiceClient::connect(address).await
-            && let Ok(response) = client.watch(v1::WatchRequest::default()).await
+        if let Some(endpoint) = coordinator(&url)
+            && let Ok(channel) = endpoint.connect().await
+            && let Ok(response) = RunServiceClient::new(channel)
+                .watch(v1::WatchRequest::default())
+                .await
         {
             let mut stream = response.into_inner();
             while let Ok(Some(response)) = stream.message().await {
@@ -249,11 +253,18 @@ async fn watch(url: String, events: Arc<Mutex<Vec<(Instant, Event)>>>) {
     }
 }
 
-/// Where the run's agents were told that the coordinator is.
-fn coordinator_address(url: &str) -> Option<String> {
+/// The way to the run's coordinator, with what its agents were told: where it is, and the credentials of the launch.
+fn coordinator(url: &str) -> Option<Endpoint> {
     let agents = processes(&["zipper-launch\0agent\0", &format!("\0{url}\0")]);
-    let command = fs::read(format!("/proc/{}/cmdline", agents.first()?)).ok()?;
+    let agent = format!("/proc/{}", agents.first()?);
+    let command = fs::read(format!("{agent}/cmdline")).ok()?;
     let words: Vec<&[u8]> = command.split(|byte| *byte == 0).collect();
     let place = words.iter().position(|word| *word == b"--coordinator")?;
-    String::from_utf8(words.get(place + 1)?.to_vec()).ok()
+    let address = std::str::from_utf8(words.get(place + 1)?).ok()?;
+    let environment = fs::read(format!("{agent}/environ")).ok()?;
+    let variable = format!("{CREDENTIALS_FILE}=");
+    let mut variables = environment.split(|byte| *byte == 0);
+    let file = variables.find_map(|one| one.strip_prefix(variable.as_bytes()))?;
+    let credentials = Credentials::read(Path::new(std::str::from_utf8(file).ok()?)).ok()?;
+    credentials.endpoint(address).ok()
 }

@@ -36,6 +36,13 @@ pub struct ClusterConfig {
     /// How often a job is queued again, by its time limit, pre-emption and lost nodes together, before it ends.
     #[serde(default = "default_max_requeues")]
     pub max_requeues: u32,
+    /// The network interface of this machine by which its nodes reach each other: `ib0`. The coordinator listens on its address and
+    /// on no other. Left out: the way to the nodes of the allocation, elsewhere loopback.
+    #[serde(default)]
+    pub interface: Option<String>,
+    /// For how long the certificates of a launch are valid: longer than it lasts. Each launch and each requeue makes new ones.
+    #[serde(default = "default_certificate_lifetime", with = "crate::duration")]
+    pub certificate_lifetime: Duration,
     /// More arguments for sbatch: `--exclusive`.
     #[serde(default)]
     pub sbatch: Vec<String>,
@@ -56,6 +63,8 @@ impl Default for ClusterConfig {
             constraint: None,
             stop_before: default_stop_before(),
             max_requeues: default_max_requeues(),
+            interface: None,
+            certificate_lifetime: default_certificate_lifetime(),
             sbatch: Vec::new(),
             container: None,
         }
@@ -97,6 +106,10 @@ fn default_stop_before() -> Duration {
 
 fn default_max_requeues() -> u32 {
     100
+}
+
+fn default_certificate_lifetime() -> Duration {
+    Duration::from_hours(30 * 24)
 }
 
 fn default_container_program() -> String {

@@ -1,9 +1,11 @@
 //! The shell around [`State`]: one task owns the state and applies events in turn (`owner`), another writes
 //! what it decides (`scribe`), a third keeps the lease, and the gRPC services (`service`) ask and tell.
 
+mod bounds;
 mod owner;
 mod scribe;
 mod service;
+mod transport;
 mod watcher;
 
 use std::sync::Arc;
@@ -14,15 +16,12 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval};
-use tokio_stream::wrappers::TcpListenerStream;
 use zipper_checkpoint::lease::{Lease, LeaseLost};
 use zipper_checkpoint::{CheckpointError, ErrorKind, RunStore};
 use zipper_cli::{ExitStatus, UserError};
 use zipper_config::RunConfig;
 use zipper_proto::v1;
-use zipper_proto::v1::agent_service_server::AgentServiceServer;
-use zipper_proto::v1::run_service_server::RunServiceServer;
-use zipper_proto::v1::worker_service_server::WorkerServiceServer;
+use zipper_tls::{Credentials, Refusals};
 use zipper_types::{Generation, Step};
 
 use crate::clock::Clock;
@@ -35,6 +34,7 @@ use crate::watching::{Assignment, Page, Watching};
 
 pub(crate) use watcher::Watcher;
 
+use bounds::Bounds;
 use owner::{History, Message, Owner, View};
 use scribe::{Scribe, Told, Work};
 
@@ -66,30 +66,29 @@ pub struct Job {
     pub clock: Clock,
 }
 
-/// Serves a run on `listener`, and its status page on `page`, until it has ended, and returns how. `stop` brings what happens to
-/// this process itself.
+/// Serves a run on `listener` to those who have credentials of the same launch, and its status page on `page`, until it has ended,
+/// and returns how. `stop` brings what happens to this process itself.
 ///
 /// # Errors
-/// If the run's store cannot be read, another coordinator takes the run over, or the listener fails.
+/// If the run's store cannot be read, another coordinator takes the run over, or the credentials cannot be used.
 pub async fn serve(
     listener: TcpListener,
+    credentials: &Credentials,
     page: Option<Page>,
     job: Job,
     stop: mpsc::Receiver<Event>,
 ) -> anyhow::Result<ExitStatus> {
     let (store, config, adopts) = (job.store.clone(), job.config.clone(), job.adopt);
+    let refusals = Refusals::default();
+    let incoming = transport::incoming(listener, credentials, job.crew, refusals.clone())?;
     let mut running = start(job, stop).await?;
     let services = running.services();
-    let showing = Assignment::new(&store, &config, &running.lease, adopts, page);
+    let showing = Assignment::new(&store, &config, &running.lease, adopts, page, refusals);
     running.watching = Some(Watching::start(showing, services.watcher()));
     let (ended, shutdown) = oneshot::channel::<()>();
-    let server = tonic::transport::Server::builder()
-        .add_service(WorkerServiceServer::new(services.clone()).max_decoding_message_size(usize::MAX))
-        .add_service(AgentServiceServer::new(services.clone()))
-        .add_service(RunServiceServer::new(services))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
-            let _ = shutdown.await;
-        });
+    let server = transport::router(services).serve_with_incoming_shutdown(incoming, async {
+        let _ = shutdown.await;
+    });
     let server = tokio::spawn(server);
     let status = running.ended().await;
     let _ = ended.send(());
@@ -124,6 +123,7 @@ pub async fn start(job: Job, mut stop: mpsc::Receiver<Event>) -> anyhow::Result<
         views,
         history.clone(),
         job.config.name.clone(),
+        Bounds::new(&job.config, job.crew),
         job.store.checkpoints(),
         Arc::clone(&lease),
     );

@@ -18,6 +18,7 @@ use zipper_proto::v1::worker_service_server::WorkerService;
 use zipper_proto::{MissingField, v1::complete_task_request::Outcome as WireOutcome};
 use zipper_types::{Generation, Incarnation, Rank, Step, WorkerId};
 
+use super::bounds::Bounds;
 use super::owner::{History, Message, View};
 use super::watcher::Watcher;
 use crate::placement;
@@ -39,6 +40,7 @@ pub struct Services {
     run: String,
     checkpoints: Checkpoints,
     lease: Arc<Lease>,
+    bounds: Arc<Bounds>,
     /// Where the newest generation writes the objects of its checkpoints: each is claimed once.
     prefixes: Arc<Mutex<BTreeMap<(Generation, Step), String>>>,
 }
@@ -57,6 +59,7 @@ impl Services {
         views: watch::Receiver<View>,
         history: History,
         run: String,
+        bounds: Bounds,
         checkpoints: Checkpoints,
         lease: Arc<Lease>,
     ) -> Self {
@@ -67,6 +70,7 @@ impl Services {
             run,
             checkpoints,
             lease,
+            bounds: Arc::new(bounds),
             prefixes: Arc::default(),
         }
     }
@@ -166,7 +170,7 @@ fn given_up(claim: &Claim) -> Status {
 #[tonic::async_trait]
 impl WorkerService for Services {
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
-        let request = request.into_inner();
+        let request = self.bounds.checked(request)?;
         let claim = self.claim(request.member)?;
         let held: Result<Vec<HeldState>, MissingField> = request.held.iter().map(held).collect();
         let joining = Joining {
@@ -232,7 +236,7 @@ impl WorkerService for Services {
         &self,
         request: Request<v1::NextTaskRequest>,
     ) -> Result<Response<v1::NextTaskResponse>, Status> {
-        let request = request.into_inner();
+        let request = self.bounds.checked(request)?;
         let mut views = self.views.clone();
         let completed = request.completed_task;
         let (claim, rank) = match self.check(request.member).await {
@@ -290,7 +294,7 @@ impl WorkerService for Services {
         &self,
         request: Request<v1::CompleteTaskRequest>,
     ) -> Result<Response<v1::CompleteTaskResponse>, Status> {
-        let request = request.into_inner();
+        let request = self.bounds.checked(request)?;
         let (_, rank) = self.check(request.member).await?;
         let outcome = domain_outcome(request.outcome.ok_or(MissingField("outcome"))?);
         self.apply(Event::Completed {
@@ -306,7 +310,7 @@ impl WorkerService for Services {
         &self,
         request: Request<v1::ReportFailureRequest>,
     ) -> Result<Response<v1::ReportFailureResponse>, Status> {
-        let request = request.into_inner();
+        let request = self.bounds.checked(request)?;
         let claim = self.claim(request.member)?;
         self.apply(Event::Failed(Failure {
             worker: claim.worker,
@@ -325,7 +329,7 @@ impl WorkerService for Services {
         &self,
         request: Request<v1::HeartbeatRequest>,
     ) -> Result<Response<v1::HeartbeatResponse>, Status> {
-        let request = request.into_inner();
+        let request = self.bounds.checked(request)?;
         let claim = self.claim(request.member)?;
         self.apply(Event::Heartbeat(Sign {
             worker: claim.worker.clone(),
@@ -366,7 +370,7 @@ impl WorkerService for Services {
         &self,
         request: Request<v1::ReportStepRequest>,
     ) -> Result<Response<v1::ReportStepResponse>, Status> {
-        let request = request.into_inner();
+        let request = self.bounds.checked(request)?;
         self.check(request.member).await?;
         let metrics = request.metrics.ok_or(MissingField("metrics"))?;
         self.send(Message::Step(Box::new(metrics))).await?;
@@ -377,7 +381,7 @@ impl WorkerService for Services {
         &self,
         request: Request<v1::BeginCheckpointRequest>,
     ) -> Result<Response<v1::BeginCheckpointResponse>, Status> {
-        let request = request.into_inner();
+        let request = self.bounds.checked(request)?;
         let (claim, _) = self.check(request.member).await?;
         let generation = claim.generation.unwrap_or_default();
         let step = Step(request.step);
@@ -416,7 +420,7 @@ impl WorkerService for Services {
         &self,
         request: Request<v1::ReportCheckpointPartsRequest>,
     ) -> Result<Response<v1::ReportCheckpointPartsResponse>, Status> {
-        let request = request.into_inner();
+        let request = self.bounds.checked(request)?;
         let (_, rank) = self.check(request.member).await?;
         let stage = zipper_proto::stage(request.stage)?;
         let parts = request
@@ -487,7 +491,7 @@ impl AgentService for Services {
         &self,
         request: Request<v1::RegisterNodeRequest>,
     ) -> Result<Response<v1::RegisterNodeResponse>, Status> {
-        let request = request.into_inner();
+        let request = self.bounds.checked(request)?;
         let (node, incarnation) = self.agent(request.agent)?;
         self.apply(Event::NodeRegistered(Agent {
             node,
@@ -505,7 +509,7 @@ impl AgentService for Services {
         &self,
         request: Request<v1::AgentHeartbeatRequest>,
     ) -> Result<Response<v1::AgentHeartbeatResponse>, Status> {
-        let (node, incarnation) = self.agent(request.into_inner().agent)?;
+        let (node, incarnation) = self.agent(self.bounds.checked(request)?.agent)?;
         self.apply(Event::AgentAlive { node, incarnation }).await?;
         let kill = self.ask(move |state| state.to_kill(node)).await?;
         let kill = kill.into_iter().map(|(worker, incarnation)| v1::WorkerProcess {
@@ -526,7 +530,7 @@ impl AgentService for Services {
         &self,
         request: Request<v1::ReportWorkerExitRequest>,
     ) -> Result<Response<v1::ReportWorkerExitResponse>, Status> {
-        let request = request.into_inner();
+        let request = self.bounds.checked(request)?;
         let (node, incarnation) = self.agent(request.agent)?;
         // This may be the first that a coordinator hears of a node.
         self.apply(Event::AgentAlive { node, incarnation }).await?;
@@ -552,7 +556,7 @@ impl AgentService for Services {
 impl RunService for Services {
     async fn stop(&self, request: Request<v1::StopRequest>) -> Result<Response<v1::StopResponse>, Status> {
         self.apply(Event::StopRequested {
-            reason: request.into_inner().reason,
+            reason: self.bounds.checked(request)?.reason,
         })
         .await?;
         Ok(Response::new(v1::StopResponse {}))

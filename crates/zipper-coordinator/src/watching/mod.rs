@@ -19,6 +19,7 @@ use zipper_checkpoint::lease::Lease;
 use zipper_config::RunConfig;
 use zipper_proto::v1;
 use zipper_proto::v1::watch_response::Event as Watched;
+use zipper_tls::Refusals;
 use zipper_watch::page::{self, Access, Shown};
 use zipper_watch::picture::{Member, Phase, Times};
 use zipper_watch::{Past, Picture, Series, now_text};
@@ -74,6 +75,7 @@ pub(crate) struct Assignment {
     lease: Arc<Lease>,
     adopts: bool,
     page: Option<Page>,
+    refusals: Refusals,
 }
 
 impl Assignment {
@@ -84,6 +86,7 @@ impl Assignment {
         lease: &Arc<Lease>,
         adopts: bool,
         page: Option<Page>,
+        refusals: Refusals,
     ) -> Self {
         Self {
             store: store.clone(),
@@ -91,6 +94,7 @@ impl Assignment {
             lease: Arc::clone(lease),
             adopts,
             page,
+            refusals,
         }
     }
 }
@@ -120,6 +124,7 @@ async fn watch(assignment: Assignment, watcher: Watcher, ended: oneshot::Receive
         lease,
         adopts,
         page,
+        refusals,
     } = assignment;
     let picture = Picture::of(&config, store.url());
     let shown = Shown::new(store.clone(), picture, Series::new(&config.data.languages));
@@ -140,7 +145,7 @@ async fn watch(assignment: Assignment, watcher: Watcher, ended: oneshot::Receive
     let recording = Recording::new(&store, lease);
     let (over, stop_recording) = oneshot::channel();
     let recording = tokio::spawn(recording.run(config.watching.tensorboard, shown.clone(), stop_recording));
-    show(&shown, &watcher, ended).await;
+    show(&shown, &watcher, &refusals, ended).await;
     shown.close();
     // A recorder that has failed has said so.
     let _ = over.send(());
@@ -152,7 +157,7 @@ async fn watch(assignment: Assignment, watcher: Watcher, ended: oneshot::Receive
 }
 
 /// Shows what happens until the run is over.
-async fn show(shown: &Shown, watcher: &Watcher, mut ended: oneshot::Receiver<()>) {
+async fn show(shown: &Shown, watcher: &Watcher, refusals: &Refusals, mut ended: oneshot::Receiver<()>) {
     let mut told = Told::new(watcher.history());
     let mut ticks = interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -167,7 +172,10 @@ async fn show(shown: &Shown, watcher: &Watcher, mut ended: oneshot::Receiver<()>
                         members = now;
                         watcher.tell(Watched::Membership(now));
                     }
-                    shown.paint(|picture| look(picture, &overview));
+                    shown.paint(|picture| {
+                        look(picture, &overview);
+                        picture.refused = refused(refusals);
+                    });
                 }
             }
             _ = &mut ended => break,
@@ -238,6 +246,14 @@ impl Told {
             }
         }
     }
+}
+
+/// How many connections were refused, by the reason.
+fn refused(refusals: &Refusals) -> BTreeMap<String, u64> {
+    let counts = refusals.counts().into_iter();
+    counts
+        .map(|(reason, count)| (reason.name().to_owned(), count))
+        .collect()
 }
 
 fn membership(overview: &Overview) -> v1::Membership {

@@ -1,12 +1,13 @@
 //! A coordinator, its workers and its watchers, as the tests play them.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tonic::transport::Channel;
+use tonic::transport::{Channel, Endpoint};
 use zipper_checkpoint::lease::{Holder, Lease, LeaseOptions};
 use zipper_checkpoint::{RunStore, layout};
 use zipper_cli::ExitStatus;
@@ -21,6 +22,7 @@ use zipper_proto::v1::run_service_client::RunServiceClient;
 use zipper_proto::v1::task::Kind;
 use zipper_proto::v1::watch_response::Event;
 use zipper_proto::v1::worker_service_client::WorkerServiceClient;
+use zipper_tls::{Authority, Role};
 use zipper_types::{Step, WorkerId};
 
 pub(crate) const WORKERS: u32 = 2;
@@ -59,6 +61,9 @@ pub(crate) fn run_in(directory: &TempDir) -> RunStore {
 /// A coordinator on a port that the system chose.
 pub(crate) struct Coordinator {
     pub(crate) channel: Channel,
+    pub(crate) address: SocketAddr,
+    /// Issues what it believes.
+    pub(crate) authority: Authority,
     pub(crate) serving: JoinHandle<anyhow::Result<ExitStatus>>,
     /// What happens to the process itself.
     pub(crate) stop: mpsc::Sender<coordinator::Event>,
@@ -69,29 +74,18 @@ impl Coordinator {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
         let (stop, stopped) = mpsc::channel(1);
-        let lease = claim(store).await;
-        let job = Job {
-            store: store.clone(),
-            config,
-            crew: Crew {
-                min_workers: WORKERS,
-                max_workers: WORKERS,
-                nodes: 1,
-                workers_per_node: WORKERS,
-            },
-            bank_bytes: None,
-            lease,
-            adopt: false,
-            clock: Clock::system(),
-        };
-        let serving = tokio::spawn(serve(listener, None, job, stopped));
-        let channel = Channel::from_shared(format!("http://{address}"))
-            .expect("an address")
+        let job = job(store, config).await;
+        let authority = authority("tiny");
+        let own = authority.issue(Role::Coordinator).expect("there is randomness");
+        let serving = tokio::spawn(async move { serve(listener, &own, None, job, stopped).await });
+        let channel = endpoint(&authority, Role::Node, address)
             .connect()
             .await
             .expect("the coordinator listens");
         Self {
             channel,
+            address,
+            authority,
             serving,
             stop,
         }
@@ -115,6 +109,37 @@ impl Coordinator {
             .expect("the coordinator does not panic")
             .expect("the run's store can be written")
     }
+}
+
+/// Two workers on one node.
+pub(crate) async fn job(store: &RunStore, config: RunConfig) -> Job {
+    Job {
+        store: store.clone(),
+        config,
+        crew: Crew {
+            min_workers: WORKERS,
+            max_workers: WORKERS,
+            nodes: 1,
+            workers_per_node: WORKERS,
+        },
+        bank_bytes: None,
+        lease: claim(store).await,
+        adopt: false,
+        clock: Clock::system(),
+    }
+}
+
+/// The authority of some launch.
+pub(crate) fn authority(run: &str) -> Authority {
+    Authority::new(run, Duration::from_hours(1)).expect("there is randomness")
+}
+
+/// The way to a coordinator for someone whom `authority` gave credentials.
+pub(crate) fn endpoint(authority: &Authority, role: Role, address: SocketAddr) -> Endpoint {
+    let credentials = authority.issue(role).expect("there is randomness");
+    credentials
+        .endpoint(&format!("https://{address}"))
+        .expect("an address")
 }
 
 /// The claim of a coordinator that nobody contests.

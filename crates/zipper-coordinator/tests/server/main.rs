@@ -2,6 +2,8 @@
 //! timing.
 
 mod fleet;
+mod hostile;
+mod strangers;
 
 use std::time::Duration;
 
@@ -291,7 +293,7 @@ async fn only_members_of_the_generation_are_heard() {
         ),
         (
             with(&|member| member.worker_id = "node9/9".to_owned()),
-            Code::Aborted,
+            Code::InvalidArgument,
             "node9/9",
         ),
         (None, Code::InvalidArgument, "`member`"),
@@ -416,6 +418,7 @@ async fn agents_do_as_they_are_told() {
                 generation: Some(1),
                 ..member(1)
             }),
+            local_rank: 1,
             ..v1::HeartbeatRequest::default()
         })
         .await

@@ -3,12 +3,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use backon::{ExponentialBuilder, Retryable};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Status};
 use zipper_checkpoint::{RunStore, lease};
 use zipper_proto::v1::worker_service_client::WorkerServiceClient;
+use zipper_tls::{Credentials, TlsError};
 
 /// How long a request may take that is not a long poll.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -52,6 +52,7 @@ pub(crate) enum Refused {
 #[derive(Clone)]
 pub(super) struct Connection {
     store: RunStore,
+    credentials: Credentials,
     /// How long to wait for a coordinator that is away.
     patience: Duration,
     state: Arc<Mutex<State>>,
@@ -66,15 +67,21 @@ struct State {
 }
 
 impl Connection {
-    pub(super) fn new(address: &str, store: RunStore, patience: Duration) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        address: &str,
+        credentials: Credentials,
+        store: RunStore,
+        patience: Duration,
+    ) -> Result<Self, TlsError> {
         let state = State {
             address: address.to_owned(),
-            client: client(address)?,
+            client: client(&credentials, address)?,
             away_since: None,
             looked: None,
         };
         Ok(Self {
             store,
+            credentials,
             patience,
             state: Arc::new(Mutex::new(state)),
         })
@@ -154,7 +161,7 @@ impl Connection {
         };
         let mut state = self.state();
         if holder.address != state.address
-            && let Ok(client) = client(&holder.address)
+            && let Ok(client) = client(&self.credentials, &holder.address)
         {
             tracing::info!("the coordinator has moved to {} (claim {epoch})", holder.address);
             state.address = holder.address;
@@ -163,10 +170,8 @@ impl Connection {
     }
 }
 
-fn client(address: &str) -> anyhow::Result<Client> {
-    let endpoint = Endpoint::from_shared(address.to_owned())
-        .with_context(|| format!("`{address}` is not an address"))?
-        .connect_timeout(REQUEST_TIMEOUT);
+fn client(credentials: &Credentials, address: &str) -> Result<Client, TlsError> {
+    let endpoint = credentials.endpoint(address)?;
     Ok(WorkerServiceClient::new(endpoint.connect_lazy()))
 }
 

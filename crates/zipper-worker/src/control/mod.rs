@@ -22,6 +22,7 @@ use zipper_checkpoint::{RunStore, layout};
 use zipper_collectives::FlightRecorder;
 use zipper_config::schema::RunConfig;
 use zipper_proto::v1::{self, task};
+use zipper_tls::Credentials;
 use zipper_train::capture::Capture;
 use zipper_types::{Generation, Rank, Step};
 
@@ -97,6 +98,7 @@ impl Control {
     pub(crate) fn start(
         runtime: Handle,
         address: &str,
+        credentials: Credentials,
         identity: Identity,
         config: &RunConfig,
         store: &RunStore,
@@ -105,7 +107,7 @@ impl Control {
         let patience = config.elastic.coordinator_timeout;
         // A lazy connection belongs to the runtime that it is made in.
         let _entered = runtime.enter();
-        let connection = Connection::new(address, store.clone(), patience)?;
+        let connection = Connection::new(address, credentials, store.clone(), patience)?;
         let identity = Arc::new(identity);
         let shared = Arc::new(Shared::new());
         let slot = Slot::default();
