@@ -55,9 +55,10 @@ export AWS_ALLOW_HTTP=true
 ENV
 fi
 
+# Without minFreeSpace every write hangs on a disk that is 99 % full, however large it is.
 server=("$weed" "-logdir=$dir" server "-dir=$dir/data" -ip=127.0.0.1 -ip.bind=127.0.0.1
   -master.telemetry=false -master.electionTimeout=1s -master.volumeSizeLimitMB=1024
-  -volume.max=20 -volume.preStopSeconds=0
+  -volume.max=20 -volume.preStopSeconds=0 -volume.minFreeSpace=64MiB
   -s3 "-s3.config=$dir/s3.json" -s3.port.iceberg=0 -s3.port.lance=0
   "-s3.localSocket=$dir/s3.sock" "-filer.localSocket=$dir/filer.sock"
   "-s3.port=${ports[0]}" "-master.port=${ports[1]}" "-volume.port=${ports[2]}" "-filer.port=${ports[3]}"

@@ -35,6 +35,9 @@ struct Arguments {
     /// Let nothing happen to node 0, so that growth of its processes can be seen.
     #[arg(long)]
     leave_first_node: bool,
+    /// Steps from one line of metrics to the next, all of which a run keeps.
+    #[arg(long, default_value_t = Size::default().log_every)]
+    log_every: u64,
     /// Where the report goes, and what runs leave.
     #[arg(long, default_value = "target/faults")]
     output: PathBuf,
@@ -99,6 +102,7 @@ fn kinds(site: &Site, arguments: &Arguments) -> Result<(Vec<Kind>, Vec<String>),
 async fn campaign(arguments: &Arguments, output: PathBuf) -> Result<(), String> {
     let job = Size {
         steps_of_a_stage: arguments.steps,
+        log_every: arguments.log_every,
         ..Size::default()
     };
     let site = Site::open(&output, job);
@@ -160,6 +164,7 @@ async fn soak(arguments: &Arguments, minutes: u64, output: PathBuf) -> Result<()
         // More than there is time for.
         steps_of_a_stage: 10_000_000,
         checkpoint_every: 500,
+        log_every: arguments.log_every,
         // However many it takes.
         restarts_of_a_node: 1000,
         ..Size::default()

@@ -21,6 +21,7 @@ const SIZE: Size = Size {
     steps_of_a_stage: 100,
     checkpoint_every: 20,
     snapshot_every: 5,
+    log_every: 1,
     restarts_of_a_node: 10,
 };
 

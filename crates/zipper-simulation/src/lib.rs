@@ -8,6 +8,12 @@
 //! Reading order: [`invariants`] (what must hold), [`faults`] (what goes wrong), [`run`] (one run), `world` (what its parts
 //! share), `launch`, `node`, `worker`, `network`, `fabric`, `store`, `truth` and `checks` (what is seen).
 
+#[cfg(not(any(tokio_unstable, doc)))]
+compile_error!(
+    "without `--cfg tokio_unstable` a seed would not be the same run each time: `.cargo/config.toml` sets it, and a `RUSTFLAGS` \
+     of your own has to repeat it"
+);
+
 mod checks;
 mod fabric;
 pub mod faults;

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::runtime::RngSeed;
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{Instant, sleep, sleep_until};
 use zipper_checkpoint::layout;
@@ -66,6 +67,8 @@ pub fn simulate(seed: u64, told: bool) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
+        // `select!` and `watch` choose by a random number whom they serve first.
+        .rng_seed(RngSeed::from_bytes(&seed.to_le_bytes()))
         .build()
         .expect("a runtime needs nothing but memory");
     let local = LocalSet::new();

@@ -30,14 +30,16 @@ fn seeds_100_to_199_hold() {
     play(100..200);
 }
 
-/// Without this, a seed that found something could not be played again.
+/// Without this, a seed that found something could not be played again. Where tokio chooses at random, one seed in eight is another
+/// run each time.
 #[test]
 fn a_seed_is_the_same_run_each_time() {
+    const SEEDS: u64 = 80;
     let mut traces = BTreeSet::new();
-    for seed in 0..8 {
+    for seed in 0..SEEDS {
         let (first, second) = (simulate(seed, false), simulate(seed, false));
         assert_eq!(first.trace, second.trace, "seed {seed}");
         traces.insert(first.trace);
     }
-    assert_eq!(traces.len(), 8, "different seeds are different runs");
+    assert_eq!(traces.len() as u64, SEEDS, "different seeds are different runs");
 }

@@ -1,6 +1,6 @@
 //! What a run holds while it goes on, its processes' memory, files and threads and the store's objects, and whether that grows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use procfs::process::Process;
@@ -18,6 +18,8 @@ const SHARE_OF_MEMORY: f64 = 0.05;
 const MEMORY: f64 = 2.0;
 /// The same of files, threads, and objects.
 const COUNT: f64 = 3.0;
+/// Where retention decides what stays. Other folders keep what happened: an entry for each event, a file of metrics now and then.
+const RETAINED: &str = "checkpoints";
 
 /// What one process holds.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -53,9 +55,9 @@ pub struct Sample {
     pub at: f64,
     /// By role: `launcher`, `coordinator`, `agent 0`, `worker 0`, ...
     pub processes: BTreeMap<String, Held>,
-    /// Objects below the run's URL.
-    pub objects: usize,
-    /// And their size (MiB).
+    /// Objects by the folder of the run that they are in.
+    pub objects: BTreeMap<String, usize>,
+    /// Size of all of them (MiB).
     pub stored: f64,
 }
 
@@ -74,15 +76,21 @@ impl Sample {
         let held = roles
             .into_iter()
             .filter_map(|(role, pid)| Some((role, Held::by(pid?)?)));
-        let objects = store
+        let stored = store
             .list_with_sizes("")
             .await
             .map_err(|error| error.to_string())?;
+        let mut objects = BTreeMap::new();
+        for object in &stored {
+            if let Some((folder, _)) = object.path.split_once('/') {
+                *objects.entry(folder.to_owned()).or_default() += 1;
+            }
+        }
         Ok(Self {
             at,
             processes: held.collect(),
-            objects: objects.len(),
-            stored: objects.iter().map(|object| object.bytes as f64).sum::<f64>() / MIB,
+            objects,
+            stored: stored.iter().map(|object| object.bytes as f64).sum::<f64>() / MIB,
         })
     }
 }
@@ -138,8 +146,17 @@ pub(super) fn courses(samples: &[Sample]) -> Vec<Course> {
             COUNT,
         );
     }
-    let objects = samples.iter().map(|sample| sample.objects as f64).collect();
-    add("store: objects".to_owned(), objects, 0.0, COUNT);
+    let folders: BTreeSet<&String> = samples.iter().flat_map(|sample| sample.objects.keys()).collect();
+    for folder in folders {
+        let objects = |sample: &Sample| sample.objects.get(folder).copied().unwrap_or_default() as f64;
+        let more = if folder == RETAINED { COUNT } else { f64::INFINITY };
+        add(
+            format!("store: objects in `{folder}`"),
+            samples.iter().map(objects).collect(),
+            0.0,
+            more,
+        );
+    }
     courses
 }
 
@@ -178,7 +195,7 @@ mod tests {
         Sample {
             at: minute as f64 * 60.0,
             processes: BTreeMap::from([("worker 0".to_owned(), held)]),
-            objects,
+            objects: BTreeMap::from([(RETAINED.to_owned(), objects), ("journal".to_owned(), 2 * minute)]),
             stored: 1.0,
         }
     }
@@ -202,7 +219,7 @@ mod tests {
         let files = of(|minute| sample(minute, 7, 50.0, 20 + minute, 40));
         assert_eq!(growing(&files), ["worker 0: files"]);
         let objects = of(|minute| sample(minute, 7, 50.0, 20, 40 + minute));
-        assert_eq!(growing(&objects), ["store: objects"]);
+        assert_eq!(growing(&objects), ["store: objects in `checkpoints`"]);
         let too_few = &memory[..ENOUGH - 1];
         assert!(courses(too_few).is_empty());
     }
@@ -214,7 +231,7 @@ mod tests {
             .map(|minute| sample(minute, if minute < 15 { 7 } else { 8 }, minute as f64, 20, 40))
             .collect();
         let judged: Vec<String> = courses(&replaced).into_iter().map(|course| course.of).collect();
-        assert_eq!(judged, ["store: objects"]);
+        assert!(judged.iter().all(|of| of.starts_with("store: ")), "{judged:?}");
     }
 
     /// Goal: what the system says of this very process is plausible.

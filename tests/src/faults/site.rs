@@ -27,6 +27,8 @@ pub struct Size {
     pub checkpoint_every: u64,
     /// Steps between copies of banks to the memory of a peer.
     pub snapshot_every: u64,
+    /// Steps from one line of metrics to the next.
+    pub log_every: u64,
     /// How often the worker of a node may be started again.
     pub restarts_of_a_node: u32,
 }
@@ -40,6 +42,7 @@ impl Default for Size {
             steps_of_a_stage: 150,
             checkpoint_every: 20,
             snapshot_every: 5,
+            log_every: 1,
             restarts_of_a_node: 10,
         }
     }
@@ -186,6 +189,7 @@ fn configure(text: &str, size: Size) -> String {
         steps_of_a_stage,
         checkpoint_every,
         snapshot_every,
+        log_every,
         restarts_of_a_node,
         nodes,
         ..
@@ -193,6 +197,7 @@ fn configure(text: &str, size: Size) -> String {
     let text = text
         .replace("steps: 6,", &format!("steps: {steps_of_a_stage},"))
         .replace("every_steps: 4", &format!("every_steps: {checkpoint_every}"))
+        .replace("log_every: 1", &format!("log_every: {log_every}"))
         .replace("untrained: true", "untrained: false")
         // In f64 whatever is summed in another order is the same to 14 digits, and a lost utterance is not.
         .replace("  prompt:\n", "  dtype: f64\n  prompt:\n")
