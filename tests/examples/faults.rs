@@ -164,6 +164,7 @@ async fn soak(arguments: &Arguments, minutes: u64, output: PathBuf) -> Result<()
         // More than there is time for.
         steps_of_a_stage: 10_000_000,
         checkpoint_every: 500,
+        keep_last: 3,
         log_every: arguments.log_every,
         // However many it takes.
         restarts_of_a_node: 1000,

@@ -20,6 +20,7 @@ const SIZE: Size = Size {
     spares: 0,
     steps_of_a_stage: 100,
     checkpoint_every: 20,
+    keep_last: 100,
     snapshot_every: 5,
     log_every: 1,
     restarts_of_a_node: 10,

@@ -130,6 +130,14 @@ impl LiveRun {
         self.child.id() as i32
     }
 
+    /// Waits until there is a worker of `node`, which may have to be started again first; not longer than a run may take to go on.
+    pub(crate) async fn wait_for_worker(&self, node: u32) {
+        let started = Instant::now();
+        while self.worker(node).is_none() && started.elapsed() < DEADLINE {
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
     /// The process of the worker of `node`.
     pub fn worker(&self, node: u32) -> Option<i32> {
         self.one(&["zipper-worker\0train\0", &format!("--node-rank\0{node}\0")])

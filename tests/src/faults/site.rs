@@ -25,6 +25,8 @@ pub struct Size {
     pub steps_of_a_stage: u64,
     /// Steps between checkpoints.
     pub checkpoint_every: u64,
+    /// Checkpoints that are kept.
+    pub keep_last: u64,
     /// Steps between copies of banks to the memory of a peer.
     pub snapshot_every: u64,
     /// Steps from one line of metrics to the next.
@@ -41,6 +43,7 @@ impl Default for Size {
             spares: 0,
             steps_of_a_stage: 150,
             checkpoint_every: 20,
+            keep_last: 100,
             snapshot_every: 5,
             log_every: 1,
             restarts_of_a_node: 10,
@@ -188,6 +191,7 @@ fn configure(text: &str, size: Size) -> String {
     let Size {
         steps_of_a_stage,
         checkpoint_every,
+        keep_last,
         snapshot_every,
         log_every,
         restarts_of_a_node,
@@ -198,6 +202,7 @@ fn configure(text: &str, size: Size) -> String {
         .replace("steps: 6,", &format!("steps: {steps_of_a_stage},"))
         .replace("every_steps: 4", &format!("every_steps: {checkpoint_every}"))
         .replace("log_every: 1", &format!("log_every: {log_every}"))
+        .replace("keep_last: 100", &format!("keep_last: {keep_last}"))
         .replace("untrained: true", "untrained: false")
         // In f64 whatever is summed in another order is the same to 14 digits, and a lost utterance is not.
         .replace("  prompt:\n", "  dtype: f64\n  prompt:\n")

@@ -98,6 +98,7 @@ impl Soak {
             }
             tokio::time::sleep_until(next.into()).await;
             let plan = soak.fault(&kinds, round, site);
+            run.wait_for_worker(plan.node).await;
             let at = started.elapsed().as_secs_f64();
             match Sample::take(at, &run, site.size().nodes, &store).await {
                 Ok(sample) => samples.push(sample),
