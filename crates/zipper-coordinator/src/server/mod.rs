@@ -2,6 +2,7 @@
 //! what it decides (`scribe`), a third keeps the lease, and the gRPC services (`service`) ask and tell.
 
 mod bounds;
+mod history;
 mod owner;
 mod scribe;
 mod service;
@@ -32,10 +33,12 @@ use crate::placement::PlacementBasis;
 use crate::state::{Crew, Event, RESERVED_AT_A_TIME, State, Verdict};
 use crate::watching::{Assignment, Page, Watching};
 
+pub(crate) use history::Recent;
 pub(crate) use watcher::Watcher;
 
 use bounds::Bounds;
-use owner::{History, Message, Owner, View};
+use history::History;
+use owner::{Message, Owner, View};
 use scribe::{Scribe, Told, Work};
 
 pub use service::Services;

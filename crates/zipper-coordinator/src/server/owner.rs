@@ -12,6 +12,7 @@ use zipper_proto::v1;
 use zipper_proto::v1::watch_response::Event as Watched;
 use zipper_types::{Generation, Step, WorkerId};
 
+use super::history::History;
 use super::scribe::{Told, Work};
 use super::{FAREWELL, service};
 use crate::clock::Clock;
@@ -51,37 +52,6 @@ pub(super) enum Message {
     TookVerdict(WorkerId),
     /// The agent of a node was told.
     AgentTookVerdict(u32),
-}
-
-/// Everything that watchers were told, so that a late one catches up.
-#[derive(Debug, Clone)]
-pub(super) struct History(watch::Sender<Vec<Watched>>);
-
-impl Default for History {
-    fn default() -> Self {
-        Self(watch::channel(Vec::new()).0)
-    }
-}
-
-impl History {
-    pub(super) fn add(&self, event: Watched) {
-        self.0.send_modify(|events| events.push(event));
-    }
-
-    /// Adds what does not matter any more after the verdict, which is the last thing that watchers are told.
-    pub(super) fn add_before_the_end(&self, event: Watched) {
-        self.0.send_if_modified(|events| {
-            let ended = matches!(events.last(), Some(Watched::Verdict(_)));
-            if !ended {
-                events.push(event);
-            }
-            !ended
-        });
-    }
-
-    pub(super) fn subscribe(&self) -> watch::Receiver<Vec<Watched>> {
-        self.0.subscribe()
-    }
 }
 
 /// The task that owns the state.

@@ -19,7 +19,8 @@ use zipper_proto::{MissingField, v1::complete_task_request::Outcome as WireOutco
 use zipper_types::{Generation, Incarnation, Rank, Step, WorkerId};
 
 use super::bounds::Bounds;
-use super::owner::{History, Message, View};
+use super::history::{History, Recent};
+use super::owner::{Message, View};
 use super::watcher::Watcher;
 use crate::placement;
 use crate::schedule::{EvaluationSet, Planned};
@@ -571,18 +572,20 @@ impl RunService for Services {
         } else {
             0
         };
-        // Of all that was told until now, the first `told` events have been sent; the verdict is the last one.
-        let more = |(mut history, told, ended): (watch::Receiver<Vec<Watched>>, usize, bool)| async move {
+        // Of all that was told until now, the first `seen` events have been sent; the verdict is the last one.
+        let more = |(mut history, seen, ended): (watch::Receiver<Recent>, usize, bool)| async move {
             if ended {
                 return None;
             }
-            let new = history.wait_for(|events| events.len() > told).await.ok()?[told..].to_vec();
+            let (new, seen) = {
+                let told = history.wait_for(|told| told.count() > seen).await.ok()?;
+                (told.after(seen), told.count())
+            };
             let ended = matches!(new.last(), Some(Watched::Verdict(_)));
-            let told = told + new.len();
             let responses = new
                 .into_iter()
                 .map(|event| Ok(v1::WatchResponse { event: Some(event) }));
-            Some((stream::iter(responses), (history, told, ended)))
+            Some((stream::iter(responses), (history, seen, ended)))
         };
         let responses = stream::unfold((self.history.subscribe(), seen, false), more).flatten();
         Ok(Response::new(Box::pin(responses)))

@@ -3,7 +3,8 @@
 use tokio::sync::{mpsc, oneshot, watch};
 use zipper_proto::v1::watch_response::Event as Watched;
 
-use super::owner::{History, Message};
+use super::history::{History, Recent};
+use super::owner::Message;
 use crate::state::Overview;
 
 /// Looks at a run, and tells watchers what it sees.
@@ -17,8 +18,8 @@ impl Watcher {
         Self { messages, history }
     }
 
-    /// Everything that watchers are told.
-    pub(crate) fn history(&self) -> watch::Receiver<Vec<Watched>> {
+    /// What watchers are told.
+    pub(crate) fn history(&self) -> watch::Receiver<Recent> {
         self.history.subscribe()
     }
 

@@ -24,7 +24,7 @@ use zipper_watch::page::{self, Access, Shown};
 use zipper_watch::picture::{Member, Phase, Times};
 use zipper_watch::{Past, Picture, Series, now_text};
 
-use crate::server::Watcher;
+use crate::server::{Recent, Watcher};
 use crate::state::{Accounts, Overview};
 use recording::Recording;
 
@@ -158,13 +158,13 @@ async fn watch(assignment: Assignment, watcher: Watcher, ended: oneshot::Receive
 
 /// Shows what happens until the run is over.
 async fn show(shown: &Shown, watcher: &Watcher, refusals: &Refusals, mut ended: oneshot::Receiver<()>) {
-    let mut told = Told::new(watcher.history());
+    let mut unseen = Unseen::new(watcher.history());
     let mut ticks = interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut members = v1::Membership::default();
     loop {
         tokio::select! {
-            () = told.more() => told.show(shown),
+            () = unseen.more() => unseen.show(shown),
             _ = ticks.tick() => {
                 if let Some(overview) = watcher.overview().await {
                     let now = membership(&overview);
@@ -181,7 +181,7 @@ async fn show(shown: &Shown, watcher: &Watcher, refusals: &Refusals, mut ended: 
             _ = &mut ended => break,
         }
     }
-    told.show(shown);
+    unseen.show(shown);
 }
 
 /// Shows what an earlier coordinator left.
@@ -204,25 +204,20 @@ async fn remember(store: &RunStore, config: &RunConfig, shown: &Shown, watcher: 
 }
 
 /// What watchers were told and is not shown yet.
-struct Told {
-    history: watch::Receiver<Vec<Watched>>,
+struct Unseen {
+    history: watch::Receiver<Recent>,
     shown: usize,
 }
 
-impl Told {
-    fn new(history: watch::Receiver<Vec<Watched>>) -> Self {
+impl Unseen {
+    fn new(history: watch::Receiver<Recent>) -> Self {
         Self { history, shown: 0 }
     }
 
     /// Waits until there is more.
     async fn more(&mut self) {
         let shown = self.shown;
-        if self
-            .history
-            .wait_for(|events| events.len() > shown)
-            .await
-            .is_err()
-        {
+        if self.history.wait_for(|told| told.count() > shown).await.is_err() {
             // Nobody tells anything any more; the end is told by others.
             std::future::pending::<()>().await;
         }
@@ -230,9 +225,9 @@ impl Told {
 
     fn show(&mut self, shown: &Shown) {
         let events: Vec<Watched> = {
-            let events = self.history.borrow_and_update();
-            let new = events[self.shown..].to_vec();
-            self.shown = events.len();
+            let told = self.history.borrow_and_update();
+            let new = told.after(self.shown);
+            self.shown = told.count();
             new
         };
         let at = now_text();
