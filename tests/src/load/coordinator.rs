@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::timeout;
+use zipper_tls::{Authority, CREDENTIALS_FILE, Credentials, Role, TlsError};
 
 use super::{Load, within};
 use crate::programs::program;
@@ -23,6 +24,7 @@ const LANGUAGES: [&str; 12] = [
 /// Lines of its log that are enough to see what happened.
 const LAST_WORDS: usize = 20;
 const EXIT_TIMEOUT: Duration = Duration::from_secs(30);
+const CERTIFICATE_LIFETIME: Duration = Duration::from_hours(24);
 
 /// A coordinator of a run that trains nothing. It ends with this value.
 pub(super) struct Coordinator {
@@ -33,11 +35,14 @@ pub(super) struct Coordinator {
     log: PathBuf,
     /// `host:port`.
     pub(super) address: String,
+    /// What its workers and agents have to show.
+    pub(super) credentials: Credentials,
 }
 
 impl Coordinator {
     pub(super) async fn start(load: &Load, folder: &Path) -> Result<Self, String> {
         write_run(folder, load).map_err(|error| format!("{}: {error}", folder.display()))?;
+        let (file, credentials) = issue(folder).map_err(|error| error.to_string())?;
         let log = folder.join("coordinator.log");
         let stderr = File::create(&log).map_err(|error| format!("{}: {error}", log.display()))?;
         let (workers, nodes) = (load.workers.to_string(), load.nodes().to_string());
@@ -46,6 +51,7 @@ impl Coordinator {
             .args(["--min-workers", &workers, "--max-workers", &workers])
             .args(["--nodes", &nodes])
             .args(["--workers-per-node", &load.workers_per_node.to_string()])
+            .env(CREDENTIALS_FILE, file)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(stderr)
@@ -65,6 +71,7 @@ impl Coordinator {
             pid: i32::try_from(pid).map_err(|error| error.to_string())?,
             log,
             address: said["address"].as_str().unwrap_or_default().to_owned(),
+            credentials,
         };
         if coordinator.address.is_empty() {
             return Err(coordinator.explain("the coordinator did not start"));
@@ -120,6 +127,14 @@ impl Coordinator {
             "the coordinator ended with {status}, not with exit code {code}"
         )))
     }
+}
+
+/// The file with the coordinator's credentials, and those of all nodes.
+fn issue(folder: &Path) -> Result<(PathBuf, Credentials), TlsError> {
+    let authority = Authority::new("load", CERTIFICATE_LIFETIME)?;
+    let file = folder.join("coordinator.pem");
+    authority.issue(Role::Coordinator)?.write(&file)?;
+    Ok((file, authority.issue(Role::Node)?))
 }
 
 /// A run whose languages are all there, and whose models nobody looks at.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, Interval, interval_at};
 use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use zipper_checkpoint::RunStore;
 use zipper_proto::v1;
 use zipper_types::Step;
@@ -211,8 +211,11 @@ impl Fleet {
 
 /// A connection to the coordinator: the one place where one is made.
 async fn connection(coordinator: &Coordinator) -> Result<Channel, String> {
-    let address = format!("http://{}", coordinator.address);
-    let endpoint = Endpoint::from_shared(address).map_err(|error| error.to_string())?;
+    let address = format!("https://{}", coordinator.address);
+    let endpoint = coordinator
+        .credentials
+        .endpoint(&address)
+        .map_err(|error| error.to_string())?;
     let connected = endpoint.connect().await;
     connected.map_err(|error| {
         format!(
