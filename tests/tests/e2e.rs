@@ -267,7 +267,7 @@ fn faults_of_the_model_directory_are_configuration_errors() {
     expect("shape", &set, &["gate_proj.weight", "[40, 24]", "[41, 24]"]);
 
     fs::remove_file(broken.join("model.safetensors")).expect("the file was there");
-    expect("missing", &set, &["model.safetensors"]);
+    expect("missing", &set, &["no *.safetensors file", "broken-llm"]);
     expect("rank", "adapter.rank=13", &["adapter.rank", "13", "12"]);
     expect("target", "adapter.targets=[q_prj]", &["q_prj", "q_proj"]);
 }

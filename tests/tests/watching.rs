@@ -87,11 +87,14 @@ fn status(fixture: &Fixture) -> Value {
 
 const LAST_STEP: &str = "(charts.columns.step.at(-1) ?? 0)";
 
+/// What is drawn of the loss, as an SVG path.
+const CURVE: &str = "charts.loss.place.querySelectorAll('.js-line')[1]?.getAttribute('d')";
+
 /// What the page has of a run with two nodes and three languages, as JavaScript.
 const SHOWN: [(&str, &str); 9] = [
     (
-        "a canvas for each chart",
-        "document.querySelectorAll('.plot canvas').length === 4",
+        "four charts",
+        "document.querySelectorAll('.js-plotly-plot .main-svg:first-child').length === 4",
     ),
     (
         "a line for each language",
@@ -135,7 +138,8 @@ async fn the_page_shows_a_live_run_and_survives_its_coordinator() {
     let steps = format!("{LAST_STEP} >= 35");
     browser.wait_for("curves are drawn", &steps).await;
     let before = browser.value(LAST_STEP).await.as_u64().expect("a step");
-    let moved = format!("{LAST_STEP} > {before} && charts.loss.plot.data[0].at(-1) > {before}");
+    let curve = browser.value(CURVE).await;
+    let moved = format!("{LAST_STEP} > {before} && {CURVE}.length > 20 && {CURVE} !== {curve}");
     browser.wait_for("the curves move", &moved).await;
     for (what, expression) in SHOWN {
         browser.wait_for(what, expression).await;

@@ -1,4 +1,4 @@
-// The charts: uPlot draws, this file says what.
+// The charts: Plotly draws, this file says what.
 "use strict";
 
 // Eight hues that people with any colour vision tell apart, for both themes; from the ninth line on they come again, dashed.
@@ -35,36 +35,49 @@ const round = (value) => {
   return value.toExponential(1);
 };
 
-const tick = (value) => value.toLocaleString("en", { maximumSignificantDigits: 3 });
-
 // One chart: lines over steps, a legend of buttons that hide and show lines, and the values at the cursor.
 class Chart {
   constructor(card, label, axes) {
-    this.card = card;
     this.label = label;
     this.axes = axes;
+    this.steps = [];
     this.lines = [];
     this.hidden = new Set();
     this.boundary = 0;
     this.log = false;
+    this.revision = 0;
     this.place = document.createElement("div");
     this.place.className = "plot";
     this.place.setAttribute("role", "img");
     this.legend = document.createElement("ul");
     this.legend.className = "legend";
     card.append(this.place, this.legend);
-    new ResizeObserver(() => this.resize()).observe(this.place);
+    this.render();
+    this.place.on("plotly_hover", ({ points }) => this.tell(points[0].pointIndex));
+    this.place.on("plotly_unhover", () => this.tell(null));
+    new ResizeObserver(() => this.place.clientWidth > 0 && Plotly.Plots.resize(this.place)).observe(this.place);
   }
 
   // `lines`: [{name, values, axis, faint}], each as long as `steps`.
   draw(steps, lines) {
-    const same = this.plot && lines.length === this.lines.length && lines.every((line, at) => line.name === this.lines[at].name);
+    const same = lines.length === this.lines.length && lines.every((line, at) => line.name === this.lines[at].name);
     this.steps = steps;
     this.lines = lines;
-    const data = [steps, ...lines.map((line) => line.values)];
-    if (same) this.plot.setData(data);
-    else this.build(data);
+    this.render();
+    if (!same) this.buildLegend();
     this.tell(null);
+  }
+
+  // With the colours of the theme.
+  rebuild() {
+    this.render();
+    this.buildLegend();
+    this.tell(null);
+  }
+
+  render() {
+    this.revision += 1;
+    Plotly.react(this.place, this.traces(), this.layout(), { displayModeBar: false, doubleClick: "autosize", showTips: false });
   }
 
   style(at) {
@@ -74,62 +87,44 @@ class Chart {
     return { hue: hues[nth % hues.length], dash: DASHES[Math.floor(nth / hues.length) % DASHES.length], width: line.faint ? 1 : 2 };
   }
 
-  build(data) {
-    this.plot?.destroy();
-    const grid = { stroke: colour("--line"), width: 1 };
-    const axis = (extra) => ({ stroke: colour("--soft"), grid, ticks: grid, font: "12px system-ui, sans-serif", ...extra });
-    const whole = (_, values) => values.map((value) => (Number.isInteger(value) ? value.toLocaleString("en") : ""));
-    const scales = { x: { time: false } };
-    this.axes.forEach((one) => {
-      scales[one.scale] = { distr: this.log && one.canBeLog ? 3 : 1, range: one.range };
-    });
-    const series = this.lines.map((line, at) => {
+  traces() {
+    return this.lines.map((line, at) => {
       const { hue, dash, width } = this.style(at);
       return {
-        label: line.name, scale: line.axis ?? this.axes[0].scale, stroke: line.faint ? `${hue}55` : hue, width, dash, spanGaps: true,
-        points: { show: this.steps.length < 3, size: 6 }, show: !this.hidden.has(line.name),
+        type: "scatter", mode: this.steps.length < 3 ? "lines+markers" : "lines", x: this.steps, y: line.values, connectgaps: true,
+        name: line.name, yaxis: line.axis ?? "y", opacity: line.faint ? 0.35 : 1, visible: !this.hidden.has(line.name), hoverinfo: "none",
+        line: { color: hue, width, dash: dash.length ? dash.map((length) => `${length}px`).join() : "solid" },
       };
     });
-    this.plot = new uPlot({
-      width: Math.max(this.place.clientWidth, 200), height: HEIGHT, scales,
-      cursor: { drag: { x: true, y: false }, points: { size: 6 } },
-      axes: [
-        axis({ values: whole }),
-        ...this.axes.map((one, at) => axis({
-          scale: one.scale, side: at === 0 ? 3 : 1, size: 58, label: one.label, labelSize: 18, labelFont: "12px system-ui, sans-serif",
-          grid: at === 0 ? grid : { show: false }, values: (_, values) => values.map((value) => (value === null ? "" : one.text(value))),
-        })),
-      ],
-      series: [{}, ...series],
-      hooks: { setCursor: [(plot) => this.tell(plot.cursor.idx)], drawAxes: [(plot) => this.drawBoundary(plot)] },
-    }, data, this.place);
-    this.buildLegend();
+  }
+
+  layout() {
+    const [line, soft] = [colour("--line"), colour("--soft")];
+    const axis = (extra) => ({ gridcolor: line, linecolor: line, zeroline: false, ...extra });
+    const layout = {
+      height: HEIGHT, autosize: true, margin: { l: 62, r: this.axes.length > 1 ? 62 : 12, t: 10, b: 30 }, showlegend: false,
+      paper_bgcolor: "transparent", plot_bgcolor: "transparent", font: { family: "system-ui, sans-serif", size: 12, color: soft },
+      hovermode: "x", dragmode: "zoom", datarevision: this.revision, uirevision: "zoom",
+      xaxis: axis({ tickformat: ",d", showspikes: true, spikemode: "across", spikethickness: 1, spikedash: "solid", spikecolor: soft }),
+      shapes: [], annotations: [],
+    };
+    this.axes.forEach(({ label, canBeLog, fromZero }, at) => {
+      layout[at === 0 ? "yaxis" : "yaxis2"] = axis({
+        title: { text: label }, fixedrange: true, exponentformat: "SI", type: this.log && canBeLog ? "log" : "linear",
+        rangemode: fromZero ? "tozero" : "normal", ...(at === 0 ? {} : { overlaying: "y", side: "right", showgrid: false }),
+      });
+    });
+    if (this.boundary) this.markBoundary(layout, soft);
+    return layout;
   }
 
   // Where stage 2 begins.
-  drawBoundary(plot) {
-    const x = plot.valToPos(this.boundary, "x", true);
-    const { left, top, width, height } = plot.bbox;
-    if (!this.boundary || x <= left || x >= left + width) return;
-    const context = plot.ctx;
-    context.save();
-    context.strokeStyle = colour("--soft");
-    context.fillStyle = colour("--soft");
-    context.setLineDash([4, 4]);
-    context.beginPath();
-    context.moveTo(x, top);
-    context.lineTo(x, top + height);
-    context.stroke();
-    if (!this.namesStages) {
-      context.restore();
-      return;
+  markBoundary(layout, hue) {
+    layout.shapes.push({ type: "line", x0: this.boundary, x1: this.boundary, yref: "paper", y0: 0, y1: 1, line: { color: hue, width: 1, dash: "dash" } });
+    if (!this.namesStages) return;
+    for (const [text, xanchor] of [["align", "right"], ["zipper", "left"]]) {
+      layout.annotations.push({ text, x: this.boundary, xanchor, yref: "paper", y: 1, yanchor: "top", showarrow: false, font: { size: 11 } });
     }
-    context.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
-    context.textAlign = "right";
-    context.fillText("align", x - 6 * devicePixelRatio, top + 12 * devicePixelRatio);
-    context.textAlign = "left";
-    context.fillText("zipper", x + 6 * devicePixelRatio, top + 12 * devicePixelRatio);
-    context.restore();
   }
 
   buildLegend() {
@@ -165,7 +160,7 @@ class Chart {
     if (show) this.hidden.delete(name);
     else this.hidden.add(name);
     button.setAttribute("aria-pressed", String(show));
-    this.plot.setSeries(at + 1, { show });
+    Plotly.restyle(this.place, { visible: show }, [at]);
   }
 
   // Values at a place, or the newest ones.
@@ -180,38 +175,20 @@ class Chart {
       this.place.setAttribute("aria-label", `${this.label}, newest values: ${told.filter(Boolean).join(", ")}`);
     }
   }
-
-  rebuild() {
-    if (this.plot) this.build([this.steps, ...this.lines.map((line) => line.values)]);
-    this.tell(null);
-  }
-
-  resize() {
-    const width = this.place.clientWidth;
-    if (this.plot && width > 0 && width !== this.plot.width) this.plot.setSize({ width, height: HEIGHT });
-  }
 }
 
 // All charts of the page over one set of columns.
 class Charts {
   constructor() {
     const card = (id) => document.getElementById(id);
-    const from = (least) => (_, min, max) => [least, max > least ? max * 1.05 : least + 1];
-    const around = (_, min, max) => {
-      if (min === null || max === null) return [0, 1];
-      const room = Math.max((max - min) * 0.08, Math.abs(max) * 0.01, 1e-6);
-      return [min - room, max + room];
-    };
-    const loss = { scale: "y", label: "nats per token", text: tick, canBeLog: true, range: around };
+    const loss = { label: "nats per token", canBeLog: true };
     this.loss = new Chart(card("chart-loss"), "Loss", [loss]);
     this.languages = new Chart(card("chart-languages"), "Loss by language", [loss]);
     this.throughput = new Chart(card("chart-throughput"), "Throughput", [
-      { scale: "y", label: "audio s / s", text: tick, range: from(0) },
-      { scale: "tokens", label: "tokens / s", text: tick, range: from(0) },
+      { label: "audio s / s", fromZero: true },
+      { label: "tokens / s", fromZero: true },
     ]);
-    this.comm = new Chart(card("chart-comm"), "Waiting for communication", [
-      { scale: "y", label: "% of a step", text: tick, range: from(0) },
-    ]);
+    this.comm = new Chart(card("chart-comm"), "Waiting for communication", [{ label: "% of a step", fromZero: true }]);
     this.loss.namesStages = true;
     this.languages.namesStages = true;
     this.all = [this.loss, this.languages, this.throughput, this.comm];
@@ -242,7 +219,7 @@ class Charts {
     const smooth = (values) => (this.smooth ? smoothed(values) : values);
     this.loss.draw(step, this.smooth ? [{ name: "each step", values: loss, faint: true }, { name: "loss", values: smooth(loss) }] : [{ name: "loss", values: loss }]);
     this.languages.draw(step, Object.entries(languages).map(([name, values]) => ({ name, values: smooth(values) })));
-    this.throughput.draw(step, [{ name: "audio s/s", values: smooth(audio) }, { name: "tokens/s", values: smooth(tokens), axis: "tokens" }]);
+    this.throughput.draw(step, [{ name: "audio s/s", values: smooth(audio) }, { name: "tokens/s", values: smooth(tokens), axis: "y2" }]);
     this.comm.draw(step, [{ name: "% waiting", values: smooth(comm.map((share) => (share === null ? null : 100 * share))) }]);
   }
 

@@ -307,7 +307,7 @@ mod tests {
             "ALARM: object store  3/4 nodes healthy  checkpoint step 1250"
         );
         assert_eq!(lines(&picture(), 59)[3], "ALARM: object store  3/4 nodes healthy");
-        assert!(narrow[4].ends_with("+6 more"), "{}", narrow[4]);
+        assert!(narrow[4].ends_with("+7 more"), "{}", narrow[4]);
         assert!(narrow[1].contains("1360/4000  ETA 1h 1m"), "{}", narrow[1]);
         for width in 1..200 {
             for line in lines(&picture(), width)
