@@ -26,6 +26,7 @@ mod run;
 mod signals;
 mod slurm;
 mod status;
+mod stop;
 mod table;
 
 use clap::{Parser, Subcommand};
@@ -47,6 +48,7 @@ use zipper_cli::{ExitStatus, finish, init_tracing_as};
 ///   zipper-launch doctor --config run.yaml --nodes 4 --run s3://bucket/runs/a
 ///   zipper-launch logs --run s3://bucket/runs/a --follow
 ///   zipper-launch status --run s3://bucket/runs/a
+///   zipper-launch stop --run s3://bucket/runs/a
 ///
 /// Ctrl-C, SIGTERM and SIGUSR1 stop the run at the next step with a checkpoint (exit code 75); the same command goes on from
 /// there. A second Ctrl-C ends it at once. Exit codes:
@@ -138,6 +140,16 @@ enum Command {
     ///   zipper-launch status --run s3://bucket/runs/a --page 127.0.0.1:8080
     #[command(verbatim_doc_comment)]
     Status(status::Arguments),
+    /// Stop a run with a checkpoint, wherever it is made, and wait for its end; the same command as before goes on from there.
+    ///
+    /// Leaves a note in the run, which its coordinator finds within seconds: no process of the run has to be reached. A Slurm job does
+    /// not queue itself again. Exit code 0 once nobody makes the run, 1 if it has not ended in time.
+    ///
+    /// Examples:
+    ///   zipper-launch stop --run file:///data/runs/a
+    ///   zipper-launch stop --run s3://bucket/runs/a --timeout 2m --json
+    #[command(verbatim_doc_comment)]
+    Stop(stop::Arguments),
     /// Start and watch the workers of one node; zipper-launch starts this.
     #[command(hide = true)]
     Agent(agent::Arguments),
@@ -162,6 +174,7 @@ fn main() -> ExitStatus {
             Some(Command::Doctor(arguments)) => doctor::run(&arguments).await,
             Some(Command::Logs(arguments)) => logs::run(&arguments).await,
             Some(Command::Status(arguments)) => status::run(&arguments).await,
+            Some(Command::Stop(arguments)) => stop::run(&arguments).await,
             Some(Command::Agent(arguments)) => agent::run(&arguments).await,
             Some(Command::Node(arguments)) => node::run(&arguments).await,
         }

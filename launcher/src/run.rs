@@ -23,6 +23,7 @@ use crate::processes::{Place, Processes};
 use crate::signals::{GivenUp, Signals, attend};
 use crate::slurm::Allocation;
 use crate::slurm::submit::absolute;
+use crate::stop;
 use crate::table;
 
 /// How long processes may take to end after the verdict.
@@ -169,9 +170,9 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
         let prepared = preflight::prepare(&arguments, allocation.as_ref()).await?;
         let place = Place::new(&arguments, &prepared.config.cluster, allocation.as_ref()).await?;
         let processes = Processes::start(&prepared, place).await?;
-        anyhow::Ok((prepared, processes))
+        anyhow::Ok((prepared, processes, allocation))
     };
-    let (prepared, processes) = tokio::select! {
+    let (prepared, processes, allocation) = tokio::select! {
         started = starting => started?,
         signal = signals.next() => {
             eprintln!("Stopped ({} to zipper-launch) before the run went on.", signal.name());
@@ -179,6 +180,13 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
         }
     };
     let ended = watch(&prepared, processes, &mut signals).await?;
+    if let Some(allocation) = allocation
+        && ended.verdict.outcome() == v1::verdict::Outcome::Stopped
+        && stop::was_asked_for(&prepared.store).await?
+        && let Err(error) = allocation.stay_ended().await
+    {
+        eprintln!("warning: Slurm may queue this job again: {error:#}");
+    }
     let done = ended.verdict.outcome() == v1::verdict::Outcome::Done;
     if arguments.json {
         let results = if done {

@@ -54,17 +54,7 @@ struct Document<'a> {
 }
 
 pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
-    let store = RunStore::open(&arguments.run).map_err(|error| UserError::new(error.to_string()))?;
-    let config = match store.get(layout::RUN_CONFIG).await {
-        Ok(config) => config,
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            return Err(UserError::new(format!("there is no run in `{}`", store.url())).into());
-        }
-        Err(error) => return Err(unusable(error)),
-    };
-    let config = std::str::from_utf8(&config).context("run.yaml is not UTF-8")?;
-    let config = zipper_config::from_str(config, layout::RUN_CONFIG, &[])
-        .map_err(|error| UserError::new(error.to_string()))?;
+    let (store, config) = open(&arguments.run).await?;
     if let Some(address) = arguments.page {
         return serve_page(&store, &config, address).await;
     }
@@ -83,10 +73,30 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     Ok(ExitStatus::Done)
 }
 
+/// A run that exists, and its configuration.
+///
+/// # Errors
+/// The user's to mend if there is no run at that URL.
+pub(crate) async fn open(url: &str) -> anyhow::Result<(RunStore, RunConfig)> {
+    let store = RunStore::open(url).map_err(|error| UserError::new(error.to_string()))?;
+    let config = match store.get(layout::RUN_CONFIG).await {
+        Ok(config) => config,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Err(UserError::new(format!("there is no run in `{}`", store.url())).into());
+        }
+        Err(error) => return Err(unusable(error)),
+    };
+    let config = std::str::from_utf8(&config).context("run.yaml is not UTF-8")?;
+    let config = zipper_config::from_str(config, layout::RUN_CONFIG, &[])
+        .map_err(|error| UserError::new(error.to_string()))?;
+    Ok((store, config))
+}
+
 /// What the run has left, and whether its claim is held.
-async fn look(store: &RunStore, config: &RunConfig) -> anyhow::Result<(Past, bool)> {
+pub(crate) async fn look(store: &RunStore, config: &RunConfig) -> anyhow::Result<(Past, bool)> {
     let mut past = Past::read(store, config).await.map_err(unusable)?;
-    let claimed = lease::is_claimed(store).await.map_err(unusable)?;
+    let claim = lease::newest(store).await.map_err(unusable)?;
+    let claimed = claim.is_some_and(|claim| !claim.released);
     if let Some(detail) = abandoned(&past.picture, claimed) {
         past.picture.ended(Phase::Abandoned, &detail);
     }
@@ -147,7 +157,8 @@ fn abandoned(picture: &Picture, claimed: bool) -> Option<String> {
     Some(format!("{since}; `--resume auto` goes on"))
 }
 
-fn unusable(error: CheckpointError) -> anyhow::Error {
+/// What the store refuses is the user's to mend.
+pub(crate) fn unusable(error: CheckpointError) -> anyhow::Error {
     match error.kind() {
         ErrorKind::Config | ErrorKind::Denied => UserError::new(error.to_string())
             .hint("docs/storage.md says how Zipper finds endpoint, region and credentials")

@@ -235,6 +235,44 @@ fn thread_4_a_requeued_run_goes_on_from_its_newest_checkpoint() {
     }
 }
 
+/// `zipper-launch stop` ends a run that it reaches by its store alone, with a checkpoint and exit code 75; what nobody makes is stopped.
+#[test]
+fn a_run_can_be_stopped_from_elsewhere() {
+    let fixture = Fixture::new();
+    fixture.write_config("long.yaml", |text| text.replace("steps: 6,", "steps: 5000,"));
+    let arguments = launch(&fixture, "long.yaml", "run", &["--nodes", "2"]);
+    let launched = Launched::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let metrics = fixture.path().join("run/metrics/train.jsonl");
+    wait_until("the first metrics are written", || metrics.exists());
+    let stop = || {
+        let finished = Launched::run(&["stop", "--json", "--run", &fixture.run_url("run")]);
+        assert_code(&finished, 0);
+        serde_json::from_str::<serde_json::Value>(&finished.stdout)
+            .expect("one JSON document and nothing else")
+    };
+    let stopped = stop();
+    let finished = launched.wait();
+    assert_code(&finished, 75);
+    assert!(
+        finished.stderr.contains("`zipper-launch stop`"),
+        "{}",
+        finished.stderr
+    );
+    assert_eq!(
+        (&stopped["was_running"], &stopped["state"]),
+        (&true.into(), &"stopped".into())
+    );
+    assert_eq!(stopped["checkpoint"], stopped["step"], "{stopped}");
+    let again = stop();
+    assert_eq!(
+        (&again["was_running"], &again["step"]),
+        (&false.into(), &stopped["step"])
+    );
+
+    let nothing = Launched::run(&["stop", "--run", &fixture.run_url("nothing")]);
+    assert_code(&nothing, 2);
+}
+
 /// What only a worker can find out still ends with exit code 2 and a message that says what to mend.
 #[test]
 fn faults_of_the_model_directory_are_configuration_errors() {

@@ -125,6 +125,35 @@ fn refused(metrics: &str, reason: &str) -> f64 {
     }
 }
 
+/// What a launch in the folder `disk` keeps secret, and the token of its status page. Its files are for their owner alone.
+fn secrets_of_a_launch(disk: &Path, server: &S3Server) -> (Secrets, Option<String>) {
+    let mut secrets = Secrets::default();
+    for (name, value) in server.env() {
+        if name == "AWS_SECRET_ACCESS_KEY" {
+            secrets.add(&name, &value);
+        }
+    }
+    let mut keys = 0;
+    let mut token = None;
+    for file in files(disk) {
+        if file.extension().is_some_and(|extension| extension == "pem") {
+            assert_eq!(mode(&file), 0o600, "{}", file.display());
+            assert_eq!(mode(file.parent().expect("it is in a folder")), 0o700);
+            secrets.add_key(&file);
+            keys += 1;
+        }
+        if file.ends_with("status-page.token") {
+            assert_eq!(mode(&file), 0o600, "{}", file.display());
+            let text = fs::read_to_string(&file).expect("it is ours");
+            secrets.add("the status page", text.trim());
+            token = Some(text.trim().to_owned());
+        }
+    }
+    assert_eq!(keys, 2, "one file for the coordinator, one for the nodes");
+    assert!(secrets.0.len() > 2, "there is something to look for");
+    (secrets, token)
+}
+
 #[tokio::test]
 async fn strangers_are_refused_and_nothing_secret_is_left_anywhere() {
     let (fixture, server) = (Fixture::new(), S3Server::start());
@@ -162,35 +191,12 @@ async fn strangers_are_refused_and_nothing_secret_is_left_anywhere() {
     }
     assert!(picture["step"].as_u64() > Some(4), "the run trains: {picture}");
 
-    let mut secrets = Secrets::default();
-    for (name, value) in server.env() {
-        if name == "AWS_SECRET_ACCESS_KEY" {
-            secrets.add(&name, &value);
-        }
-    }
-    let mut keys = 0;
-    let mut token = None;
-    for file in files(&disk) {
-        if file.extension().is_some_and(|extension| extension == "pem") {
-            assert_eq!(mode(&file), 0o600, "{}", file.display());
-            assert_eq!(mode(file.parent().expect("it is in a folder")), 0o700);
-            secrets.add_key(&file);
-            keys += 1;
-        }
-        if file.ends_with("status-page.token") {
-            assert_eq!(mode(&file), 0o600, "{}", file.display());
-            let text = fs::read_to_string(&file).expect("it is ours");
-            secrets.add("the status page", text.trim());
-            token = Some(text.trim().to_owned());
-        }
-    }
-    assert_eq!(keys, 2, "one file for the coordinator, one for the nodes");
+    let (secrets, token) = secrets_of_a_launch(&disk, &server);
     assert_eq!(
         token.is_some(),
         hosts.is_ok(),
         "outside loopback there is a token"
     );
-    assert!(secrets.0.len() > 2, "there is something to look for");
 
     let lines = command_lines();
     let mentions = |what: &str| lines.windows(what.len()).any(|window| window == what.as_bytes());

@@ -413,6 +413,25 @@ async fn thread_4_three_requeues_end_like_an_uninterrupted_run() {
     assert!(of_worker.matches("as rank 1 of 2").count() >= 4, "{of_worker}");
 }
 
+/// `zipper-launch stop` means it: the job ends with a checkpoint, and does not queue itself again as one out of time does.
+#[test]
+fn a_job_that_somebody_stops_is_not_queued_again() {
+    let Some(site) = Site::start(2, 3000) else { return };
+    let url = site.fixture.run_url("run");
+    let job = site.submit(&url, &["--nodes", "2"]);
+    wait_until("the run makes steps", || site.steps("run") >= 3);
+    let finished = Launched::run(&["stop", "--json", "--run", &url]);
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    let logs = site.logs("run");
+    wait_until("the job is over", || {
+        site.slurm.of_job(&job, "JobState") == "FAILED"
+    });
+    let output = output(&logs, &job);
+    assert_eq!(site.slurm.of_job(&job, "ExitCode"), "75:0", "{output}");
+    assert_eq!(site.slurm.of_job(&job, "Restarts"), "0", "{output}");
+    assert!(output.contains("is not queued again"), "{output}");
+}
+
 /// `scancel` means it: the run stops with a checkpoint while it may, no process is left, and the job is not queued again.
 #[test]
 fn a_cancelled_job_leaves_a_checkpoint_and_nothing_else() {

@@ -82,6 +82,12 @@ pub fn lease_released(epoch: u64) -> String {
     format!("{LEASE}/{epoch:012}/released.json")
 }
 
+/// Its existence asks the holder of claim `epoch` to stop the run.
+#[must_use]
+pub fn lease_stop(epoch: u64) -> String {
+    format!("{LEASE}/{epoch:012}/stop.json")
+}
+
 /// The number of a claim by the path of [`lease_claim`], if it is one.
 #[must_use]
 pub fn epoch_of_claim(path: &str) -> Option<u64> {

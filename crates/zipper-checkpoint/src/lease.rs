@@ -4,6 +4,7 @@
 //! lease/000000000007/claim.json      who holds the run; created by exactly one contender
 //! lease/000000000007/renewed.json    a counter that the holder overwrites while it lives
 //! lease/000000000007/released.json   the holder has ended in order
+//! lease/000000000007/stop.json       somebody asks the holder to stop the run
 //! ```
 //!
 //! The newest claim counts. A contender watches its counter by its own monotonic clock, so no two clocks are compared: a counter
@@ -25,6 +26,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
@@ -104,16 +106,32 @@ struct Kept {
     verified: Instant,
     /// The claim that ended ours, and who made it.
     lost: Option<(u64, String)>,
+    /// The newest look found a request to stop.
+    asked_to_stop: bool,
 }
 
-/// A claim as a contender sees it.
-#[derive(Debug, PartialEq, Eq)]
-struct Seen {
-    epoch: u64,
-    holder: Holder,
-    released: bool,
+/// A claim as others see it. Two that are equal, seen at different times, are a holder that gave no sign of life in between.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// Its number: the newest one counts.
+    pub epoch: u64,
+    /// Who made it.
+    pub holder: Holder,
+    /// The holder has ended in order.
+    pub released: bool,
     /// Bytes of the counter.
     renewed: Option<Bytes>,
+}
+
+/// Who asks for the end of a run: a person, whose wish holds for one claim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopRequest {
+    /// Name of the user.
+    pub user: String,
+    /// The machine that it was asked on.
+    pub host: String,
+    /// When, in RFC 3339.
+    pub at: String,
 }
 
 /// How a claim that another one had before is known to be free.
@@ -140,7 +158,7 @@ impl Lease {
         supersede: Option<u64>,
     ) -> Result<std::result::Result<Self, Refused>> {
         probe(run).await?;
-        let mut watched: Option<(Seen, Instant)> = None;
+        let mut watched: Option<(Claim, Instant)> = None;
         loop {
             let begun = Instant::now();
             let seen = newest(run).await?;
@@ -192,6 +210,7 @@ impl Lease {
                 renewals: 0,
                 verified,
                 lost: None,
+                asked_to_stop: false,
             }),
         }
     }
@@ -223,7 +242,9 @@ impl Lease {
             .await
             .map_err(LeaseLost::Store)?;
         // Looked at after our own sign of life: who makes a claim later has seen it.
-        if let Some(newer) = newest_epoch(&self.run).await.map_err(LeaseLost::Store)?
+        let objects = self.run.list(layout::LEASE).await;
+        let objects = objects.map_err(LeaseLost::Store)?;
+        if let Some(newer) = newest_epoch(&objects)
             && newer > self.epoch
         {
             let by = match read_holder(&self.run, newer).await {
@@ -232,9 +253,24 @@ impl Lease {
             };
             self.kept().lost.get_or_insert((newer, by));
         }
+        let asked_to_stop = objects.contains(&layout::lease_stop(self.epoch));
         let mut kept = self.still_ours()?;
         kept.verified = kept.verified.max(begun);
+        kept.asked_to_stop = asked_to_stop;
         Ok(())
+    }
+
+    /// Who asks for the end of the run, as far as the newest [renewal](Lease::renew) saw it.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub async fn stop_request(&self) -> Result<Option<StopRequest>> {
+        let asked = self.kept().asked_to_stop;
+        if asked {
+            stop_request(&self.run, self.epoch).await
+        } else {
+            Ok(None)
+        }
     }
 
     /// Whether the holder may write (`LEASE-2`). Asks the store only if the last renewal is long ago.
@@ -284,8 +320,8 @@ impl Lease {
 
 /// Whether the next claim may be made, when the newest is `seen` and was `watched` before.
 fn is_free(
-    seen: Option<&Seen>,
-    watched: Option<&(Seen, Instant)>,
+    seen: Option<&Claim>,
+    watched: Option<&(Claim, Instant)>,
     options: LeaseOptions,
     supersede: Option<u64>,
 ) -> Option<Free> {
@@ -300,7 +336,7 @@ fn is_free(
 }
 
 /// Waits, after the claim that follows `before`, until its holder can no longer take itself for one (`LEASE-3`).
-async fn let_it_notice(run: &RunStore, before: &Seen, options: LeaseOptions) {
+async fn let_it_notice(run: &RunStore, before: &Claim, options: LeaseOptions) {
     let renewed = read_counter(run, before.epoch).await;
     if !renewed.is_ok_and(|renewed| renewed == before.renewed) {
         sleep(options.ttl * 2 / 3).await;
@@ -323,43 +359,54 @@ async fn probe(run: &RunStore) -> Result<()> {
     Err(CheckpointError::Unconditional { url })
 }
 
-/// The newest claim on a run and who made it: where workers find a coordinator that has moved.
+/// The newest claim on a run: who has it, or had it last.
 ///
 /// # Errors
 /// If the store fails.
-pub async fn holder(run: &RunStore) -> Result<Option<(u64, Holder)>> {
-    Ok(newest(run).await?.map(|seen| (seen.epoch, seen.holder)))
-}
-
-/// Whether the newest claim on a run was not given back: its holder lives, or has crashed.
-///
-/// # Errors
-/// If the store fails.
-pub async fn is_claimed(run: &RunStore) -> Result<bool> {
-    Ok(newest(run).await?.is_some_and(|seen| !seen.released))
-}
-
-async fn newest_epoch(run: &RunStore) -> Result<Option<u64>> {
-    let objects = run.list(layout::LEASE).await?;
-    Ok(objects
-        .iter()
-        .filter_map(|path| layout::epoch_of_claim(path))
-        .max())
-}
-
-async fn newest(run: &RunStore) -> Result<Option<Seen>> {
-    let Some(epoch) = newest_epoch(run).await? else {
+pub async fn newest(run: &RunStore) -> Result<Option<Claim>> {
+    let Some(epoch) = newest_epoch(&run.list(layout::LEASE).await?) else {
         return Ok(None);
     };
     let holder = read_holder(run, epoch).await?;
     let released = run.exists(&layout::lease_released(epoch)).await?;
     let renewed = read_counter(run, epoch).await?;
-    Ok(Some(Seen {
+    Ok(Some(Claim {
         epoch,
         holder,
         released,
         renewed,
     }))
+}
+
+/// Asks the holder of a claim to stop the run, which finds it when it renews its claim. The first who asks is remembered.
+///
+/// # Errors
+/// If the store fails.
+pub async fn ask_to_stop(run: &RunStore, epoch: u64, request: &StopRequest) -> Result<()> {
+    match run.put_create(&layout::lease_stop(epoch), json(request)).await {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        result => result,
+    }
+}
+
+/// Who asked the holder of a claim to stop the run.
+///
+/// # Errors
+/// If the store fails.
+pub async fn stop_request(run: &RunStore, epoch: u64) -> Result<Option<StopRequest>> {
+    let path = layout::lease_stop(epoch);
+    match run.get(&path).await {
+        Ok(bytes) => parse(run, &path, "a request to stop", &bytes).map(Some),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn newest_epoch(objects: &[String]) -> Option<u64> {
+    objects
+        .iter()
+        .filter_map(|path| layout::epoch_of_claim(path))
+        .max()
 }
 
 async fn read_counter(run: &RunStore, epoch: u64) -> Result<Option<Bytes>> {
@@ -372,16 +419,19 @@ async fn read_counter(run: &RunStore, epoch: u64) -> Result<Option<Bytes>> {
 
 async fn read_holder(run: &RunStore, epoch: u64) -> Result<Holder> {
     let path = layout::lease_claim(epoch);
-    let bytes = run.get(&path).await?;
-    serde_json::from_slice(&bytes).map_err(|error| CheckpointError::Damaged {
-        object: run.object_url(&path),
-        expected: "a claim on the run".to_owned(),
+    parse(run, &path, "a claim on the run", &run.get(&path).await?)
+}
+
+fn parse<T: DeserializeOwned>(run: &RunStore, path: &str, expected: &str, bytes: &[u8]) -> Result<T> {
+    serde_json::from_slice(bytes).map_err(|error| CheckpointError::Damaged {
+        object: run.object_url(path),
+        expected: expected.to_owned(),
         found: format!("{} bytes that are not one ({error})", bytes.len()),
     })
 }
 
 fn json(value: &impl Serialize) -> Bytes {
-    let mut json = serde_json::to_vec(value).expect("a claim has only strings and numbers");
+    let mut json = serde_json::to_vec(value).expect("claims and requests have only strings and numbers");
     json.push(b'\n');
     json.into()
 }

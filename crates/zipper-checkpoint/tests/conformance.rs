@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use zipper_checkpoint::lease::{self, Holder, Lease, LeaseLost, LeaseOptions};
+use zipper_checkpoint::lease::{self, Holder, Lease, LeaseLost, LeaseOptions, StopRequest};
 use zipper_checkpoint::{CheckpointError, Collected, ErrorKind, Manifest, PartRecord, RunStore, layout};
 use zipper_tests::{S3Server, manifest};
 use zipper_types::{Generation, Step};
@@ -434,7 +434,7 @@ const TTL: LeaseOptions = LeaseOptions {
 /// Who asks for the run while its holder renews its claim is refused, by name; after an orderly end, or the death of the
 /// holder, the next one has it, and the one before can do nothing any more.
 async fn leases(run: &RunStore) {
-    assert_eq!(lease::holder(run).await.unwrap(), None);
+    assert_eq!(lease::newest(run).await.unwrap(), None);
     let first = Lease::acquire(run, holder(1), TTL, None).await.unwrap().unwrap();
     assert_eq!(first.epoch(), 1);
     let renewing = async {
@@ -478,7 +478,29 @@ async fn leases(run: &RunStore) {
         .unwrap()
         .unwrap();
     assert_eq!(fourth.epoch(), 4, "who is known to be dead is not waited for");
-    assert_eq!(lease::holder(run).await.unwrap(), Some((4, holder(4))));
+    let newest = lease::newest(run).await.unwrap().unwrap();
+    assert_eq!(
+        (newest.epoch, &newest.holder, newest.released),
+        (4, &holder(4), false)
+    );
+
+    let request = |user: &str| StopRequest {
+        user: user.to_owned(),
+        host: "login".to_owned(),
+        at: "2026-01-02T03:04:05Z".to_owned(),
+    };
+    lease::ask_to_stop(run, 3, &request("late")).await.unwrap();
+    fourth.renew().await.unwrap();
+    assert_eq!(
+        fourth.stop_request().await.unwrap(),
+        None,
+        "that was for another holder"
+    );
+    for user in ["first", "second"] {
+        lease::ask_to_stop(run, 4, &request(user)).await.unwrap();
+    }
+    fourth.renew().await.unwrap();
+    assert_eq!(fourth.stop_request().await.unwrap(), Some(request("first")));
 }
 
 /// LEASE-1.

@@ -176,9 +176,9 @@ impl Link {
             return;
         }
         self.0.looked.set(Some(Instant::now()));
-        let found = timeout(LOOK_AFTER, lease::holder(&self.0.store)).await;
-        if let Ok(Ok(Some((_, holder)))) = found
-            && let Ok(address) = holder.address.parse()
+        let found = timeout(LOOK_AFTER, lease::newest(&self.0.store)).await;
+        if let Ok(Ok(Some(claim))) = found
+            && let Ok(address) = claim.holder.address.parse()
         {
             self.0.address.set(address);
         }

@@ -1,5 +1,7 @@
 //! What the doctor says.
 
+use std::fmt::Write;
+
 use console::style;
 use serde::Serialize;
 use zipper_cli::UserError;
@@ -104,7 +106,7 @@ impl Finding {
         };
         let mut text = format!("{level}  {:<8}  {}", self.about, indented(&self.found));
         for fix in &self.fixes {
-            text.push_str(&format!("\n{:INDENT$}", ""));
+            let _ = write!(text, "\n{:INDENT$}", "");
             text.push_str(&indented(&format!("fix: {fix}")));
         }
         text

@@ -43,6 +43,15 @@ impl Allocation {
         Ok(Some(Self::parse(&job, &said)?))
     }
 
+    /// Has Slurm, and the script of the job, not queue it again when it ends.
+    ///
+    /// # Errors
+    /// If Slurm's controller refuses or does not answer.
+    pub(crate) async fn stay_ended(&self) -> anyhow::Result<()> {
+        scontrol(&["update", &format!("JobId={}", self.job), "Requeue=0"]).await?;
+        Ok(())
+    }
+
     /// Reads what `scontrol show job --details --oneliner` says.
     fn parse(job: &str, said: &str) -> anyhow::Result<Self> {
         let field = |name: &str| {

@@ -58,6 +58,8 @@ fi
 if [[ $state != RUNNING ]]; then
   # Cancelled, or out of time: that is meant, or Slurm itself queues it again.
   say "stopped in state ${state:-unknown}, so it is not queued again"
+elif [[ $said == *' Requeue=0 '* ]]; then
+  say "stopped by \`zipper-launch stop\`, or not to be requeued, so it is not queued again"
 elif ((requeues >= max_requeues)); then
   say "stopped, and it was requeued $requeues times already (cluster.max_requeues): the same command goes on"
 elif scontrol requeue "$SLURM_JOB_ID"; then

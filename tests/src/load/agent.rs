@@ -7,7 +7,7 @@ use zipper_proto::v1;
 use zipper_proto::v1::agent_service_client::AgentServiceClient;
 use zipper_types::WorkerId;
 
-use super::fleet::{Fleet, RUN, refused};
+use super::fleet::{Fleet, RUN, hostname, refused};
 
 /// The agent of a node.
 pub(super) struct Agent {
@@ -37,7 +37,7 @@ impl Agent {
     pub(super) async fn serve(mut self) -> Result<(), String> {
         let request = v1::RegisterNodeRequest {
             agent: Some(self.context()),
-            hostname: self.fleet.hostname(self.node),
+            hostname: hostname(self.node),
             workers: self.fleet.load.workers_per_node,
         };
         let registered = self.client.register_node(request).await;

@@ -77,10 +77,6 @@ impl Fleet {
         self.channels[index as usize % self.channels.len()].clone()
     }
 
-    pub(super) fn hostname(&self, node: u32) -> String {
-        format!("host-{node}")
-    }
-
     /// The beat of one of `all`, which do not beat at once.
     pub(super) fn heartbeats(&self, index: u32, all: u32) -> Interval {
         let interval = self.load.interval;
@@ -207,6 +203,11 @@ impl Fleet {
         self.has_problem.notified().await;
         lock(&self.problem).clone().unwrap_or_default()
     }
+}
+
+/// The machine that a node is on.
+pub(super) fn hostname(node: u32) -> String {
+    format!("host-{node}")
 }
 
 /// A connection to the coordinator: the one place where one is made.

@@ -12,7 +12,7 @@ use zipper_proto::v1::task::Kind;
 use zipper_proto::v1::worker_service_client::WorkerServiceClient;
 use zipper_types::WorkerId;
 
-use super::fleet::{Fleet, RUN, refused};
+use super::fleet::{Fleet, RUN, hostname, refused};
 
 /// A worker that trains nothing.
 pub(super) struct Worker {
@@ -149,7 +149,7 @@ impl Sender {
                 doing: if training { "training" } else { "loading the model" }.to_owned(),
                 node_rank: self.node,
                 local_rank: self.local,
-                hostname: self.fleet.hostname(self.node),
+                hostname: hostname(self.node),
                 ..v1::HeartbeatRequest::default()
             };
             let answer = match self.client.heartbeat(request).await {
@@ -183,8 +183,8 @@ impl Sender {
                 member: Some(self.member()),
                 node_rank: self.node,
                 local_rank: self.local,
-                store_address: format!("{}:{}", self.fleet.hostname(self.node), 29500 + self.local),
-                hostname: self.fleet.hostname(self.node),
+                store_address: format!("{}:{}", hostname(self.node), 29500 + self.local),
+                hostname: hostname(self.node),
                 pid: 1 + self.local,
                 held: if remembers { vec![held.clone()] } else { Vec::new() },
                 idle: None,

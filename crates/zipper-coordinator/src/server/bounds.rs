@@ -380,11 +380,11 @@ mod tests {
         Bounds::new(&config(""), crew)
     }
 
-    fn member(worker: &str) -> Option<v1::MemberContext> {
-        Some(v1::MemberContext {
+    fn member(worker: &str) -> v1::MemberContext {
+        v1::MemberContext {
             worker_id: worker.to_owned(),
             ..v1::MemberContext::default()
-        })
+        }
     }
 
     #[test]
@@ -404,7 +404,7 @@ mod tests {
             assert!(bounds.slot(other).is_err(), "{other}");
         }
         let mut elsewhere = v1::JoinRequest {
-            member: member("node1/0"),
+            member: Some(member("node1/0")),
             node_rank: 0,
             ..v1::JoinRequest::default()
         };
@@ -418,7 +418,7 @@ mod tests {
     fn steps_and_amounts_are_those_of_the_run() {
         let bounds = bounds();
         let mut heartbeat = v1::HeartbeatRequest {
-            member: member("node0/0"),
+            member: Some(member("node0/0")),
             last_completed_step: bounds.last_step,
             ..v1::HeartbeatRequest::default()
         };

@@ -6,7 +6,7 @@ use tokio::sync::watch;
 use zipper_proto::v1::watch_response::Event as Watched;
 
 /// Events that are kept. Whoever is further behind goes on with the oldest of them.
-const KEPT: usize = 4096;
+const KEPT: usize = 1024;
 
 /// The newest events, and how many there were before them.
 #[derive(Debug, Default)]

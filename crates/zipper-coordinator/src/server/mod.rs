@@ -322,15 +322,23 @@ fn fault(error: CheckpointError) -> anyhow::Error {
     }
 }
 
-/// Renews the claim on the run, and says so when another coordinator has taken it.
+/// Renews the claim on the run, and says so when another coordinator has taken it or somebody asks for the end of the run.
 async fn keep(lease: Arc<Lease>, told: mpsc::UnboundedSender<Told>) {
+    let mut asked_to_stop = false;
     let mut ticks = interval(lease.renew_every());
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut troubled_since: Option<Instant> = None;
     loop {
         ticks.tick().await;
         match lease.renew().await {
-            Ok(()) => troubled_since = None,
+            Ok(()) => {
+                troubled_since = None;
+                if !asked_to_stop && let Ok(Some(request)) = lease.stop_request().await {
+                    asked_to_stop = true;
+                    let reason = format!("`zipper-launch stop` of {} on {}", request.user, request.host);
+                    let _ = told.send(Told::Event(Box::new(Event::StopRequested { reason })));
+                }
+            }
             Err(LeaseLost::Store(error)) => {
                 let lasting = troubled_since.get_or_insert_with(Instant::now).elapsed();
                 tracing::warn!("the claim on the run could not be renewed for {lasting:?}: {error}");

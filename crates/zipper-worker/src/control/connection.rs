@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use backon::{ExponentialBuilder, Retryable};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
-use zipper_checkpoint::{RunStore, lease};
+use zipper_checkpoint::RunStore;
+use zipper_checkpoint::lease::{self, Claim};
 use zipper_proto::v1::worker_service_client::WorkerServiceClient;
 use zipper_tls::{Credentials, TlsError};
 
@@ -155,8 +156,8 @@ impl Connection {
             }
             state.looked = Some(Instant::now());
         }
-        let found = tokio::time::timeout(LOOK_AFTER, lease::holder(&self.store)).await;
-        let Ok(Ok(Some((epoch, holder)))) = found else {
+        let found = tokio::time::timeout(LOOK_AFTER, lease::newest(&self.store)).await;
+        let Ok(Ok(Some(Claim { epoch, holder, .. }))) = found else {
             return;
         };
         let mut state = self.state();
