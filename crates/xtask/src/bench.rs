@@ -51,13 +51,13 @@ fn torch_side(workspace: &Workspace) -> anyhow::Result<Vec<String>> {
             UserError::new("torch cannot be imported: `cargo xtask setup` installs only its libraries");
         return Err(error.hint("`cargo xtask setup --cuda` installs all of it").into());
     }
-    let environment = Environment::startup(workspace, &System::find()?)?;
+    let environment = Environment::transformers(workspace, &System::find()?)?;
     let text = |path: std::path::PathBuf| path.display().to_string();
     let arguments = [
         ("--python", text(environment.program())),
         ("--torch", text(workspace.deps().join("libtorch"))),
         ("--scripts", text(workspace.root().join("crates/xtask/scripts"))),
-        ("--pycache", text(workspace.deps().join("startup/pycache"))),
+        ("--pycache", text(workspace.deps().join("transformers/pycache"))),
     ];
     Ok(arguments
         .into_iter()

@@ -8,6 +8,7 @@ use anyhow::Context;
 
 use crate::gpu;
 use crate::phases::Phases;
+use crate::setup;
 use crate::setup::python::{Environment, System};
 use crate::simulate;
 use crate::workspace::{self, Workspace};
@@ -22,6 +23,10 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
         let python = System::find()?;
         Environment::tensorboard(workspace, &python)?;
         Environment::jobset(workspace, &python)?;
+        // They need a torch that can be imported.
+        if setup::has_cuda(workspace)? {
+            Environment::transformers(workspace, &python)?;
+        }
         Ok(())
     })?;
     phases.run("format", || {
@@ -78,7 +83,7 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
 fn check_scripts(workspace: &Workspace) -> anyhow::Result<()> {
     let mut compile = workspace.command("python3");
     compile.env("PYTHONPYCACHEPREFIX", workspace.root().join("target/pycache"));
-    workspace::run(compile.args(["-m", "compileall", "-q", "crates"]))?;
+    workspace::run(compile.args(["-m", "compileall", "-q", "crates", "tests"]))?;
     if runs(&mut workspace.command("shellcheck")) {
         let mut shellcheck = workspace.command("shellcheck");
         shellcheck

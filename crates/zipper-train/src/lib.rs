@@ -6,7 +6,8 @@
 //!
 //! Reading order: [`replica`] (one copy of the model), [`team`] (the other ranks), [`session`] (what a rank holds), `regroup` (how
 //! it changes teams), [`memory`] and `copies` (what it remembers for that), [`capture`] (checkpoints), [`step`] (one optimizer
-//! step), [`spike`], `reduction` (which gradients are summed when), [`frames`], [`optimizer`], [`state`], [`evaluate`].
+//! step), [`spike`], `reduction` (which gradients are summed when), [`frames`], [`optimizer`], [`state`], [`evaluate`]; [`trained`]
+//! (a checkpoint's result without the frozen models) and [`peft`] (the same as the world loads it).
 
 pub mod capture;
 mod copies;
@@ -15,6 +16,7 @@ pub mod evaluate;
 pub mod frames;
 pub mod memory;
 pub mod optimizer;
+pub mod peft;
 mod reduction;
 mod regroup;
 pub mod replica;
@@ -23,5 +25,6 @@ pub mod spike;
 pub mod state;
 pub mod step;
 pub mod team;
+pub mod trained;
 
 pub use error::TrainError;

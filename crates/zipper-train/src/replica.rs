@@ -185,27 +185,17 @@ impl Replica {
     /// What `read` returns, or [`TrainError::State`] if a parameter is missing or has another shape.
     pub fn restore<E: From<TrainError>>(
         &mut self,
-        mut read: impl FnMut(&str) -> Result<Vec<u8>, E>,
+        read: impl FnMut(&str) -> Result<Vec<u8>, E>,
     ) -> Result<(), E> {
-        for (scope, name) in self.scopes() {
-            let part = format!("{name}.safetensors");
-            let tensors = state::from_safetensors(&part, &read(&part)?)?;
-            for param in self.params().into_iter().filter(|param| param.scope == scope) {
-                state::copy_into(&mut param.tensor.shallow_clone(), &param.name, &tensors)?;
-            }
-        }
-        Ok(())
+        state::restore(&self.params(), &self.config.data.languages, read)
     }
 
     /// The scopes that have parameters on this rank in this stage, with the name of their part of a checkpoint.
     pub fn scopes(&self) -> BTreeMap<ParamScope, String> {
-        let name = |scope| match scope {
-            ParamScope::Shared => "shared".to_owned(),
-            ParamScope::Bank(language) => format!("banks/{}", self.config.data.languages[language]),
-        };
+        let languages = &self.config.data.languages;
         self.params()
             .iter()
-            .map(|param| (param.scope, name(param.scope)))
+            .map(|param| (param.scope, state::scope_name(param.scope, languages)))
             .collect()
     }
 
@@ -297,7 +287,7 @@ fn examples<'a>(utterances: &[&'a Utterance], frames: &'a [Tensor]) -> Vec<Examp
 }
 
 /// What the adapters of `stage` look like.
-fn spec(config: &RunConfig, stage: Stage) -> AdapterSpec {
+pub(crate) fn spec(config: &RunConfig, stage: Stage) -> AdapterSpec {
     let num_languages = config.data.languages.len();
     match stage {
         Stage::Align => AdapterSpec::for_align(&config.adapter, num_languages),

@@ -2,11 +2,12 @@
 //!
 //! Who writes which part and where it goes is decided elsewhere; here is only what a part holds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
+use zipper_model::param::{Param, ParamScope};
 use zipper_plan::SamplerState;
 use zipper_types::{Stage, Step};
 
@@ -111,6 +112,34 @@ pub fn from_safetensors(part: &str, bytes: &[u8]) -> Result<BTreeMap<String, Ten
             Ok((name, Tensor::from_data_size(view.data(), &shape, kind)))
         })
         .collect()
+}
+
+/// Name of the checkpoint's part with the parameters of `scope`, without `.safetensors`.
+pub fn scope_name(scope: ParamScope, languages: &[String]) -> String {
+    match scope {
+        ParamScope::Shared => "shared".to_owned(),
+        ParamScope::Bank(language) => format!("banks/{}", languages[language]),
+    }
+}
+
+/// Overwrites `params` with those of a checkpoint, whose parts `read` returns by name.
+///
+/// # Errors
+/// What `read` returns, or [`TrainError::State`] if a parameter is missing or has another shape.
+pub fn restore<E: From<TrainError>>(
+    params: &[&Param],
+    languages: &[String],
+    mut read: impl FnMut(&str) -> Result<Vec<u8>, E>,
+) -> Result<(), E> {
+    let scopes: BTreeSet<ParamScope> = params.iter().map(|param| param.scope).collect();
+    for scope in scopes {
+        let part = format!("{}.safetensors", scope_name(scope, languages));
+        let tensors = from_safetensors(&part, &read(&part)?)?;
+        for param in params.iter().filter(|param| param.scope == scope) {
+            copy_into(&mut param.tensor.shallow_clone(), &param.name, &tensors)?;
+        }
+    }
+    Ok(())
 }
 
 /// Copies the tensor called `name` into `target`.

@@ -2,12 +2,8 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context;
-
 use comfy_table::{CellAlignment, Table, presets};
 use tch::Device;
-use tokio::runtime::Runtime;
-use zipper_checkpoint::{Manifest, RunStore, layout};
 use zipper_cli::{ExitStatus, UserError};
 use zipper_config::RunConfig;
 use zipper_data::{DurationLimits, Utterance, load_corpus};
@@ -15,18 +11,16 @@ use zipper_score::{Counts, Headline, Report, ReportBuilder, score};
 use zipper_train::evaluate::{DecodeOptions, decode};
 use zipper_train::replica::Replica;
 use zipper_train::state::TrainState;
-use zipper_types::{Stage, Step};
+use zipper_types::Stage;
 
 use crate::checkpoint::Parts;
+use crate::print_line;
+use crate::source::{self, Source};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Run URL: `file:///dir` or a folder.
-    #[arg(long)]
-    run: String,
-    /// Checkpoint, `step-00000500` or `500`. Left out: the newest that is whole.
-    #[arg(long, value_parser = parse_checkpoint)]
-    checkpoint: Option<Step>,
+    #[command(flatten)]
+    source: source::Arguments,
     /// JSON-lines manifest to decode.
     #[arg(long)]
     manifest: PathBuf,
@@ -41,27 +35,12 @@ pub(crate) struct Arguments {
     threads: Option<i32>,
 }
 
-fn parse_checkpoint(text: &str) -> Result<Step, String> {
-    let digits = text.strip_prefix("step-").unwrap_or(text);
-    digits
-        .parse()
-        .map(Step)
-        .map_err(|_| "expected a step such as `step-00000500` or `500`".to_owned())
-}
-
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     if let Some(threads) = arguments.threads {
         tch::set_num_threads(threads);
     }
-    let runtime = Runtime::new().context("the async runtime cannot start")?;
-    let store = RunStore::open(&arguments.run).map_err(|error| UserError::new(error.to_string()))?;
-    let config = runtime.block_on(store.get(layout::RUN_CONFIG)).map_err(|error| {
-        UserError::new(format!("`{}` is not a run: {error}", arguments.run))
-            .hint("give the URL that zipper-launch printed")
-    })?;
-    let config = String::from_utf8(config.to_vec()).context("run.yaml is not UTF-8")?;
-    let config = zipper_config::from_str(&config, layout::RUN_CONFIG, &[])
-        .map_err(|error| UserError::new(error.to_string()))?;
+    let source = Source::open(&arguments.source)?;
+    let config = &source.config;
     let limits = DurationLimits {
         min_seconds: config.data.min_seconds,
         max_seconds: config.data.max_seconds,
@@ -72,15 +51,12 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
         limits,
     )
     .map_err(|error| UserError::new(error.to_string()))?;
-    let manifest = runtime.block_on(choose(&store, arguments))?;
-    let step = manifest.step;
-    let parts = Parts::new(runtime.handle().clone(), store.checkpoints(), manifest);
-    let replica = load(&config, &parts)?;
+    let replica = load(config, &source.parts)?;
 
     let utterances: Vec<&Utterance> = corpus.utterances.iter().collect();
     let options = DecodeOptions {
         silenced: arguments.silenced,
-        with_nll: false,
+        with_nll: arguments.json,
     };
     let total = utterances.len();
     let decoded = decode(&replica, &utterances, options, |done| {
@@ -100,11 +76,12 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
         let utterances: Vec<_> = decoded
             .iter()
             .map(|utterance| {
+                let (nll, tokens) = utterance.nll.unzip();
                 serde_json::json!({"id": utterance.id, "lang": utterance.lang, "reference": utterance.reference,
-                                   "hypothesis": utterance.hypothesis})
+                                   "hypothesis": utterance.hypothesis, "nll": nll, "tokens": tokens})
             })
             .collect();
-        serde_json::json!({"step": step, "silenced": arguments.silenced, "report": report,
+        serde_json::json!({"step": source.step, "silenced": arguments.silenced, "report": report,
                            "utterances": utterances})
         .to_string()
     } else {
@@ -112,22 +89,6 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     };
     print_line(&text)?;
     Ok(ExitStatus::Done)
-}
-
-/// The checkpoint that was asked for, or the newest that is whole.
-async fn choose(store: &RunStore, arguments: &Arguments) -> anyhow::Result<Manifest> {
-    if let Some(step) = arguments.checkpoint {
-        return Ok(store.checkpoints().load_manifest(step).await.map_err(|error| {
-            UserError::new(error.to_string()).hint("`zipper-launch checkpoints --run ..` lists what is there")
-        })?);
-    }
-    let latest = store.checkpoints().latest_readable().await?;
-    for (step, error) in &latest.damaged {
-        tracing::warn!("checkpoint of step {step} is damaged, trying an older one: {error}");
-    }
-    latest
-        .manifest
-        .ok_or_else(|| UserError::new(format!("run `{}` has no checkpoint yet", arguments.run)).into())
 }
 
 /// The model as the checkpoint has it.
@@ -184,9 +145,4 @@ fn table(report: &Report) -> Table {
         }
     }
     table
-}
-
-fn print_line(text: &str) -> anyhow::Result<()> {
-    use std::io::Write;
-    writeln!(std::io::stdout().lock(), "{text}").context("stdout is closed")
 }

@@ -75,8 +75,8 @@ impl System {
 const JOBSET: &str = "crates/xtask/requirements/jobset.txt";
 /// TensorBoard and its packages, with hashes.
 const TENSORBOARD: &str = "crates/xtask/requirements/tensorboard.txt";
-/// PyTorch's side of the benchmark of start-up, less torch itself, with hashes.
-const STARTUP: &str = "crates/xtask/requirements/startup.txt";
+/// transformers and PEFT, less torch itself, with hashes.
+const TRANSFORMERS: &str = "crates/xtask/requirements/transformers.txt";
 
 /// An environment below `.deps`.
 #[derive(Debug)]
@@ -113,13 +113,13 @@ impl Environment {
         Ok(environment)
     }
 
-    /// The environment with transformers and PEFT, `.deps/startup`, without the torch that they need.
+    /// The environment with transformers and PEFT, `.deps/transformers`, without the torch that they need.
     ///
     /// # Errors
     /// As [`Environment::pip`].
-    pub(crate) fn startup(workspace: &Workspace, python: &System) -> anyhow::Result<Self> {
-        let environment = Self::named(workspace, python, "startup")?;
-        environment.install_with(workspace, STARTUP, &["--no-deps"])?;
+    pub(crate) fn transformers(workspace: &Workspace, python: &System) -> anyhow::Result<Self> {
+        let environment = Self::named(workspace, python, "transformers")?;
+        environment.install_with(workspace, TRANSFORMERS, &["--no-deps"])?;
         Ok(environment)
     }
 

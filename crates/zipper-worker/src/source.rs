@@ -1,0 +1,93 @@
+//! The checkpoint of a run that a tool was pointed at.
+
+use anyhow::Context;
+use tokio::runtime::Runtime;
+use zipper_checkpoint::{Manifest, RunStore, layout};
+use zipper_cli::UserError;
+use zipper_config::RunConfig;
+use zipper_types::Step;
+
+use crate::checkpoint::Parts;
+
+/// Which checkpoint of which run.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Run URL: a folder, `file:///dir` or `s3://bucket/prefix`.
+    #[arg(long)]
+    pub(crate) run: String,
+    /// Checkpoint, `step-00000500` or `500`. Left out: the newest that is whole.
+    #[arg(long, value_parser = parse_checkpoint)]
+    checkpoint: Option<Step>,
+}
+
+fn parse_checkpoint(text: &str) -> Result<Step, String> {
+    let digits = text.strip_prefix("step-").unwrap_or(text);
+    digits
+        .parse()
+        .map(Step)
+        .map_err(|_| "expected a step such as `step-00000500` or `500`".to_owned())
+}
+
+/// A run and one of its checkpoints.
+pub(crate) struct Source {
+    pub(crate) store: RunStore,
+    pub(crate) config: RunConfig,
+    pub(crate) step: Step,
+    pub(crate) parts: Parts,
+    /// What `parts` reads by.
+    runtime: Runtime,
+}
+
+impl Source {
+    /// Finds the run and its checkpoint.
+    ///
+    /// # Errors
+    /// The user's to mend if there is no such run or checkpoint.
+    pub(crate) fn open(arguments: &Arguments) -> anyhow::Result<Self> {
+        let runtime = Runtime::new().context("the async runtime cannot start")?;
+        let store = RunStore::open(&arguments.run).map_err(|error| UserError::new(error.to_string()))?;
+        let config = runtime.block_on(store.get(layout::RUN_CONFIG)).map_err(|error| {
+            UserError::new(format!("`{}` is not a run: {error}", arguments.run))
+                .hint("give the URL that zipper-launch printed")
+        })?;
+        let config = String::from_utf8(config.to_vec()).context("run.yaml is not UTF-8")?;
+        let config = zipper_config::from_str(&config, layout::RUN_CONFIG, &[])
+            .map_err(|error| UserError::new(error.to_string()))?;
+        let manifest = runtime.block_on(choose(&store, arguments))?;
+        Ok(Self {
+            step: manifest.step,
+            parts: Parts::new(runtime.handle().clone(), store.checkpoints(), manifest),
+            store,
+            config,
+            runtime,
+        })
+    }
+
+    /// An object of the run; nothing if it is not there.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) fn object(&self, path: &str) -> anyhow::Result<Option<Vec<u8>>> {
+        match self.runtime.block_on(self.store.get(path)) {
+            Ok(bytes) => Ok(Some(bytes.to_vec())),
+            Err(error) if error.kind() == zipper_checkpoint::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// The checkpoint that was asked for, or the newest that is whole.
+async fn choose(store: &RunStore, arguments: &Arguments) -> anyhow::Result<Manifest> {
+    if let Some(step) = arguments.checkpoint {
+        return Ok(store.checkpoints().load_manifest(step).await.map_err(|error| {
+            UserError::new(error.to_string()).hint("`zipper-launch checkpoints --run ..` lists what is there")
+        })?);
+    }
+    let latest = store.checkpoints().latest_readable().await?;
+    for (step, error) in &latest.damaged {
+        tracing::warn!("checkpoint of step {step} is damaged, trying an older one: {error}");
+    }
+    latest
+        .manifest
+        .ok_or_else(|| UserError::new(format!("run `{}` has no checkpoint yet", arguments.run)).into())
+}
