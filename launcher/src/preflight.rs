@@ -8,10 +8,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use zipper_checkpoint::{ErrorKind, RunStore, layout};
 use zipper_cli::UserError;
 use zipper_config::RunConfig;
-use zipper_config::schema::OnBadAudio;
+use zipper_config::schema::{OnBadAudio, StartFrom};
 use zipper_data::{BadAudio, Corpus, DurationLimits, Utterance, check_audio, load_corpus};
 use zipper_plan::{Placement, PlacementProblem, SamplerProblem, banks_that_fit};
-use zipper_types::{Stage, Variant, WorldSize};
+use zipper_types::{Stage, Step, Variant, WorldSize};
 
 use crate::container;
 use crate::devices::{self, Crew, Devices, Machines, NodeRange, Wishes};
@@ -209,6 +209,9 @@ async fn configuration(
 ) -> anyhow::Result<(RunConfig, Vec<String>)> {
     let Some(begun) = Begun::find(store, resume).await? else {
         let config = given.ok_or_else(|| no_run(store))?;
+        if let Some(start) = &config.training.start_from {
+            check_start(start).await?;
+        }
         return Ok((config, Vec::new()));
     };
     let config = match given {
@@ -219,6 +222,26 @@ async fn configuration(
     resume::check_checkpoints(store, resume).await?;
     let changes = differences.iter().map(Difference::as_override);
     Ok((config, changes.collect()))
+}
+
+/// Looks whether what a new run is to begin with is there. What is in it, workers look at.
+async fn check_start(start: &StartFrom) -> Result<(), UserError> {
+    let missing = |key: &str, what: String| UserError::new(format!("training.start_from.{key}: {what}"));
+    for (key, path) in [("peft", &start.peft), ("projector", &start.projector)] {
+        if let Some(path) = path.as_ref().filter(|path| !path.is_dir()) {
+            return Err(missing(key, format!("there is no folder `{}`", path.display())));
+        }
+    }
+    if let (Some(url), Some(step)) = (&start.run, start.step) {
+        let store = RunStore::open(url).map_err(|error| missing("run", error.to_string()))?;
+        let found = store.checkpoints().load_manifest(Step(step)).await;
+        found.map_err(|error| {
+            missing("step", format!("run `{url}`: {error}")).hint(format!(
+                "`zipper-launch checkpoints --run {url}` lists what is there"
+            ))
+        })?;
+    }
+    Ok(())
 }
 
 /// Bytes that a bank takes on an owner, if there is a limit: only that makes it matter. Refuses banks that do not fit.

@@ -29,6 +29,9 @@ pub fn load(path: &Path, overrides: &[String]) -> Result<RunConfig, ConfigErrors
     for (_, path) in config.paths_mut() {
         *path = here.join(&*path);
     }
+    if let Some(start) = &mut config.training.start_from {
+        start.resolve(&here);
+    }
     Ok(config)
 }
 

@@ -8,6 +8,7 @@ mod checkpoint;
 mod cluster;
 mod elastic;
 mod runtime;
+mod start;
 mod watching;
 
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ pub use checkpoint::CheckpointConfig;
 pub use cluster::{ClusterConfig, ContainerConfig, ContainerRuntime};
 pub use elastic::{ElasticConfig, OnLoss};
 pub use runtime::{Backend, RuntimeConfig};
+pub use start::StartFrom;
 pub use watching::WatchingConfig;
 
 /// One training run.
@@ -398,6 +400,9 @@ pub enum OnBadAudio {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainingConfig {
+    /// What to begin with. Left out: initial values from the seed.
+    #[serde(default)]
+    pub start_from: Option<StartFrom>,
     /// Stage 1: projector and one shared LoRA.
     pub align: StageConfig,
     /// Stage 2: the configured variant.

@@ -7,7 +7,7 @@ use zipper_types::Variant;
 use zipper_types::language::{language_codes, language_name};
 
 use crate::problems::{Problem, suggest};
-use crate::schema::{ElasticConfig, EncoderContext, ProjectorKind, RunConfig, StageConfig};
+use crate::schema::{ElasticConfig, EncoderContext, ProjectorKind, RunConfig, StageConfig, StartFrom};
 
 /// Whisper's positions.
 const LONGEST_SECONDS: f64 = 30.0;
@@ -180,6 +180,9 @@ fn training(check: &mut Check, config: &RunConfig) {
             training.align.steps
         )
     });
+    if let Some(start) = &training.start_from {
+        start_from(check, start, training.align.steps);
+    }
     check.positive(training.batch_audio_seconds, "training.batch_audio_seconds");
     check.positive(
         training.micro_batch_audio_seconds,
@@ -202,6 +205,31 @@ fn training(check: &mut Check, config: &RunConfig) {
     check.require(training.log_every > 0, "training.log_every", || {
         "0 is not above 0".to_owned()
     });
+}
+
+fn start_from(check: &mut Check, start: &StartFrom, align_steps: u64) {
+    let key = "training.start_from";
+    check.require(start.run.is_some() != start.peft.is_some(), key, || {
+        "give either `run` and `step`, or `peft`".to_owned()
+    });
+    check.require(
+        start.run.is_some() == start.step.is_some(),
+        &format!("{key}.step"),
+        || "`run` and `step` belong together: the checkpoint of that run to begin with".to_owned(),
+    );
+    check.require(
+        start.projector.is_none() || start.peft.is_some(),
+        &format!("{key}.projector"),
+        || "a run brings its own projector: only with `peft`".to_owned(),
+    );
+    check.require(
+        start.peft.is_none() || start.projector.is_some() || align_steps > 0,
+        &format!("{key}.projector"),
+        || {
+            "missing, and `training.align.steps` is 0: stage 2 would begin with a projector that has learnt nothing"
+                .to_owned()
+        },
+    );
 }
 
 fn stage(check: &mut Check, stage: &StageConfig, key: &str) {

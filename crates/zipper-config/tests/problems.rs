@@ -118,6 +118,18 @@ fn each_broken_relation_names_its_key_and_value() {
             "training.align.warmup_steps: 9 is more than `training.align.steps` = 3",
         ),
         (
+            "training.start_from={}",
+            "training.start_from: give either `run` and `step`, or `peft`",
+        ),
+        (
+            "training.start_from={run: a}",
+            "training.start_from.step: `run` and `step` belong together: the checkpoint of that run to begin with",
+        ),
+        (
+            "training.start_from={run: a, step: 3, projector: b}",
+            "training.start_from.projector: a run brings its own projector: only with `peft`",
+        ),
+        (
             "training.batch_audio_seconds=0",
             "training.batch_audio_seconds: 0 is not above 0",
         ),
@@ -279,6 +291,18 @@ fn recovery_has_sane_limits() {
 }
 
 /// Slurm would refuse these in its own words hours later, or read a script's line as two.
+#[test]
+fn stage_2_does_not_begin_with_a_projector_that_has_learnt_nothing() {
+    let overrides = ["training.align.steps=0", "training.start_from={peft: a}"];
+    assert_eq!(
+        problems(MINIMAL, &overrides),
+        [
+            "training.start_from.projector: missing, and `training.align.steps` is 0: stage 2 would begin with a projector that has \
+             learnt nothing"
+        ]
+    );
+}
+
 #[test]
 fn what_slurm_could_not_take_is_refused() {
     for (overrides, expected) in [

@@ -43,6 +43,14 @@ pub enum TrainError {
     /// A checkpoint's contents do not fit this configuration.
     #[error("{0}")]
     State(String),
+    /// What `training.start_from` names cannot be taken over.
+    #[error("`training.start_from`: `{place}`: {problem}")]
+    Start {
+        /// The file, folder or run.
+        place: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The loss or a gradient is not finite, and the configuration says to stop.
     #[error(
         "step {step}: the {what} is not finite (languages in the batch: {languages}); set `training.on_non_finite: \
@@ -86,7 +94,7 @@ impl TrainError {
     pub fn is_config(&self) -> bool {
         match self {
             Self::Model(error) => error.is_config(),
-            Self::Adapter(_) | Self::Plan(_) => true,
+            Self::Adapter(_) | Self::Plan(_) | Self::Start { .. } => true,
             _ => false,
         }
     }

@@ -7,7 +7,8 @@
 //! Reading order: [`replica`] (one copy of the model), [`team`] (the other ranks), [`session`] (what a rank holds), `regroup` (how
 //! it changes teams), [`memory`] and `copies` (what it remembers for that), [`capture`] (checkpoints), [`step`] (one optimizer
 //! step), [`spike`], `reduction` (which gradients are summed when), [`frames`], [`optimizer`], [`state`], [`evaluate`]; [`trained`]
-//! (a checkpoint's result without the frozen models) and [`peft`] (the same as the world loads it).
+//! (a checkpoint's result without the frozen models) and [`peft`] (the same as the world loads it), [`start`] (what others made, to
+//! begin with).
 
 pub mod capture;
 mod copies;
@@ -22,6 +23,7 @@ mod regroup;
 pub mod replica;
 pub mod session;
 pub mod spike;
+pub mod start;
 pub mod state;
 pub mod step;
 pub mod team;

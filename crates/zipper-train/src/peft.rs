@@ -14,14 +14,21 @@ use crate::state::to_safetensors;
 use crate::trained::{Part, Trained};
 
 /// What PEFT puts before the names of the base model's layers.
-const PREFIX: &str = "base_model.model.";
+pub(crate) const PREFIX: &str = "base_model.model.";
+
+/// What an adapter is, in its directory.
+pub const CONFIG: &str = "adapter_config.json";
+/// The matrices of an adapter, in its directory.
+pub const WEIGHTS: &str = "adapter_model.safetensors";
+/// The directory of an encoder's adapter, in that of the LLM's.
+pub const ENCODER: &str = "encoder";
 
 /// The two files of an adapter directory.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PeftAdapter {
-    /// `adapter_config.json`.
+    /// [`CONFIG`].
     pub config: Value,
-    /// `adapter_model.safetensors`, f32.
+    /// [`WEIGHTS`], f32.
     pub weights: Vec<u8>,
 }
 

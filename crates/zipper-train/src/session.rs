@@ -18,6 +18,7 @@ use crate::optimizer::AdamW;
 use crate::reduction::Reduction;
 use crate::replica::Replica;
 use crate::spike::RecentLosses;
+use crate::start::Start;
 use crate::state::{self, TrainState};
 use crate::team::Team;
 
@@ -178,6 +179,15 @@ impl Session {
             self.reduction = Some(self.new_reduction(self.team())?);
         }
         Ok(())
+    }
+
+    /// Begins with the values of `start` instead of those from the seed; before the first step, in stage 1.
+    ///
+    /// # Errors
+    /// [`TrainError::Start`] if they are not those of this configuration's parameters.
+    pub fn start_from(&mut self, start: &Start) -> Result<(), TrainError> {
+        let params = self.replica.params().into_iter();
+        start.copy_into(params.map(|param| (param.name.as_str(), param.tensor.shallow_clone())))
     }
 
     /// This rank's part of a set of utterances that is to be decoded, under a placement made for that set: the same work

@@ -90,7 +90,18 @@ fn bytes_of(tensor: &Tensor) -> (Dtype, Vec<u8>) {
     (dtype, bytes)
 }
 
-/// Reads a safetensors file that [`to_safetensors`] wrote.
+/// The kind of tensor that holds such floating-point elements; nothing for other elements.
+pub fn kind_of(dtype: Dtype) -> Option<Kind> {
+    match dtype {
+        Dtype::F16 => Some(Kind::Half),
+        Dtype::BF16 => Some(Kind::BFloat16),
+        Dtype::F32 => Some(Kind::Float),
+        Dtype::F64 => Some(Kind::Double),
+        _ => None,
+    }
+}
+
+/// Reads a safetensors file of floating-point tensors, such as [`to_safetensors`] writes.
 ///
 /// # Errors
 /// [`TrainError::State`] naming `part` if it is not such a file.
@@ -100,14 +111,12 @@ pub fn from_safetensors(part: &str, bytes: &[u8]) -> Result<BTreeMap<String, Ten
     file.tensors()
         .into_iter()
         .map(|(name, view)| {
-            let kind = match view.dtype() {
-                Dtype::F32 => Kind::Float,
-                Dtype::F64 => Kind::Double,
-                other => {
-                    let problem = format!("`{part}`: tensor `{name}` is {other:?}, expected F32 or F64");
-                    return Err(TrainError::State(problem));
-                }
-            };
+            let kind = kind_of(view.dtype()).ok_or_else(|| {
+                let dtype = view.dtype();
+                TrainError::State(format!(
+                    "`{part}`: tensor `{name}` is {dtype:?}, expected F16, BF16, F32 or F64"
+                ))
+            })?;
             let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
             Ok((name, Tensor::from_data_size(view.data(), &shape, kind)))
         })

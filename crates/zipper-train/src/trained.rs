@@ -14,7 +14,7 @@ use crate::replica::spec;
 use crate::state::{TrainState, from_safetensors, restore, scope_name};
 
 /// What the names of the projector's parameters begin with.
-const PROJECTOR: &str = "projector.";
+pub(crate) const PROJECTOR: &str = "projector.";
 /// What the names of the encoder's layers begin with, in Whisper's own files.
 const ENCODER: &str = "model.encoder.";
 

@@ -20,7 +20,7 @@ use crate::source::{self, Source};
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]
-    source: source::Arguments,
+    source: source::Choice,
     /// JSON-lines manifest to decode.
     #[arg(long)]
     manifest: PathBuf,

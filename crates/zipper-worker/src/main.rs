@@ -12,6 +12,7 @@ mod diagnosis;
 mod eval;
 mod export;
 mod source;
+mod start;
 mod train;
 
 use std::io::Write;

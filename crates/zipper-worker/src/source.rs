@@ -11,7 +11,7 @@ use crate::checkpoint::Parts;
 
 /// Which checkpoint of which run.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Arguments {
+pub(crate) struct Choice {
     /// Run URL: a folder, `file:///dir` or `s3://bucket/prefix`.
     #[arg(long)]
     pub(crate) run: String,
@@ -43,17 +43,17 @@ impl Source {
     ///
     /// # Errors
     /// The user's to mend if there is no such run or checkpoint.
-    pub(crate) fn open(arguments: &Arguments) -> anyhow::Result<Self> {
+    pub(crate) fn open(choice: &Choice) -> anyhow::Result<Self> {
         let runtime = Runtime::new().context("the async runtime cannot start")?;
-        let store = RunStore::open(&arguments.run).map_err(|error| UserError::new(error.to_string()))?;
+        let store = RunStore::open(&choice.run).map_err(|error| UserError::new(error.to_string()))?;
         let config = runtime.block_on(store.get(layout::RUN_CONFIG)).map_err(|error| {
-            UserError::new(format!("`{}` is not a run: {error}", arguments.run))
+            UserError::new(format!("`{}` is not a run: {error}", choice.run))
                 .hint("give the URL that zipper-launch printed")
         })?;
         let config = String::from_utf8(config.to_vec()).context("run.yaml is not UTF-8")?;
         let config = zipper_config::from_str(&config, layout::RUN_CONFIG, &[])
             .map_err(|error| UserError::new(error.to_string()))?;
-        let manifest = runtime.block_on(choose(&store, arguments))?;
+        let manifest = runtime.block_on(choose(&store, choice))?;
         Ok(Self {
             step: manifest.step,
             parts: Parts::new(runtime.handle().clone(), store.checkpoints(), manifest),
@@ -77,8 +77,8 @@ impl Source {
 }
 
 /// The checkpoint that was asked for, or the newest that is whole.
-async fn choose(store: &RunStore, arguments: &Arguments) -> anyhow::Result<Manifest> {
-    if let Some(step) = arguments.checkpoint {
+async fn choose(store: &RunStore, choice: &Choice) -> anyhow::Result<Manifest> {
+    if let Some(step) = choice.checkpoint {
         return Ok(store.checkpoints().load_manifest(step).await.map_err(|error| {
             UserError::new(error.to_string()).hint("`zipper-launch checkpoints --run ..` lists what is there")
         })?);
@@ -89,5 +89,5 @@ async fn choose(store: &RunStore, arguments: &Arguments) -> anyhow::Result<Manif
     }
     latest
         .manifest
-        .ok_or_else(|| UserError::new(format!("run `{}` has no checkpoint yet", arguments.run)).into())
+        .ok_or_else(|| UserError::new(format!("run `{}` has no checkpoint yet", choice.run)).into())
 }

@@ -32,6 +32,7 @@ use crate::checkpoint::Parts;
 use crate::control::{Control, Failure, Identity, Joined, Refused};
 use crate::diagnosis;
 use crate::eval::user_error_if_config;
+use crate::start;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -279,6 +280,11 @@ impl Worker {
                 .restore(|name| parts.read(name))
                 .with_context(|| format!("checkpoint of step {step}"))?;
             tracing::info!("resumed from the checkpoint of step {step}");
+        }
+        if origin == Origin::Fresh
+            && let Some(start) = start::read(&self.config, &self.runtime)?
+        {
+            session.start_from(&start).map_err(user_error_if_config)?;
         }
         if matches!(origin, Origin::Memory { shared, .. } if shared.0 == assignment.rank) {
             self.control.repeat_steps();

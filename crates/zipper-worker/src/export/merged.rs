@@ -5,9 +5,10 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Context;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use tch::{Kind, Tensor};
+use safetensors::tensor::{SafeTensors, TensorView};
+use tch::Tensor;
 use zipper_cli::UserError;
+use zipper_train::state::kind_of;
 use zipper_train::trained::Part;
 
 use super::{Export, card, write};
@@ -102,17 +103,12 @@ fn add(path: &Path, bytes: &[u8], deltas: &mut BTreeMap<String, Tensor>) -> anyh
             );
             return Err(invalid(problem).into());
         }
-        let kind = match view.dtype() {
-            Dtype::F32 => Kind::Float,
-            Dtype::F16 => Kind::Half,
-            Dtype::BF16 => Kind::BFloat16,
-            other => {
-                return Err(invalid(format!(
-                    "tensor `{name}` is {other:?}; only F32, F16 and BF16 are merged"
-                ))
-                .into());
-            }
-        };
+        let dtype = view.dtype();
+        let kind = kind_of(dtype).ok_or_else(|| {
+            invalid(format!(
+                "tensor `{name}` is {dtype:?}: only floating-point weights can be merged"
+            ))
+        })?;
         let frozen = Tensor::from_data_size(view.data(), &shape, kind);
         let sum = (frozen.to_kind(delta.kind()) + delta).to_kind(kind).contiguous();
         let mut data = vec![0; view.data().len()];

@@ -24,13 +24,11 @@ use crate::source::{self, Source};
 
 /// The folder of the projector, beside those of the languages.
 const PROJECTOR: &str = "projector";
-/// The folder of an encoder's adapter, below that of its language.
-const ENCODER: &str = "encoder";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]
-    source: source::Arguments,
+    source: source::Choice,
     /// Folder to make. It must not be there, or be empty.
     #[arg(long)]
     output: PathBuf,
@@ -162,12 +160,12 @@ impl Export<'_> {
         for &language in languages {
             let name = &self.config.data.languages[language];
             let own = folder.join(name);
-            for (part, folder) in [(Part::Llm, own.clone()), (Part::Encoder, own.join(ENCODER))] {
+            for (part, folder) in [(Part::Llm, own.clone()), (Part::Encoder, own.join(peft::ENCODER))] {
                 let Some(adapter) = peft::adapter(self.config, self.trained, &merged, part, language)? else {
                     continue;
                 };
-                write(&folder, "adapter_config.json", &pretty(&adapter.config))?;
-                write(&folder, "adapter_model.safetensors", &adapter.weights)?;
+                write(&folder, peft::CONFIG, &pretty(&adapter.config))?;
+                write(&folder, peft::WEIGHTS, &adapter.weights)?;
             }
             write(&own, "README.md", card::adapter(self, name).as_bytes())?;
             written.push(name.clone());

@@ -6,39 +6,17 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use serde_json::Value;
-use zipper_tests::{Finished, Fixture, Launched, program};
+use zipper_tests::{Fixture, Launched};
+
+use crate::{export, python, script, worker};
 
 const VARIANTS: [&str; 5] = ["shared", "independent", "static", "hard", "soft"];
 /// The variant whose encoder is adapted, too.
 const WITH_ENCODER: &str = "hard";
 /// Nats per token: what logits that are equal to 1e-4 may differ in.
 const TOLERANCE: f64 = 1e-4;
-
-fn repository(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
-}
-
-/// The Python with transformers and PEFT; nothing where setup has installed a torch that cannot be imported.
-fn python() -> Option<PathBuf> {
-    if !repository(".deps/libtorch/nvidia/nccl").exists() {
-        eprintln!("not shown: `cargo xtask setup --cuda` installs the torch that transformers needs");
-        return None;
-    }
-    let python = repository(".deps/transformers/bin/python");
-    assert!(
-        python.exists(),
-        "run `cargo xtask test` once: it installs what this needs"
-    );
-    Some(python)
-}
-
-fn worker(arguments: &[&str]) -> Finished {
-    let mut command = Command::new(program("zipper-worker"));
-    Launched::start_command(command.args(arguments)).wait()
-}
 
 /// Trains `variant` for a few steps and returns the run's URL.
 fn train(fixture: &Fixture, variant: &str) -> String {
@@ -82,15 +60,6 @@ fn manifest(fixture: &Fixture) -> PathBuf {
     path
 }
 
-/// Exports a run into a folder of the fixture.
-fn export(fixture: &Fixture, url: &str, name: &str, more: &[&str]) -> String {
-    let output = fixture.path().join("exports").join(name).display().to_string();
-    let arguments = [&["export", "--run", url, "--output", &output], more].concat();
-    let finished = worker(&arguments);
-    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
-    output
-}
-
 /// Transcript, loss and tokens of each utterance, by the run's own model.
 fn own(url: &str, manifest: &Path) -> BTreeMap<String, (String, f64, f64)> {
     let manifest = manifest.display().to_string();
@@ -125,18 +94,12 @@ fn exported_adapters_do_the_same_in_peft() {
         }
         expected.insert(variant.to_owned(), own);
     }
-    let output = Command::new(python)
-        .arg(repository("tests/scripts/peft_parity.py"))
-        .args([fixture.path(), &manifest])
-        .args(&exports)
-        .env("PYTHONPATH", repository(".deps/libtorch"))
-        .env("PYTHONDONTWRITEBYTECODE", "1")
-        .env("HF_HUB_OFFLINE", "1")
-        .output()
-        .expect("an installed Python can be started");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    let stdout = String::from_utf8(output.stdout).expect("JSON is UTF-8");
+    let mut arguments = vec![
+        fixture.path().display().to_string(),
+        manifest.display().to_string(),
+    ];
+    arguments.extend(exports);
+    let stdout = script(&python, "peft_parity.py", &arguments);
     let mut compared = BTreeMap::<String, usize>::new();
     for line in stdout.lines() {
         let theirs: Value = serde_json::from_str(line).expect("a JSON line");

@@ -1,0 +1,221 @@
+//! What a run begins with instead of values from its seed (`training.start_from`): projector and LoRA of stage 1, from a checkpoint
+//! of another run, or as PEFT (Hugging Face) writes a LoRA.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value;
+use tch::Tensor;
+use zipper_config::RunConfig;
+
+use crate::TrainError;
+use crate::peft::{CONFIG, ENCODER, PREFIX, WEIGHTS};
+use crate::state::from_safetensors;
+use crate::trained::PROJECTOR;
+
+/// The file of a projector.
+const PROJECTOR_FILE: &str = "projector.safetensors";
+/// Keys of `adapter_config.json` that change what the matrices mean: each must be null, false or empty.
+const MUST_BE_OFF: [&str; 11] = [
+    "use_dora",
+    "use_qalora",
+    "fan_in_fan_out",
+    "lora_bias",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "target_parameters",
+    "trainable_token_indices",
+];
+
+/// Parameters of stage 1 by their names, such as `lora.model.layers.0.mlp.up_proj.B_shared`.
+#[derive(Debug)]
+pub struct Start {
+    /// Where they come from, for messages.
+    source: String,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+impl Start {
+    /// The part `shared.safetensors` of a checkpoint of stage 1, of a run whose scale alpha / r was `scale`.
+    ///
+    /// # Errors
+    /// [`TrainError::Start`] if it is no such file.
+    pub fn of_checkpoint(
+        config: &RunConfig,
+        source: &str,
+        shared: &[u8],
+        scale: f64,
+    ) -> Result<Self, TrainError> {
+        let tensors = from_safetensors("shared.safetensors", shared)
+            .map_err(|error| refused(source, error.to_string()))?;
+        let mut start = Self {
+            source: source.to_owned(),
+            tensors,
+        };
+        start.rescale(scale / own_scale(config));
+        Ok(start)
+    }
+
+    /// A PEFT LoRA of the LLM in `folder`, of the encoder in `encoder` below it if that is adapted, and `projector.safetensors` in
+    /// `projector`.
+    ///
+    /// # Errors
+    /// [`TrainError::Start`] naming the file and what it has that cannot be taken over.
+    pub fn of_peft(config: &RunConfig, folder: &Path, projector: Option<&Path>) -> Result<Self, TrainError> {
+        let mut tensors = BTreeMap::new();
+        if !config.adapter.targets.is_empty() {
+            tensors.extend(lora(config, folder)?);
+        }
+        if !config.adapter.encoder_targets.is_empty() {
+            tensors.extend(lora(config, &folder.join(ENCODER))?);
+        }
+        if let Some(folder) = projector {
+            let path = folder.join(PROJECTOR_FILE);
+            let read = safetensors(&path)?.into_iter();
+            tensors.extend(read.map(|(name, tensor)| (format!("{PROJECTOR}{name}"), tensor)));
+        }
+        let source = folder.display().to_string();
+        Ok(Self { source, tensors })
+    }
+
+    /// Multiplies every B: another run's product `s B A` is then the same with this run's scale.
+    fn rescale(&mut self, factor: f64) {
+        for (name, tensor) in &mut self.tensors {
+            if name.ends_with(".B_shared") {
+                *tensor = &*tensor * factor;
+            }
+        }
+    }
+
+    /// Copies the values into parameters of stage 1. A projector stays as it is if there is none here.
+    ///
+    /// # Errors
+    /// [`TrainError::Start`] if a parameter is missing, is not one of this model, or has another shape.
+    pub(crate) fn copy_into<'a>(
+        &self,
+        params: impl IntoIterator<Item = (&'a str, Tensor)>,
+    ) -> Result<(), TrainError> {
+        let mut left: BTreeMap<&str, &Tensor> = self
+            .tensors
+            .iter()
+            .map(|(name, value)| (name.as_str(), value))
+            .collect();
+        let has_projector = self.tensors.keys().any(|name| name.starts_with(PROJECTOR));
+        for (name, mut param) in params {
+            let Some(value) = left.remove(name) else {
+                if name.starts_with(PROJECTOR) && !has_projector {
+                    continue;
+                }
+                return Err(refused(
+                    &self.source,
+                    format!(
+                        "`{name}` is missing, which this configuration trains: `adapter.targets` or the projector are others"
+                    ),
+                ));
+            };
+            if value.size() != param.size() {
+                return Err(refused(
+                    &self.source,
+                    format!("`{name}` has shape {:?}, here {:?}", value.size(), param.size()),
+                ));
+            }
+            tch::no_grad(|| param.copy_(value));
+        }
+        match left.into_keys().next() {
+            None => Ok(()),
+            Some(name) => Err(refused(
+                &self.source,
+                format!(
+                    "`{name}` is there, and this configuration does not train it: `adapter.targets` or the projector are others"
+                ),
+            )),
+        }
+    }
+}
+
+/// The matrices of one PEFT directory by our names, B for the scale of `config`.
+fn lora(config: &RunConfig, folder: &Path) -> Result<BTreeMap<String, Tensor>, TrainError> {
+    let path = folder.join(CONFIG);
+    let source = path.display().to_string();
+    let text = std::fs::read(&path).map_err(|error| refused(&source, format!("cannot be read: {error}")))?;
+    let about: Value =
+        serde_json::from_slice(&text).map_err(|error| refused(&source, format!("is not JSON: {error}")))?;
+    let factor = scale(config, &about).map_err(|problem| refused(&source, problem))? / own_scale(config);
+    let path = folder.join(WEIGHTS);
+    let ours = |(name, tensor): (String, Tensor)| {
+        let site = name.strip_prefix(PREFIX).unwrap_or(&name);
+        if let Some(site) = site.strip_suffix(".lora_A.weight") {
+            Ok((format!("lora.{site}.A"), tensor))
+        } else if let Some(site) = site.strip_suffix(".lora_B.weight") {
+            let wide = tensor.to_kind(tch::Kind::Double) * factor;
+            Ok((format!("lora.{site}.B_shared"), wide))
+        } else {
+            Err(refused(
+                &path.display().to_string(),
+                format!("`{name}` is not a matrix of a LoRA of linear layers"),
+            ))
+        }
+    };
+    safetensors(&path)?.into_iter().map(ours).collect()
+}
+
+/// What PEFT multiplies `B A` with.
+fn scale(config: &RunConfig, about: &Value) -> Result<f64, String> {
+    if about["peft_type"] != "LORA" {
+        return Err(format!(
+            "`peft_type` is {}, expected \"LORA\"",
+            about["peft_type"]
+        ));
+    }
+    if let Some(key) = MUST_BE_OFF.into_iter().find(|key| !is_off(&about[key])) {
+        return Err(format!("`{key}` is {}, which cannot be taken over", about[key]));
+    }
+    if !(about["bias"].is_null() || about["bias"] == "none") {
+        return Err(format!(
+            "`bias` is {}: trained biases cannot be taken over",
+            about["bias"]
+        ));
+    }
+    let rank = about["r"].as_u64().ok_or("`r` is missing")?;
+    if rank != config.adapter.rank as u64 {
+        return Err(format!(
+            "`r` is {rank}, and `adapter.rank` is {}: set `adapter.rank: {rank}`",
+            config.adapter.rank
+        ));
+    }
+    let alpha = about["lora_alpha"].as_f64().ok_or("`lora_alpha` is missing")?;
+    let rank = rank as f64;
+    Ok(match about["use_rslora"].as_bool() {
+        Some(true) => alpha / rank.sqrt(),
+        _ => alpha / rank,
+    })
+}
+
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(keys) => keys.is_empty(),
+        _ => false,
+    }
+}
+
+fn own_scale(config: &RunConfig) -> f64 {
+    config.adapter.alpha / config.adapter.rank as f64
+}
+
+fn safetensors(path: &Path) -> Result<BTreeMap<String, Tensor>, TrainError> {
+    let source = path.display().to_string();
+    let bytes = std::fs::read(path).map_err(|error| refused(&source, format!("cannot be read: {error}")))?;
+    from_safetensors(&source, &bytes).map_err(|error| refused(&source, error.to_string()))
+}
+
+fn refused(source: &str, problem: String) -> TrainError {
+    TrainError::Start {
+        place: source.to_owned(),
+        problem,
+    }
+}

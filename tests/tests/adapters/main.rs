@@ -1,0 +1,56 @@
+//! Adapters on their way out and in: exports against transformers and PEFT, and runs that begin with what others made.
+
+mod export;
+mod start;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use zipper_tests::{Finished, Fixture, Launched, program};
+
+fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
+/// The Python with transformers and PEFT; nothing where setup has installed a torch that cannot be imported.
+fn python() -> Option<PathBuf> {
+    if !repository(".deps/libtorch/nvidia/nccl").exists() {
+        eprintln!("not shown: `cargo xtask setup --cuda` installs the torch that transformers needs");
+        return None;
+    }
+    let python = repository(".deps/transformers/bin/python");
+    assert!(
+        python.exists(),
+        "run `cargo xtask test` once: it installs what this needs"
+    );
+    Some(python)
+}
+
+fn worker(arguments: &[&str]) -> Finished {
+    let mut command = Command::new(program("zipper-worker"));
+    Launched::start_command(command.args(arguments)).wait()
+}
+
+/// Exports a run into a folder of the fixture.
+fn export(fixture: &Fixture, url: &str, name: &str, more: &[&str]) -> String {
+    let output = fixture.path().join("exports").join(name).display().to_string();
+    let arguments = [&["export", "--run", url, "--output", &output], more].concat();
+    let finished = worker(&arguments);
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    output
+}
+
+/// Runs one of our scripts and returns what it printed.
+fn script(python: &Path, name: &str, arguments: &[String]) -> String {
+    let output = Command::new(python)
+        .arg(repository("tests/scripts").join(name))
+        .args(arguments)
+        .env("PYTHONPATH", repository(".deps/libtorch"))
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("HF_HUB_OFFLINE", "1")
+        .output()
+        .expect("an installed Python can be started");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{name}: {said}");
+    String::from_utf8(output.stdout).expect("scripts print UTF-8")
+}
