@@ -34,7 +34,8 @@ class Whisper:
     """The encoder in windows of 30 s, with an adapter for each language or without."""
 
     def __init__(self, folder, export, languages):
-        config = WhisperConfig.from_pretrained(folder)
+        # The decoder is not used, and the tiny model has none.
+        config = WhisperConfig.from_pretrained(folder, decoder_layers=0)
         self.model = WhisperForConditionalGeneration(config).eval()
         missing, unexpected = self.model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
         assert not unexpected and not any(".encoder." in name for name in missing), (missing, unexpected)
