@@ -4,7 +4,7 @@
 //! that is there goes on with), `signals`, `devices` (how many workers, on which GPUs), `plan` (who would hold what), `processes`
 //! and `restarts` (coordinator and node agents), `agent` (one node's workers), `slurm` and `node` (the same in an allocation, and
 //! `submit`), `container`, `route`, `doctor` (what would go wrong), `display`, `page` and `table` (what people see), `logs`,
-//! `checkpoints`, `status`.
+//! `checkpoints`, `status`, `sweep` (many runs side by side).
 
 mod agent;
 mod checkpoints;
@@ -27,6 +27,7 @@ mod signals;
 mod slurm;
 mod status;
 mod stop;
+mod sweep;
 mod table;
 
 use clap::{Parser, Subcommand};
@@ -49,6 +50,7 @@ use zipper_cli::{ExitStatus, finish, init_tracing_as};
 ///   zipper-launch logs --run s3://bucket/runs/a --follow
 ///   zipper-launch status --run s3://bucket/runs/a
 ///   zipper-launch stop --run s3://bucket/runs/a
+///   zipper-launch sweep --config configs/compare.yaml -- --nodes 2
 ///
 /// Ctrl-C, SIGTERM and SIGUSR1 stop the run at the next step with a checkpoint (exit code 75); the same command goes on from
 /// there. A second Ctrl-C ends it at once. Exit codes:
@@ -150,6 +152,18 @@ enum Command {
     ///   zipper-launch stop --run s3://bucket/runs/a --timeout 2m --json
     #[command(verbatim_doc_comment)]
     Stop(stop::Arguments),
+    /// Make the runs of a comparison, one after another, and lay their results side by side.
+    ///
+    /// Its file names a configuration and the keys in which runs differ (variants, Initial-B, encoder contexts, seeds). Runs that would
+    /// have the same stage 1 share one. The same command goes on after anything: runs with a result are not made again. The
+    /// report (Markdown, CSV, one HTML page with charts) is in `report` below the comparison's folder. Exit codes are those of runs.
+    ///
+    /// Examples:
+    ///   zipper-launch sweep --config configs/compare.yaml --print
+    ///   zipper-launch sweep --config configs/compare.yaml -- --nodes 2
+    ///   zipper-launch sweep --config configs/compare.yaml --output s3://bucket/compare --report
+    #[command(verbatim_doc_comment)]
+    Sweep(sweep::Arguments),
     /// Start and watch the workers of one node; zipper-launch starts this.
     #[command(hide = true)]
     Agent(agent::Arguments),
@@ -175,6 +189,7 @@ fn main() -> ExitStatus {
             Some(Command::Logs(arguments)) => logs::run(&arguments).await,
             Some(Command::Status(arguments)) => status::run(&arguments).await,
             Some(Command::Stop(arguments)) => stop::run(&arguments).await,
+            Some(Command::Sweep(arguments)) => sweep::run(&arguments).await,
             Some(Command::Agent(arguments)) => agent::run(&arguments).await,
             Some(Command::Node(arguments)) => node::run(&arguments).await,
         }

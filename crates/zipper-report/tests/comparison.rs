@@ -1,0 +1,161 @@
+//! Goal: what is laid beside what is right: seeds together, each cell beside its own baselines, steps to a loss that all reach; and what
+//! is written says it. Method: a comparison small enough to be computed by hand.
+
+use std::collections::BTreeMap;
+
+use zipper_report::render::{csv, html, markdown};
+use zipper_report::{Comparison, Costs, Group, Run, Sample};
+use zipper_score::Counts;
+
+const AXES: [&str; 4] = ["adapter.variant", "adapter.init", "model.encoder.context", "seed"];
+
+/// A run whose utterance in German has `de` errors of 10, and that in Thai `th` of 10.
+fn run(values: [&str; 4], [de, th]: [u64; 2], losses: &[f64]) -> Run {
+    let mut sample = Sample::default();
+    sample.add(
+        "de",
+        "de-1",
+        Counts {
+            edits: de,
+            length: 10,
+        },
+    );
+    sample.add(
+        "th",
+        "th-1",
+        Counts {
+            edits: th,
+            length: 10,
+        },
+    );
+    Run {
+        values: values.map(str::to_owned).to_vec(),
+        tests: BTreeMap::from([("human".to_owned(), sample.clone())]),
+        silenced: BTreeMap::from([("human".to_owned(), sample)]),
+        losses: (1..).map(|step| 10 * step).zip(losses.iter().copied()).collect(),
+        costs: Costs {
+            parameters: Some(1_234_567),
+            throughput: 20.0,
+        },
+    }
+}
+
+fn comparison() -> Comparison {
+    let groups = [("high", "de"), ("low", "th")].map(|(name, lang)| Group {
+        name: name.to_owned(),
+        languages: vec![lang.to_owned()],
+    });
+    let runs = [
+        run(["shared", "stage1", "native", "1"], [2, 8], &[2.0, 1.0]),
+        run(["shared", "stage1", "native", "2"], [4, 8], &[2.0, 1.0]),
+        run(["independent", "stage1", "native", "1"], [5, 5], &[2.0, 0.5]),
+        run(["soft", "stage1", "native", "1"], [3, 4], &[1.0, 0.4]),
+        run(["soft", "zero", "native", "1"], [3, 2], &[3.0, 0.8]),
+        run(["soft", "zero", "chunked", "1"], [9, 9], &[3.0, 0.9]),
+    ];
+    let axes = AXES.map(str::to_owned);
+    Comparison::new(
+        "demo",
+        &axes,
+        groups.to_vec(),
+        &runs,
+        vec!["hard-zero-native-1".to_owned()],
+    )
+}
+
+#[test]
+fn seeds_are_put_together() {
+    let comparison = comparison();
+    assert_eq!(
+        comparison.axes,
+        ["adapter.variant", "adapter.init", "model.encoder.context"]
+    );
+    assert_eq!(comparison.cells.len(), 5);
+    let shared = &comparison.cells[0];
+    assert_eq!(shared.seeds, 2);
+    // 2 + 4 of 20.
+    assert_eq!(shared.tests["human"].rate("de"), Some(0.3));
+    assert_eq!(shared.spread("human", &["de".to_owned()]), Some((0.2, 0.4)));
+}
+
+#[test]
+fn a_baseline_has_the_same_other_settings() {
+    let comparison = comparison();
+    let baseline = |cell: usize, variant| {
+        let found = comparison.baseline(&comparison.cells[cell], variant);
+        found.map(|cell| cell.values.join(" "))
+    };
+    assert_eq!(
+        baseline(2, "independent").as_deref(),
+        Some("independent stage1 native")
+    );
+    // `shared` has one cell for both values of `adapter.init`.
+    assert_eq!(baseline(3, "shared").as_deref(), Some("shared stage1 native"));
+    assert_eq!(baseline(4, "shared"), None, "nothing was chunked but `soft`");
+    assert_eq!(baseline(0, "shared"), None, "not with itself");
+}
+
+#[test]
+fn steps_are_counted_to_a_loss_that_all_reach() {
+    let comparison = comparison();
+    // Means of the first and of the first two losses: 3.0 and 1.95 are the worst.
+    assert_eq!(comparison.common_loss(), Some(1.95));
+    let steps: Vec<_> = comparison.cells.iter().map(|cell| cell.steps_to(1.95)).collect();
+    assert_eq!(steps, [Some(20), Some(20), Some(10), Some(20), Some(20)]);
+}
+
+#[test]
+fn tables_say_so() {
+    let text = markdown(&comparison());
+    assert!(text.contains("no result yet: hard-zero-native-1."), "{text}");
+    let line = |words: [&str; 4]| {
+        let start = format!("| {} |", words.join(" | "));
+        let line = text.lines().find(|line| line.starts_with(&start));
+        line.unwrap_or_else(|| panic!("no `{start}` in:\n{text}"))
+            .to_owned()
+    };
+    // One utterance a language: every resample is the same.
+    assert_eq!(
+        line(["soft", "stage1", "native", "1"]),
+        "| soft | stage1 | native | 1 | 30.0 (30.0..30.0) | 30.0..30.0 | +0.0 (+0.0..+0.0) | -40.0 (-40.0..-40.0) \
+         | 40.0 (40.0..40.0) | 40.0..40.0 | -50.0 (-50.0..-50.0) | -20.0 (-20.0..-20.0) |"
+    );
+    assert_eq!(
+        line(["soft", "zero", "native", "heard"]),
+        "| soft | zero | native | heard | 30.0 | 20.0 |"
+    );
+    assert!(line(["soft", "zero", "native", "1,234,567"]).ends_with("| 20.0 | 1.9000 | 20 |"));
+}
+
+#[test]
+fn csv_has_a_line_for_each_figure() {
+    let text = csv(&comparison()).expect("figures can be written");
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines[0].starts_with(
+        "adapter.variant,adapter.init,model.encoder.context,set,of,name,seeds,rate,low,high,silenced,"
+    ));
+    let width = lines[0].split(',').count();
+    assert!(
+        lines.iter().all(|line| line.split(',').count() == width),
+        "{text}"
+    );
+    // 5 cells of 2 groups and 2 languages.
+    assert_eq!(lines.len(), 1 + 5 * 4);
+    let prefix = "soft,zero,native,human,group,low,1,0.2,0.2,0.2,0.2,-0.75,";
+    assert!(lines.iter().any(|line| line.starts_with(prefix)), "{text}");
+}
+
+#[test]
+fn the_page_needs_no_network_and_takes_no_text_for_html() {
+    let mut comparison = comparison();
+    comparison.name = "<b>demo</b>".to_owned();
+    let page = html(&comparison).expect("the template holds");
+    assert!(page.contains("&lt;b&gt;demo"));
+    // The chart library has addresses of maps in it, which no chart of ours loads.
+    let (head, rest) = page.split_once("<script>").expect("the library is in it");
+    let (_, body) = rest.split_once("</script>").expect("the library ends");
+    for outside in ["src=", "href=", "@import", "url("] {
+        assert!(!head.contains(outside) && !body.contains(outside), "{outside}");
+    }
+    assert!(page.contains("id=\"rates-0\"") && page.contains("id=\"losses\""));
+}
