@@ -1,18 +1,20 @@
 //! Speech data as files: which utterances there are, their audio, and the features the encoder reads.
 //!
-//! Owns JSON-lines manifests, decoding and resampling of audio, and Whisper's log-mel features.
+//! Owns JSON-lines manifests, lists of utterance ids, decoding and resampling of audio, and Whisper's log-mel features.
 //! Never decides what is in a batch (`zipper-plan` does) and never touches a tensor.
 //!
-//! Reading order: [`manifest`], [`audio`], [`features`], [`check`].
+//! Reading order: [`manifest`], [`audio`], [`features`], [`check`], [`ids`].
 
 pub mod audio;
 pub mod check;
 pub mod features;
+pub mod ids;
 pub mod manifest;
 mod report;
 
 pub use audio::{AudioError, AudioProblem, SAMPLE_RATE, decode};
 pub use check::{BadAudio, check_audio};
 pub use features::{Features, HOP_LENGTH, LogMel, Padding};
+pub use ids::{IdList, IdListError, RepeatedId, Selection};
 pub use manifest::{Corpus, DurationLimits, ManifestErrors, ManifestProblem, Utterance, load_corpus};
 pub use report::{CorpusReport, LanguageReport};
