@@ -4,7 +4,8 @@
 //! that is there goes on with), `signals`, `devices` (how many workers, on which GPUs), `plan` (who would hold what), `processes`
 //! and `restarts` (coordinator and node agents), `agent` (one node's workers), `slurm` and `node` (the same in an allocation, and
 //! `submit`), `container`, `route`, `doctor` (what would go wrong), `display`, `page` and `table` (what people see), `logs`,
-//! `checkpoints`, `status`, `sweep` (many runs side by side).
+//! `checkpoints`, `status`, `sweep` (many runs side by side), `import` (corpora as
+//! manifests).
 
 mod agent;
 mod checkpoints;
@@ -13,6 +14,7 @@ mod credentials;
 mod devices;
 mod display;
 mod doctor;
+mod import;
 mod logs;
 mod node;
 mod page;
@@ -164,6 +166,9 @@ enum Command {
     ///   zipper-launch sweep --config configs/compare.yaml --output s3://bucket/compare --report
     #[command(verbatim_doc_comment)]
     Sweep(sweep::Arguments),
+    /// Data for runs.
+    #[command(subcommand)]
+    Data(import::Command),
     /// Start and watch the workers of one node; zipper-launch starts this.
     #[command(hide = true)]
     Agent(agent::Arguments),
@@ -190,6 +195,7 @@ fn main() -> ExitStatus {
             Some(Command::Status(arguments)) => status::run(&arguments).await,
             Some(Command::Stop(arguments)) => stop::run(&arguments).await,
             Some(Command::Sweep(arguments)) => sweep::run(&arguments).await,
+            Some(Command::Data(command)) => import::run(command).await,
             Some(Command::Agent(arguments)) => agent::run(&arguments).await,
             Some(Command::Node(arguments)) => node::run(&arguments).await,
         }

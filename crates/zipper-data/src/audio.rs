@@ -118,6 +118,25 @@ pub fn decode(path: &Path, offset: f64, duration: Option<f64>) -> Result<Vec<f32
     Ok(resample(decode_mono(path, offset, duration)?))
 }
 
+/// The length of a file in seconds: what its header says where that is exact (WAV, FLAC), else it is decoded.
+///
+/// # Errors
+/// [`AudioError`] if the file is missing, is not audio, or cannot be decoded where that is needed.
+pub fn seconds(path: &Path) -> Result<f64, AudioError> {
+    let stated = catch_unwind(|| stated_seconds(path)).unwrap_or(None);
+    match stated {
+        Some(seconds) => Ok(seconds),
+        None => Ok(decode_mono(path, 0.0, None)?.seconds()),
+    }
+}
+
+fn stated_seconds(path: &Path) -> Option<f64> {
+    let source = Source::open(path).ok()?;
+    let exact = matches!(source.container(), FORMAT_ID_WAVE | FORMAT_ID_FLAC);
+    let frames = source.track.num_frames.filter(|frames| exact && *frames > 0)?;
+    Some(frames as f64 / f64::from(source.sample_rate))
+}
+
 /// As [`decode`], at the file's own rate.
 pub(crate) fn decode_mono(path: &Path, offset: f64, duration: Option<f64>) -> Result<Mono, AudioError> {
     // The decoders are not free of panics on damaged headers. One file must not end a run without being named.

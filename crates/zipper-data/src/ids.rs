@@ -7,6 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
 use thiserror::Error;
 
 /// A list of ids as it was read.
@@ -21,7 +22,7 @@ pub struct IdList {
 }
 
 /// An id that a list has more than once.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RepeatedId {
     /// The id.
     pub id: String,

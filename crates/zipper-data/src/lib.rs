@@ -1,14 +1,15 @@
 //! Speech data as files: which utterances there are, their audio, and the features the encoder reads.
 //!
-//! Owns JSON-lines manifests, lists of utterance ids, decoding and resampling of audio, and Whisper's log-mel features.
+//! Owns JSON-lines manifests, lists of utterance ids, the layouts of published corpora, decoding and resampling of audio, and Whisper's log-mel features.
 //! Never decides what is in a batch (`zipper-plan` does) and never touches a tensor.
 //!
-//! Reading order: [`manifest`], [`audio`], [`features`], [`check`], [`ids`].
+//! Reading order: [`manifest`], [`audio`], [`features`], [`check`], [`ids`], [`import`].
 
 pub mod audio;
 pub mod check;
 pub mod features;
 pub mod ids;
+pub mod import;
 pub mod manifest;
 mod report;
 

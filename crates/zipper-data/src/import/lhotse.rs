@@ -1,0 +1,141 @@
+//! Cuts of Lhotse (lhotse.readthedocs.io): a JSON line for each, each of its supervisions an utterance.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use flate2::read::MultiGzDecoder;
+use serde::Deserialize;
+
+use super::{Found, Problems};
+
+#[derive(Deserialize)]
+struct Cut {
+    id: String,
+    start: f64,
+    duration: f64,
+    #[serde(default)]
+    supervisions: Vec<Supervision>,
+    recording: Option<Recording>,
+    /// `MonoCut`, `MultiCut`, `MixedCut`, `PaddingCut`.
+    #[serde(rename = "type")]
+    kind: Option<String>,
+}
+
+/// Its times begin with the cut.
+#[derive(Deserialize)]
+struct Supervision {
+    id: String,
+    start: f64,
+    duration: f64,
+    text: Option<String>,
+    language: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Recording {
+    sources: Vec<Source>,
+}
+
+#[derive(Deserialize)]
+struct Source {
+    #[serde(rename = "type")]
+    kind: String,
+    source: String,
+}
+
+/// Times are compared with this precision, in seconds.
+const SAME: f64 = 1e-3;
+
+/// A file of cuts, packed or not.
+pub(super) fn find(file: &Path, problems: &mut Problems) -> Vec<Found> {
+    let text = match read(file) {
+        Ok(text) => text,
+        Err(error) => {
+            problems.add(file, None, format!("cannot be read: {error}"));
+            return Vec::new();
+        }
+    };
+    let folder = file.parent().unwrap_or(file);
+    let mut found = Vec::new();
+    for (index, line) in text
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| !line.trim().is_empty())
+    {
+        match utterances(line, folder) {
+            Ok(utterances) => found.extend(utterances.into_iter().map(|one| Found {
+                listed: (file.to_owned(), index + 1),
+                ..one
+            })),
+            Err(message) => problems.add(file, Some(index + 1), message),
+        }
+    }
+    found
+}
+
+fn read(file: &Path) -> std::io::Result<String> {
+    let bytes = std::fs::read(file)?;
+    let mut text = String::new();
+    // What gzip writes begins so.
+    if bytes.starts_with(&[0x1f, 0x8b]) {
+        MultiGzDecoder::new(bytes.as_slice()).read_to_string(&mut text)?;
+    } else {
+        bytes.as_slice().read_to_string(&mut text)?;
+    }
+    Ok(text)
+}
+
+fn utterances(line: &str, folder: &Path) -> Result<Vec<Found>, String> {
+    let cut: Cut = serde_json::from_str(line).map_err(|error| format!("not a cut of Lhotse: {error}"))?;
+    let kind = cut.kind.as_deref().unwrap_or("MonoCut");
+    let recording = match (kind, &cut.recording) {
+        ("MonoCut", Some(recording)) => recording,
+        ("MonoCut", None) => return Err(format!("cut `{}` has no recording", cut.id)),
+        _ => {
+            return Err(format!(
+                "cut `{}` is a {kind}: only a MonoCut can be imported",
+                cut.id
+            ));
+        }
+    };
+    let audio = match recording.sources.as_slice() {
+        [source] if source.kind == "file" => folder.join(&source.source),
+        [source] => {
+            return Err(format!(
+                "the audio of cut `{}` comes from `{}`: only files can be imported",
+                cut.id, source.kind
+            ));
+        }
+        sources => {
+            return Err(format!(
+                "cut `{}` has {} sources, expected one",
+                cut.id,
+                sources.len()
+            ));
+        }
+    };
+    Ok(cut
+        .supervisions
+        .iter()
+        .map(|supervision| found(&cut, supervision, &audio))
+        .collect())
+}
+
+fn found(cut: &Cut, supervision: &Supervision, audio: &Path) -> Found {
+    // One that covers its cut is named by it, as ids of supervisions often are the same in copies of a cut.
+    let whole = supervision.start.abs() < SAME && (supervision.duration - cut.duration).abs() < SAME;
+    let start = cut.start + supervision.start.max(0.0);
+    Found {
+        id: if whole {
+            cut.id.clone()
+        } else {
+            supervision.id.clone()
+        },
+        audio: audio.to_owned(),
+        offset: (start > 0.0).then_some(start),
+        duration: Some(if whole { cut.duration } else { supervision.duration }),
+        text: supervision.text.clone().unwrap_or_default(),
+        lang: supervision.language.clone(),
+        listed: (PathBuf::new(), 0),
+    }
+}
