@@ -39,9 +39,10 @@ pub fn score_set(
     let mut builder = ReportBuilder::new(&config.evaluation.cer_languages);
     let (mut nll, mut tokens) = (0.0, 0);
     for utterance in utterances {
+        let scoring = config.evaluation.scoring(&utterance.lang);
         builder.add(
             &utterance.lang,
-            score(&utterance.lang, &utterance.reference, &utterance.hypothesis),
+            score(scoring, &utterance.reference, &utterance.hypothesis),
         );
         let (of_utterance, its_tokens) = utterance.nll.unwrap_or_default();
         nll += of_utterance;

@@ -101,7 +101,7 @@ fn line(metrics: &v1::StepMetrics) -> String {
         })
         .collect();
     let stage = zipper_proto::stage(metrics.stage).map_or("unknown", zipper_types::Stage::name);
-    serde_json::json!({
+    let mut line = serde_json::json!({
         "step": metrics.step, "stage": stage, "loss": metrics.loss, "lr": metrics.lr,
         "grad_norm": metrics.grad_norm, "tokens": metrics.tokens, "audio_seconds": metrics.audio_seconds,
         "seconds": metrics.seconds, "compute_seconds": metrics.compute_seconds,
@@ -109,8 +109,11 @@ fn line(metrics: &v1::StepMetrics) -> String {
         "comm_bytes_banks": metrics.comm_bytes_banks, "world_size": metrics.world_size,
         "checkpoint_seconds": metrics.checkpoint_seconds, "memory_seconds": metrics.memory_seconds,
         "skipped": metrics.skipped, "spike": metrics.spike, "by_language": by_language,
-    })
-    .to_string()
+    });
+    if let Some(gates) = &metrics.gates {
+        line["gates"] = serde_json::json!(zipper_watch::Gates::of(gates).means());
+    }
+    line.to_string()
 }
 
 #[cfg(test)]

@@ -113,6 +113,25 @@ function showPlacement(picture) {
   at("placement").replaceChildren(element("div", { className: "ruler" }, ...rows), element("p", { className: "note" }, `Generation ${picture.generation}, ranks 0 to ${world - 1}.`));
 }
 
+// A row for each language, a cell for each layer.
+function showGates(gates, languages) {
+  at("gates").hidden = !gates;
+  if (!gates) return;
+  const name = (layer) => layer.split(".").slice(-2).join(" ");
+  const rows = languages.filter((language) => gates.by_language[language]).flatMap((language) => {
+    const shares = gates.by_language[language];
+    const told = shares.filter((share) => share !== null);
+    const mean = told.length ? told.reduce((sum, share) => sum + share, 0) / told.length : null;
+    const cells = shares.map((share, layer) => element("span", {
+      className: "gate", title: `${language}, ${name(gates.layers[layer])}: ${percent(share)}`,
+      style: { background: `color-mix(in srgb, var(--accent) ${100 * (share ?? 0)}%, var(--track))` },
+    }));
+    const row = element("div", { className: "gate-row", ariaHidden: "true" }, ...cells);
+    return [element("span", {}, language), row, element("span", { className: "number" }, percent(mean))];
+  });
+  at("gate-map").replaceChildren(element("div", { className: "gate-map" }, ...rows));
+}
+
 function showTimes(times) {
   if (!times.total_seconds) {
     at("times").replaceChildren(empty("Nothing yet."));
@@ -207,6 +226,7 @@ function showPicture(picture) {
   showTiles(picture);
   showAlarms(picture.alarms);
   showPlacement(picture);
+  showGates(picture.latest?.gates, picture.run.languages);
   showTimes(picture.times);
   showMembers(picture.members);
   showTimeline(picture.timeline);

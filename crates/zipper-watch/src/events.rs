@@ -6,6 +6,7 @@ use zipper_proto::v1;
 use zipper_proto::v1::verdict::Outcome;
 use zipper_proto::v1::watch_response::Event;
 
+use crate::gates::Gates;
 use crate::picture::{Alarm, Evaluation, Happening, Latest, Phase, Picture, Times, finite};
 
 /// What an alarm about the run's store is called.
@@ -244,6 +245,7 @@ pub fn latest(metrics: &v1::StepMetrics) -> Latest {
         comm_share: metrics.comm_exposed_seconds / seconds,
         by_language: by_language.collect(),
         skipped: metrics.skipped,
+        gates: metrics.gates.as_ref().map(Gates::of),
     }
 }
 

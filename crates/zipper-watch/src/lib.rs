@@ -4,10 +4,11 @@
 //! the [`series`] of its steps, and what they are shown with: the status [`page`], [`prometheus`], [`tensorboard`]. Decides
 //! nothing about a run, and nothing here can hold one up or end it.
 //!
-//! Reading order: [`picture`], [`events`] (how what happens changes it), [`series`], [`journal`] and [`past`] (what a run's store tells), [`page`],
+//! Reading order: [`picture`], [`events`] (how what happens changes it), [`series`], [`gates`], [`journal`] and [`past`] (what a run's store tells), [`page`],
 //! [`prometheus`], [`tensorboard`].
 
 pub mod events;
+pub mod gates;
 pub mod journal;
 pub mod page;
 pub mod past;
@@ -16,6 +17,7 @@ pub mod prometheus;
 pub mod series;
 pub mod tensorboard;
 
+pub use gates::Gates;
 pub use past::Past;
 pub use picture::Picture;
 pub use series::Series;

@@ -7,6 +7,8 @@ use zipper_config::RunConfig;
 use zipper_plan::StageSchedule;
 use zipper_types::{Stage, Step};
 
+use crate::gates::Gates;
+
 /// Lines of the timeline that are kept: the newest.
 pub const LONGEST_TIMELINE: usize = 400;
 /// Checkpoints that are shown: the newest.
@@ -178,6 +180,8 @@ pub struct Latest {
     pub by_language: BTreeMap<String, f64>,
     /// The update was left out because a gradient was not finite.
     pub skipped: bool,
+    /// What the router decides; nothing where there is none.
+    pub gates: Option<Gates>,
 }
 
 /// A worker process.

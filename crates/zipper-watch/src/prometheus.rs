@@ -30,7 +30,7 @@ pub enum Kind {
 }
 
 /// Every metric: name, kind, labels, what it says.
-pub const METRICS: [(&str, Kind, &str, &str); 37] = [
+pub const METRICS: [(&str, Kind, &str, &str); 38] = [
     (
         "zipper_run_info",
         Kind::Gauge,
@@ -67,6 +67,12 @@ pub const METRICS: [(&str, Kind, &str, &str); 37] = [
         Kind::Gauge,
         "stage, language",
         "nats per target token of the newest step; language `all` is the whole batch",
+    ),
+    (
+        "zipper_gate_share",
+        Kind::Gauge,
+        "language",
+        "share of ranks that a language takes from what all languages share, mean over the layers; variants `hard` and `soft`",
     ),
     ("zipper_learning_rate", Kind::Gauge, "", "of the newest step"),
     (
@@ -297,6 +303,9 @@ impl Prometheus {
                 if tokens > 0 {
                     gauge!("zipper_loss", "stage" => stage, "language" => lang.clone()).set(f64::from(loss));
                 }
+            }
+            for (lang, &share) in languages.iter().zip(&point.shares) {
+                gauge!("zipper_gate_share", "language" => lang.clone()).set(f64::from(share));
             }
         });
     }

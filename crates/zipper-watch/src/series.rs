@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use zipper_proto::v1;
 use zipper_types::{Stage, Step};
 
+use crate::gates::Gates;
 use crate::picture::{Latest, finite};
 
 /// The numbers of a logged step.
@@ -45,6 +46,8 @@ pub struct Point {
     pub spike: bool,
     /// Loss and tokens of each language, in the order of the configuration; no tokens where it was not in the batch.
     pub languages: Box<[(f32, u32)]>,
+    /// Share of ranks that each language takes from what all share, in the same order; empty where no router decides.
+    pub shares: Box<[f32]>,
 }
 
 /// A line of `metrics/train.jsonl`.
@@ -81,6 +84,8 @@ struct Line {
     spike: bool,
     #[serde(default)]
     by_language: BTreeMap<String, OfLanguage>,
+    /// Mean shares by language.
+    gates: Option<BTreeMap<String, f64>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -149,8 +154,13 @@ impl Series {
                 (found.loss.unwrap_or(f64::NAN) as f32, found.tokens as u32)
             })
         });
+        let shares = line.gates.as_ref().map(|gates| {
+            let of = |lang: &String| gates.get(lang).copied();
+            self.shares(&of)
+        });
         Point {
             languages: languages.collect(),
+            shares: shares.unwrap_or_default(),
             step: line.step,
             stage: line.stage,
             loss: line.loss.unwrap_or(f64::NAN),
@@ -184,8 +194,14 @@ impl Series {
                 )
             })
         });
+        let gates = metrics.gates.as_ref().map(Gates::of);
+        let shares = gates.as_ref().map(|gates| {
+            let means = gates.means();
+            self.shares(&|lang: &String| means.get(lang.as_str()).copied())
+        });
         let point = Point {
             languages: languages.collect(),
+            shares: shares.unwrap_or_default(),
             step: metrics.step,
             stage: zipper_proto::stage(metrics.stage).unwrap_or(Stage::Align),
             loss: metrics.loss,
@@ -205,6 +221,14 @@ impl Series {
         };
         self.points.push(point);
         true
+    }
+
+    /// In the order of the languages.
+    fn shares(&self, of: &dyn Fn(&String) -> Option<f64>) -> Box<[f32]> {
+        let languages = self.languages.iter();
+        languages
+            .map(|lang| of(lang).map_or(f32::NAN, |share| share as f32))
+            .collect()
     }
 
     fn insert(&mut self, point: Point) {
@@ -239,6 +263,8 @@ impl Series {
             comm_share: point.comm_exposed_seconds / seconds,
             by_language: by_language.collect(),
             skipped: point.skipped,
+            // Lines of the metrics have means only.
+            gates: None,
         })
     }
 

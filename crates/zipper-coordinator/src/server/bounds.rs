@@ -25,6 +25,8 @@ const LINES: usize = 64;
 const HELD: usize = 64;
 /// Objects of a rank's part of a checkpoint.
 const PARTS: usize = 16 << 10;
+/// Transformer layers of a model.
+const LAYERS: usize = 4096;
 /// Bytes of a path.
 const PATH: usize = 512;
 
@@ -297,7 +299,22 @@ impl Bounded for v1::ReportStepRequest {
             bounds.language(lang)?;
             count("tokens", language.tokens)?;
             count("utterances", language.utterances)
-        })
+        })?;
+        metrics.gates.as_mut().map_or(Ok(()), |gates| gates.check(bounds))
+    }
+}
+
+impl Bounded for v1::GateShares {
+    fn check(&mut self, bounds: &Bounds) -> Result<(), String> {
+        few("layers", self.layers.len(), LAYERS)?;
+        self.layers.iter_mut().for_each(|layer| cut(layer, NAME));
+        for (lang, shares) in &self.by_language {
+            bounds.language(lang)?;
+            if shares.shares.len() != self.layers.len() {
+                return Err(format!("there are no {} layers", shares.shares.len()));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -1,15 +1,17 @@
 //! A comparison as Markdown, CSV and one HTML page that needs no network.
 
+mod charts;
 mod html;
 
 use std::fmt::Write;
 
+use minijinja::context;
 use serde::Serialize;
 
-use crate::Comparison;
-use crate::tables::{figures, tables};
+use charts::Chart;
 
-pub use html::html;
+use crate::Comparison;
+use crate::tables::{Table, figures, tables};
 
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +22,9 @@ pub enum RenderError {
     /// The page.
     #[error("the page cannot be written: {0}")]
     Page(#[from] minijinja::Error),
+    /// A picture.
+    #[error("a picture cannot be drawn: {0}")]
+    Picture(String),
 }
 
 /// What is said above the tables of runs without a result.
@@ -32,19 +37,52 @@ fn missing(comparison: &Comparison) -> Option<String> {
     })
 }
 
-/// Tables for people, and for documents.
-pub fn markdown(comparison: &Comparison) -> String {
+/// Every file of the report by its name: `report.md` with its pictures beside it, `report.html` with them inside it, `report.csv`.
+///
+/// # Errors
+/// [`RenderError`] if one of them cannot be written.
+pub fn files(comparison: &Comparison) -> Result<Vec<(String, String)>, RenderError> {
+    let charts = charts::charts(comparison)?;
+    let mut files = vec![
+        ("report.md".to_owned(), markdown(comparison, &charts)),
+        ("report.csv".to_owned(), csv(comparison)?),
+        ("report.html".to_owned(), html::html(comparison, &charts)?),
+    ];
+    files.extend(charts.into_iter().map(|chart| (chart.file, chart.svg)));
+    Ok(files)
+}
+
+/// Tables for people, and for documents, without pictures.
+pub fn text(comparison: &Comparison) -> String {
+    markdown(comparison, &[])
+}
+
+fn markdown(comparison: &Comparison, charts: &[Chart]) -> String {
     let mut text = format!("# {}\n", comparison.name);
     if let Some(missing) = missing(comparison) {
         let _ = write!(text, "\n{missing}\n");
     }
+    for chart in charts {
+        let _ = write!(text, "\n![{}]({})\n", chart.title, chart.file);
+    }
     for table in tables(comparison) {
-        let _ = write!(text, "\n## {}\n\n{}\n\n", table.title, table.note);
-        let rule = vec!["---".to_owned(); table.header.len()];
-        for row in [&table.header, &rule].into_iter().chain(&table.rows) {
-            let cells: Vec<String> = row.iter().map(|cell| cell.replace('|', "\\|")).collect();
-            let _ = writeln!(text, "| {} |", cells.join(" | "));
-        }
+        text.push_str(&table_markdown(&table));
+    }
+    text
+}
+
+/// A table as templates take it.
+pub(crate) fn for_page(table: &Table) -> minijinja::Value {
+    context! { title => &table.title, note => &table.note, header => &table.header, rows => &table.rows }
+}
+
+/// One table with its title.
+pub(crate) fn table_markdown(table: &Table) -> String {
+    let mut text = format!("\n## {}\n\n{}\n\n", table.title, table.note);
+    let rule = vec!["---".to_owned(); table.header.len()];
+    for row in [&table.header, &rule].into_iter().chain(&table.rows) {
+        let cells: Vec<String> = row.iter().map(|cell| cell.replace('|', "\\|")).collect();
+        let _ = writeln!(text, "| {} |", cells.join(" | "));
     }
     text
 }
@@ -74,7 +112,7 @@ struct Line<'a> {
 ///
 /// # Errors
 /// [`RenderError::Csv`] if it cannot be written.
-pub fn csv(comparison: &Comparison) -> Result<String, RenderError> {
+fn csv(comparison: &Comparison) -> Result<String, RenderError> {
     let mut writer = csv::WriterBuilder::new()
         .has_headers(false)
         .from_writer(Vec::new());

@@ -163,6 +163,8 @@ fn step(languages: &[String], point: &Point, time: f64) -> Event {
             .filter(|(_, (_, tokens))| *tokens > 0)
             .map(|(lang, (loss, _))| value(format!("loss_by_language/{lang}"), f64::from(*loss))),
     );
+    let shares = languages.iter().zip(&point.shares);
+    values.extend(shares.map(|(lang, share)| value(format!("gate_share/{lang}"), f64::from(*share))));
     event(point.step, time, values)
 }
 
