@@ -4,23 +4,28 @@
 //! audio amounts are seconds, paths are relative to the directory the command was started in until
 //! [`crate::load`] makes them absolute.
 
+mod augment;
 mod checkpoint;
 mod cluster;
 mod elastic;
 mod runtime;
 mod start;
+mod text;
 mod watching;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use zipper_types::Variant;
+use zipper_types::{Normalizer, Scoring, TextNormalization, Variant};
 
+pub use augment::{AugmentConfig, SpecAugmentConfig};
 pub use checkpoint::CheckpointConfig;
 pub use cluster::{ClusterConfig, ContainerConfig, ContainerRuntime};
 pub use elastic::{ElasticConfig, OnLoss};
 pub use runtime::{Backend, RuntimeConfig};
 pub use start::StartFrom;
+pub use text::ByLanguage;
+pub(crate) use text::DEFAULT;
 pub use watching::WatchingConfig;
 
 /// One training run.
@@ -29,7 +34,7 @@ pub use watching::WatchingConfig;
 pub struct RunConfig {
     /// Name of the run, for people. Also the last part of the default run URL, `file://./runs/<name>`.
     pub name: String,
-    /// Seed of everything random: initial values, global batches, dropout.
+    /// Seed of everything random: initial values, global batches, dropout, augmentation.
     #[serde(default = "default_seed")]
     pub seed: u64,
     /// Encoder, projector, LLM and prompt.
@@ -79,6 +84,10 @@ pub struct ModelConfig {
     /// The text before the speech.
     #[serde(default)]
     pub prompt: PromptConfig,
+    /// A head that tells languages apart, trained beside recognition: `eval` says how well, and `transcribe` detects languages with
+    /// it. Left out: none.
+    #[serde(default)]
+    pub lid_head: Option<LidHeadConfig>,
     /// Element type of the frozen weights and of the activations. LoRA, projector and optimizer state stay f32.
     #[serde(default)]
     pub dtype: Dtype,
@@ -113,6 +122,7 @@ pub struct EncoderConfig {
     #[serde(default = "default_left_context_seconds")]
     pub left_context_seconds: f64,
     /// Folder in which encoder outputs are kept, since the encoder is frozen. Left out: they are computed each time.
+    /// Not together with `training.augment` or `adapter.encoder_targets`, which change them at every step.
     #[serde(default)]
     pub cache: Option<PathBuf>,
 }
@@ -210,6 +220,20 @@ impl Default for PromptConfig {
 
 fn default_prompt_template() -> String {
     "Please transcribe the following audio in {language}:\n".to_owned()
+}
+
+/// The head that tells languages apart, by the encoder's frames averaged over time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LidHeadConfig {
+    /// Weight of its cross-entropy, summed over the utterances of the global batch, beside the loss of recognition, summed over
+    /// tokens. Its gradient stays in the head: the weight matters for clipping only.
+    #[serde(default = "default_lid_loss_weight")]
+    pub loss_weight: f64,
+}
+
+fn default_lid_loss_weight() -> f64 {
+    1.0
 }
 
 /// Where the prompt's frame comes from.
@@ -362,6 +386,11 @@ pub struct DataConfig {
     /// Languages are drawn with probability proportional to hours^(1/T). 1 keeps the proportions, larger evens out.
     #[serde(default = "default_temperature")]
     pub temperature: f64,
+    /// What is done to the transcripts that are learnt, by language: `none`, `lowercase` or `basic` (Whisper's basic rules: no
+    /// punctuation either). `default` is for those that are not named; left out: `none`. Also for the loss in validation, which
+    /// could not be compared with that of training otherwise; references in `eval/` stay as the manifests have them.
+    #[serde(default)]
+    pub text_normalization: ByLanguage<TextNormalization>,
     /// What to do with an utterance whose audio is missing or broken.
     #[serde(default)]
     pub on_bad_audio: OnBadAudio,
@@ -412,6 +441,9 @@ pub struct TrainingConfig {
     /// Most audio in one forward and backward pass of a rank, in seconds; more is accumulated.
     #[serde(default = "default_micro_batch_audio_seconds")]
     pub micro_batch_audio_seconds: f64,
+    /// What is changed about utterances in training.
+    #[serde(default)]
+    pub augment: AugmentConfig,
     /// The optimizer.
     #[serde(default)]
     pub optimizer: OptimizerConfig,
@@ -572,6 +604,25 @@ pub struct EvaluationConfig {
     /// Languages whose headline figure is the CER.
     #[serde(default = "default_cer_languages")]
     pub cer_languages: Vec<String>,
+    /// What is done to references and hypotheses before they are compared, by language: `english`, `basic`, `basic_split` (letters as
+    /// words) or `none`. `default` is for those that are not named. Left out: `english` for English, `basic` for all others.
+    #[serde(default)]
+    pub normalizer: ByLanguage<Normalizer>,
+    /// Count once what a hypothesis repeats without end: a phrase of up to 10 words that stands more than 4 times in a row, or of up to
+    /// 20 letters that stands more than 12 times. Transcripts in `eval/` stay as they are.
+    #[serde(default)]
+    pub remove_repetitions: bool,
+}
+
+impl EvaluationConfig {
+    /// How transcripts of `lang` are compared.
+    pub fn scoring(&self, lang: &str) -> Scoring {
+        let of_language = Normalizer::of_language(lang);
+        Scoring {
+            normalizer: self.normalizer.get(lang).unwrap_or(of_language),
+            remove_repetitions: self.remove_repetitions,
+        }
+    }
 }
 
 impl Default for EvaluationConfig {
@@ -584,6 +635,8 @@ impl Default for EvaluationConfig {
             beam: default_beam(),
             max_new_tokens: default_max_new_tokens(),
             cer_languages: default_cer_languages(),
+            normalizer: ByLanguage::default(),
+            remove_repetitions: false,
         }
     }
 }

@@ -7,10 +7,21 @@ use zipper_types::Variant;
 use zipper_types::language::{language_codes, language_name};
 
 use crate::problems::{Problem, suggest};
-use crate::schema::{ElasticConfig, EncoderContext, ProjectorKind, RunConfig, StageConfig, StartFrom};
+use crate::schema::{
+    AugmentConfig, ByLanguage, DEFAULT, ElasticConfig, EncoderContext, ProjectorKind, RunConfig, StageConfig,
+    StartFrom,
+};
 
 /// Whisper's positions.
 const LONGEST_SECONDS: f64 = 30.0;
+/// Frames of log-mel features in that time.
+const LONGEST_FRAMES: usize = 3000;
+/// Mel bands of the smaller Whisper models.
+const MEL_BANDS: usize = 80;
+/// Factors of speed perturbation are taken to this.
+const SPEED_PRECISION: f64 = 1e-3;
+/// Factors of speed perturbation: beyond, it is no speech any more.
+const SPEEDS: std::ops::RangeInclusive<f64> = 0.5..=2.0;
 /// Heartbeats that may be lost before a worker is taken for dead.
 const HEARTBEATS_IN_TIMEOUT: u32 = 3;
 
@@ -89,6 +100,22 @@ fn model(check: &mut Check, config: &RunConfig) {
                 .to_owned()
         },
     );
+    if let Some(head) = &config.model.lid_head {
+        check.positive(head.loss_weight, "model.lid_head.loss_weight");
+        check.require(config.adapter.encoder_targets.is_empty(), "model.lid_head", || {
+            "cannot be used with `adapter.encoder_targets`: the encoder would have to know the language that the head is to find"
+                .to_owned()
+        });
+    }
+    check.require(
+        encoder.cache.is_none() || config.training.augment.is_off(),
+        "model.encoder.cache",
+        || {
+            "cannot be used with `training.augment`: utterances, and so encoder outputs, are others at every step; leave one of \
+             the two out"
+                .to_owned()
+        },
+    );
     check.require(config.model.projector.stack > 0, "model.projector.stack", || {
         "0 is not above 0".to_owned()
     });
@@ -150,6 +177,12 @@ fn data(check: &mut Check, config: &RunConfig) {
     check.require(!data.train.is_empty(), "data.train", || {
         "empty: a run needs a training manifest".to_owned()
     });
+    by_language(
+        check,
+        &data.text_normalization,
+        &data.languages,
+        "data.text_normalization",
+    );
     check.positive(data.temperature, "data.temperature");
     check.at_least(data.min_seconds, 0.0, "data.min_seconds");
     check.require(data.max_seconds <= LONGEST_SECONDS, "data.max_seconds", || {
@@ -164,6 +197,20 @@ fn data(check: &mut Check, config: &RunConfig) {
             data.min_seconds, data.max_seconds
         )
     });
+}
+
+/// Languages with a value of their own must be languages of the run.
+fn by_language<T: Copy>(check: &mut Check, values: &ByLanguage<T>, languages: &[String], key: &str) {
+    for lang in values.languages() {
+        let known = || languages.iter().map(String::as_str);
+        check.require(known().any(|code| code == lang), &format!("{key}.{lang}"), || {
+            let known: Vec<&str> = known().chain([DEFAULT]).collect();
+            format!(
+                "`{lang}` is not in `data.languages`, nor is it `{DEFAULT}`{}",
+                suggest(lang, &known)
+            )
+        });
+    }
 }
 
 fn training(check: &mut Check, config: &RunConfig) {
@@ -190,6 +237,7 @@ fn training(check: &mut Check, config: &RunConfig) {
     );
     check.part_of_one(training.optimizer.betas[0], "training.optimizer.betas[0]");
     check.part_of_one(training.optimizer.betas[1], "training.optimizer.betas[1]");
+    augment(check, &training.augment);
     check.positive(training.optimizer.eps, "training.optimizer.eps");
     check.at_least(
         training.optimizer.weight_decay,
@@ -205,6 +253,37 @@ fn training(check: &mut Check, config: &RunConfig) {
     check.require(training.log_every > 0, "training.log_every", || {
         "0 is not above 0".to_owned()
     });
+}
+
+fn augment(check: &mut Check, augment: &AugmentConfig) {
+    let key = "training.augment";
+    for (index, speed) in augment.speed.iter().enumerate() {
+        check.require(SPEEDS.contains(speed), &format!("{key}.speed[{index}]"), || {
+            format!("{speed} is not within {} and {}", SPEEDS.start(), SPEEDS.end())
+        });
+    }
+    if let Some(masks) = &augment.spec_augment {
+        check.require(
+            masks.frequency_width <= MEL_BANDS,
+            &format!("{key}.spec_augment.frequency_width"),
+            || {
+                format!(
+                    "{} is above {MEL_BANDS}, all of Whisper's mel bands",
+                    masks.frequency_width
+                )
+            },
+        );
+        check.require(
+            masks.time_width <= LONGEST_FRAMES,
+            &format!("{key}.spec_augment.time_width"),
+            || {
+                format!(
+                    "{} is above {LONGEST_FRAMES}, the frames of the {LONGEST_SECONDS} s that Whisper hears",
+                    masks.time_width
+                )
+            },
+        );
+    }
 }
 
 fn start_from(check: &mut Check, start: &StartFrom, align_steps: u64) {
@@ -259,6 +338,12 @@ fn evaluation(check: &mut Check, config: &RunConfig) {
     check.require(evaluation.beam > 0, "evaluation.beam", || {
         "0 is not above 0".to_owned()
     });
+    by_language(
+        check,
+        &evaluation.normalizer,
+        &config.data.languages,
+        "evaluation.normalizer",
+    );
     check.require(evaluation.max_new_tokens > 0, "evaluation.max_new_tokens", || {
         "0 is not above 0".to_owned()
     });
@@ -473,6 +558,23 @@ impl RunConfig {
             self.runtime.bank_memory_mib.is_some() && adapter.variant == Variant::Shared,
             "runtime.bank_memory_mib",
             "`adapter.variant` has banks",
+        );
+        let augment = &self.training.augment;
+        if let Some(masks) = &augment.spec_augment {
+            warn(
+                masks.frequency_masks * masks.frequency_width + masks.time_masks * masks.time_width == 0,
+                "training.augment.spec_augment",
+                "there are masks that are wider than 0",
+            );
+        }
+        warn(
+            !augment.speed.is_empty()
+                && augment
+                    .speed
+                    .iter()
+                    .all(|speed| (speed - 1.0).abs() < SPEED_PRECISION / 2.0),
+            "training.augment.speed",
+            "one of the factors is not 1",
         );
         let projector = &self.model.projector;
         warn(

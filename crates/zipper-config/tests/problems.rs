@@ -2,6 +2,7 @@
 //! something is close, what was meant.
 
 use zipper_config::{RunConfig, from_str};
+use zipper_types::{Normalizer, TextNormalization};
 
 const MINIMAL: &str = "
 name: tiny
@@ -171,9 +172,70 @@ fn each_broken_relation_names_its_key_and_value() {
             "--set training.align.steps.more=1: `more` is below a value that has no keys",
         ),
     ];
+    assert_each(&table);
+}
+
+/// Each change to the minimal file has exactly one problem.
+fn assert_each(table: &[(&str, &str)]) {
     for (set, expected) in table {
-        assert_eq!(problems(MINIMAL, &[set]), [expected], "--set {set}");
+        assert_eq!(problems(MINIMAL, &[set]), [*expected], "--set {set}");
     }
+}
+
+#[test]
+fn augmentation_has_sane_limits() {
+    assert_each(&[
+        (
+            "training.augment={speed: [1.0, 3.0]}",
+            "training.augment.speed[1]: 3 is not within 0.5 and 2",
+        ),
+        (
+            "training.augment={speed: [.nan]}",
+            "training.augment.speed[0]: NaN is not within 0.5 and 2",
+        ),
+        (
+            "training.augment={spec_augment: {frequency_width: 81}}",
+            "training.augment.spec_augment.frequency_width: 81 is above 80, all of Whisper's mel bands",
+        ),
+        (
+            "training.augment={spec_augment: {time_width: 3001}}",
+            "training.augment.spec_augment.time_width: 3001 is above 3000, the frames of the 30 s that Whisper hears",
+        ),
+        (
+            "training.augment={specaugment: {}}",
+            "training.augment.specaugment: unknown key; did you mean `spec_augment`?",
+        ),
+        (
+            "training.augment={spec_augment: {time_mask: 1}}",
+            "training.augment.spec_augment.time_mask: unknown key; did you mean `time_masks`?",
+        ),
+    ]);
+}
+
+#[test]
+fn text_rules_are_of_languages_of_the_run() {
+    assert_each(&[
+        (
+            "evaluation.normalizer={fr: basic}",
+            "evaluation.normalizer.fr: `fr` is not in `data.languages`, nor is it `default`",
+        ),
+        (
+            "evaluation.normalizer={defualt: basic}",
+            "evaluation.normalizer.defualt: `defualt` is not in `data.languages`, nor is it `default`; did you mean `default`?",
+        ),
+        (
+            "evaluation.normalizer={en: engish}",
+            "evaluation.normalizer.en: `engish` is not one of english, basic, basic_split, none; did you mean `english`?",
+        ),
+        (
+            "data.text_normalization={german: lowercase}",
+            "data.text_normalization.german: `german` is not in `data.languages`, nor is it `default`",
+        ),
+        (
+            "data.text_normalization={default: lower}",
+            "data.text_normalization.default: `lower` is not one of none, lowercase, basic; did you mean `lowercase`?",
+        ),
+    ]);
 }
 
 #[test]
@@ -246,6 +308,9 @@ fn settings_without_effect_are_warned_of() {
     ]);
     assert_eq!(config.warnings().len(), 2, "{:?}", config.warnings());
     assert!(minimal(&[]).warnings().is_empty());
+    let config =
+        minimal(&["training.augment={spec_augment: {frequency_width: 0, time_masks: 0}, speed: [1.0]}"]);
+    assert_eq!(config.warnings().len(), 2, "{:?}", config.warnings());
 }
 
 #[test]
@@ -288,6 +353,68 @@ fn recovery_has_sane_limits() {
         );
     }
     assert_eq!(found.len(), 5, "{found:?}");
+}
+
+/// What is named has its own, then `default` counts, then what Whisper's authors do.
+#[test]
+fn languages_have_their_own_text_rules() {
+    let of = |config: &RunConfig, lang| {
+        let scoring = config.evaluation.scoring(lang);
+        (scoring.normalizer, scoring.remove_repetitions)
+    };
+    let config = minimal(&[]);
+    assert_eq!(of(&config, "en"), (Normalizer::English, false));
+    assert_eq!(of(&config, "de"), (Normalizer::Basic, false));
+    assert_eq!(config.data.text_normalization.get("de"), None);
+
+    let config = minimal(&[
+        "evaluation.normalizer={de: basic_split}",
+        "evaluation.remove_repetitions=true",
+    ]);
+    assert_eq!(of(&config, "en"), (Normalizer::English, true));
+    assert_eq!(of(&config, "de"), (Normalizer::BasicSplit, true));
+
+    let config = minimal(&[
+        "evaluation.normalizer={de: basic, default: none}",
+        "data.text_normalization={en: basic, default: lowercase}",
+    ]);
+    assert_eq!(of(&config, "en"), (Normalizer::None, false));
+    assert_eq!(of(&config, "de"), (Normalizer::Basic, false));
+    let target = |lang| config.data.text_normalization.get(lang);
+    assert_eq!(target("en"), Some(TextNormalization::Basic));
+    assert_eq!(target("de"), Some(TextNormalization::Lowercase));
+    assert_eq!(
+        from_str(&config.to_yaml(), "again", &[]).expect("the resolved file is valid"),
+        config
+    );
+}
+
+/// What is kept of an utterance would be of one step only.
+#[test]
+fn augmentation_and_a_cache_of_encoder_outputs_exclude_each_other() {
+    let masks = "training.augment.spec_augment={}";
+    let speed = "training.augment.speed=[0.9, 1.0, 1.1]";
+    let cache = "model.encoder.cache=cache";
+    for augment in [masks, speed] {
+        assert_eq!(
+            problems(MINIMAL, &[augment, cache]),
+            [
+                "model.encoder.cache: cannot be used with `training.augment`: utterances, and so encoder outputs, are others at every \
+                 step; leave one of the two out"
+            ]
+        );
+    }
+    let config = minimal(&[masks, speed]);
+    let found = config.training.augment.spec_augment.expect("it is on");
+    let widths = (found.frequency_width, found.time_width);
+    assert_eq!(
+        (found.frequency_masks, found.time_masks, widths),
+        (2, 2, (10, 50))
+    );
+    assert!(
+        minimal(&[cache]).training.augment.is_off(),
+        "nothing is augmented by default"
+    );
 }
 
 /// Slurm would refuse these in its own words hours later, or read a script's line as two.

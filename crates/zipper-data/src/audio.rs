@@ -351,7 +351,7 @@ fn at_start(error: SymphoniaError) -> AudioProblem {
 }
 
 /// Resamples to 16 kHz with an FFT filter whose delay is compensated; `round(n * 16000 / rate)` samples.
-fn resample(audio: Mono) -> Vec<f32> {
+pub(crate) fn resample(audio: Mono) -> Vec<f32> {
     let Mono { samples, sample_rate } = audio;
     if sample_rate == SAMPLE_RATE {
         return samples;

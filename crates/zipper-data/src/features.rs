@@ -16,7 +16,7 @@ const N_FFT: usize = 400;
 const N_BINS: usize = N_FFT / 2 + 1;
 /// Frames of the 30 s window that Whisper was trained on.
 const WINDOW_FRAMES: usize = 3000;
-const WINDOW_SAMPLES: usize = WINDOW_FRAMES * HOP_LENGTH;
+pub(crate) const WINDOW_SAMPLES: usize = WINDOW_FRAMES * HOP_LENGTH;
 const MEL_FLOOR: f32 = 1e-10;
 
 /// What is done with audio that does not fill Whisper's window.

@@ -1,12 +1,15 @@
 //! Speech data as files: which utterances there are, their audio, and the features the encoder reads.
 //!
-//! Owns JSON-lines manifests, lists of utterance ids, the layouts of published corpora, decoding and resampling of audio, and Whisper's log-mel features.
+//! Owns JSON-lines manifests, lists of utterance ids, the layouts of published corpora, decoding and resampling of audio, cutting it at
+//! pauses, Whisper's log-mel features, and what training changes about an utterance.
 //! Never decides what is in a batch (`zipper-plan` does) and never touches a tensor.
 //!
-//! Reading order: [`manifest`], [`audio`], [`features`], [`check`], [`ids`], [`import`].
+//! Reading order: [`manifest`], [`audio`], [`features`], [`augment`], [`cut`](mod@cut), [`check`], [`ids`], [`import`].
 
 pub mod audio;
+pub mod augment;
 pub mod check;
+pub mod cut;
 pub mod features;
 pub mod ids;
 pub mod import;
@@ -14,7 +17,9 @@ pub mod manifest;
 mod report;
 
 pub use audio::{AudioError, AudioProblem, SAMPLE_RATE, decode};
+pub use augment::Augmentation;
 pub use check::{BadAudio, check_audio};
+pub use cut::{CutOptions, Segment, cut};
 pub use features::{Features, HOP_LENGTH, LogMel, Padding};
 pub use ids::{IdList, IdListError, RepeatedId, Selection};
 pub use manifest::{Corpus, DurationLimits, ManifestErrors, ManifestProblem, Utterance, load_corpus};

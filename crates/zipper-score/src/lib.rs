@@ -1,13 +1,13 @@
 //! How good a transcript is: Whisper's text normalizers, word and character error rates, the table by language.
 //!
-//! Owns what happens to a reference and a hypothesis before they are compared, how they are compared, and how the
-//! counts of many utterances become one figure. Never holds audio, models or files.
+//! Owns what happens to a reference and a hypothesis before they are compared, how they are compared, how the counts of many
+//! utterances become one figure, and what happens to a transcript before it is learnt. Never holds audio, models or files.
 //!
 //! The figures are meant to be laid beside published ones, so behaviour is taken from the programs that made those:
 //! the normalizers give what `transformers.models.whisper.english_normalizer` gives (the rules of Radford et al.,
 //! arXiv 2212.04356, appendix C), the counts are those of jiwer 4. `tests/golden` holds their answers.
 //!
-//! Reading order: [`basic`](BasicNormalizer), [`english`](normalize_english), [`counts`](Counts),
+//! Reading order: [`basic`](BasicNormalizer), [`english`](normalize_english), `repetitions`, [`counts`](Counts),
 //! [`report`](Report).
 
 mod basic;
@@ -15,10 +15,17 @@ mod counts;
 mod english;
 mod numbers;
 mod phrases;
+mod repetitions;
 mod report;
 mod spelling;
 mod table;
 mod text;
+
+use std::borrow::Cow;
+
+use zipper_types::{Normalizer, Scoring, TextNormalization};
+
+use repetitions::{Unit, remove_repetitions};
 
 pub use basic::BasicNormalizer;
 pub use counts::{Counts, char_counts, word_counts};
@@ -26,15 +33,31 @@ pub use english::normalize_english;
 pub use report::{Headline, LanguageReport, Overall, Report, ReportBuilder};
 pub use table::{RESULT_TABLE, Rates, ResultRow, ResultSet, ResultTable};
 
-/// Normalizes `text` as Whisper's evaluation does: the English rules for `en`, the basic ones for all other languages.
+/// What `normalizer` makes of `text`.
 ///
 /// The basic rules keep diacritics and words whole, but turn every combining mark that does not compose with its
 /// letter into a space. In Thai, Khmer or Devanagari that drops vowel signs and tones; it is kept because the
 /// published figures were made so.
-pub fn normalize(lang: &str, text: &str) -> String {
-    match lang {
-        "en" => normalize_english(text),
-        _ => BasicNormalizer::default().normalize(text),
+pub fn normalize(normalizer: Normalizer, text: &str) -> String {
+    let basic = BasicNormalizer::default();
+    match normalizer {
+        Normalizer::English => normalize_english(text),
+        Normalizer::Basic => basic.normalize(text),
+        Normalizer::BasicSplit => BasicNormalizer {
+            split_letters: true,
+            ..basic
+        }
+        .normalize(text),
+        Normalizer::None => text.to_owned(),
+    }
+}
+
+/// A transcript as it is learnt. With the basic rules, which drop marks (see [`normalize`]), nothing may be left of it.
+pub fn target(normalization: TextNormalization, text: &str) -> Cow<'_, str> {
+    match normalization {
+        TextNormalization::None => Cow::Borrowed(text),
+        TextNormalization::Lowercase => Cow::Owned(text.to_lowercase()),
+        TextNormalization::Basic => Cow::Owned(normalize(Normalizer::Basic, text).trim().to_owned()),
     }
 }
 
@@ -43,15 +66,28 @@ pub fn normalize(lang: &str, text: &str) -> String {
 pub struct UtteranceScore {
     /// Counted in words.
     pub wer: Counts,
-    /// Counted in characters, spaces included.
+    /// Counted in characters, spaces included; with split letters in those, the same as `wer`.
     pub cer: Counts,
 }
 
-/// Compares a hypothesis with its reference after normalizing both by the rules of `lang`.
-pub fn score(lang: &str, reference: &str, hypothesis: &str) -> UtteranceScore {
-    let (reference, hypothesis) = (normalize(lang, reference), normalize(lang, hypothesis));
-    UtteranceScore {
-        wer: word_counts(&reference, &hypothesis),
-        cer: char_counts(&reference, &hypothesis),
-    }
+/// Compares a hypothesis with its reference after normalizing both. Repetitions are looked for in what the normalizer leaves, so that
+/// case and punctuation do not tell them apart.
+pub fn score(scoring: Scoring, reference: &str, hypothesis: &str) -> UtteranceScore {
+    let Scoring { normalizer, .. } = scoring;
+    let split = normalizer == Normalizer::BasicSplit;
+    let reference = normalize(normalizer, reference);
+    let hypothesis = normalize(normalizer, hypothesis);
+    let hypothesis = if scoring.remove_repetitions {
+        let unit = if split { Unit::SplitLetter } else { Unit::Word };
+        remove_repetitions(&hypothesis, unit)
+    } else {
+        Cow::Borrowed(hypothesis.as_str())
+    };
+    let wer = word_counts(&reference, &hypothesis);
+    let cer = if split {
+        wer
+    } else {
+        char_counts(&reference, &hypothesis)
+    };
+    UtteranceScore { wer, cer }
 }

@@ -2,11 +2,12 @@
 //! Method: small hand-counted reports.
 
 use zipper_score::{Counts, Headline, Report, ReportBuilder, UtteranceScore, score};
+use zipper_types::Scoring;
 
 fn report(cer_languages: &[&str], utterances: &[(&str, &str, &str)]) -> Report {
     let mut builder = ReportBuilder::new(cer_languages);
     for (lang, reference, hypothesis) in utterances {
-        builder.add(lang, score(lang, reference, hypothesis));
+        builder.add(lang, score(Scoring::of_language(lang), reference, hypothesis));
     }
     builder.finish()
 }
@@ -97,7 +98,7 @@ fn a_report_survives_json() {
 
 #[test]
 fn the_rate_of_an_empty_reference_is_its_insertions() {
-    let UtteranceScore { wer, .. } = score("fr", "(rires)", "ah bon");
+    let UtteranceScore { wer, .. } = score(Scoring::of_language("fr"), "(rires)", "ah bon");
     assert_eq!(wer, Counts { edits: 2, length: 0 });
     assert!((wer.rate() - 2.0).abs() < f64::EPSILON);
     assert!(Counts::default().rate().abs() < f64::EPSILON);

@@ -4,10 +4,13 @@
 //! Never holds I/O, async code or tensors.
 
 pub mod language;
+mod text;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+
+pub use text::{Normalizer, Scoring, TextNormalization};
 
 macro_rules! count {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {
