@@ -4,8 +4,7 @@
 //! that is there goes on with), `signals`, `devices` (how many workers, on which GPUs), `plan` (who would hold what), `processes`
 //! and `restarts` (coordinator and node agents), `agent` (one node's workers), `slurm` and `node` (the same in an allocation, and
 //! `submit`), `container`, `route`, `doctor` (what would go wrong), `display`, `page` and `table` (what people see), `logs`,
-//! `checkpoints`, `status`, `sweep` (many runs side by side), `import` (corpora as
-//! manifests).
+//! `checkpoints`, `status`, `inspect` (what the router learnt), `sweep` (many runs side by side), `import` (corpora as manifests).
 
 mod agent;
 mod checkpoints;
@@ -15,6 +14,7 @@ mod devices;
 mod display;
 mod doctor;
 mod import;
+mod inspect;
 mod logs;
 mod node;
 mod page;
@@ -163,9 +163,21 @@ enum Command {
     /// Examples:
     ///   zipper-launch sweep --config configs/compare.yaml --print
     ///   zipper-launch sweep --config configs/compare.yaml -- --nodes 2
+    ///   zipper-launch sweep --config configs/compare.yaml --output s3://bucket/compare --submit -- --nodes 2 --time 4h
     ///   zipper-launch sweep --config configs/compare.yaml --output s3://bucket/compare --report
     #[command(verbatim_doc_comment)]
     Sweep(sweep::Arguments),
+    /// Show what a run's router learnt.
+    ///
+    /// How much of each layer each language shares, the gates of every layer, and which languages are alike by their gates and by
+    /// their banks: printed in short, and written to `inspect/<checkpoint>/` below the run as one HTML page, Markdown with SVG pictures,
+    /// and CSV.
+    ///
+    /// Examples:
+    ///   zipper-launch inspect --run ./runs/quickstart
+    ///   zipper-launch inspect --run s3://bucket/runs/a --checkpoint step-00000500 --json
+    #[command(verbatim_doc_comment)]
+    Inspect(inspect::Arguments),
     /// Data for runs.
     #[command(subcommand)]
     Data(import::Command),
@@ -195,6 +207,7 @@ fn main() -> ExitStatus {
             Some(Command::Status(arguments)) => status::run(&arguments).await,
             Some(Command::Stop(arguments)) => stop::run(&arguments).await,
             Some(Command::Sweep(arguments)) => sweep::run(&arguments).await,
+            Some(Command::Inspect(arguments)) => inspect::run(&arguments).await,
             Some(Command::Data(command)) => import::run(command).await,
             Some(Command::Agent(arguments)) => agent::run(&arguments).await,
             Some(Command::Node(arguments)) => node::run(&arguments).await,

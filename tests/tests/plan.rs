@@ -144,6 +144,13 @@ fn the_plan_is_what_happens() {
             "evaluation.tests=[]",
             "--set",
             "data.validation=[]",
+            // One of them also learns to tell languages apart.
+            "--set",
+            if variant == "hard" {
+                "model.lid_head={loss_weight: 0.5}"
+            } else {
+                "model.lid_head=null"
+            },
         ];
         let plan = json(&launch(&[&["plan", "--json"], &settings[..]].concat()));
         let run_url = fixture.run_url(variant);

@@ -677,3 +677,65 @@ fn agents_run_in_the_container_that_is_configured() {
     assert_eq!(noted.matches("zipper-launch node").count(), 2, "{noted}");
     assert_eq!(noted.lines().count(), 3, "{noted}");
 }
+
+/// One command hands a comparison in: each run is a job, stage 2 begins after stage 1, and nothing is handed in twice.
+#[test]
+fn a_comparison_is_handed_in_as_jobs() {
+    let Some(site) = Site::start(1, 3) else { return };
+    let folder = site.fixture.path();
+    let config = folder.join("compare.yaml");
+    let text = format!(
+        "name: jobs\nconfig: {}\naxes:\n  - {{key: adapter.variant, values: [shared, soft]}}\n",
+        folder.join("run.yaml").display()
+    );
+    fs::write(&config, text).expect("the fixture is writable");
+    let sweep = |more: &[&str]| {
+        let mut command = site
+            .slurm
+            .command(&program("zipper-launch").display().to_string());
+        command
+            .args(["sweep", "--config"])
+            .arg(&config)
+            .arg("--output")
+            .arg(folder.join("sweep"))
+            .args(more)
+            .current_dir(folder);
+        Launched::start_command(&mut command).wait()
+    };
+    let first = sweep(&["--submit", "--", "--nodes", "1"]);
+    assert_eq!(first.code, Some(0), "{}", first.stderr);
+    let handed_in: Vec<&str> = first.stdout.lines().collect();
+    assert_eq!(handed_in.len(), 3, "{}", first.stdout);
+    let jobs: Vec<&str> = handed_in
+        .iter()
+        .map(|line| line.split_whitespace().nth(1).expect("a number"))
+        .collect();
+    for later in &jobs[1..] {
+        let waits_for = site.slurm.of_job(later, "Dependency");
+        assert!(
+            waits_for.is_empty() || waits_for == "(null)" || waits_for.contains(jobs[0]),
+            "{waits_for}"
+        );
+    }
+    // At once again: what is in the queue or done is not handed in a second time.
+    let again = sweep(&["--submit", "--", "--nodes", "1"]);
+    assert_eq!(again.code, Some(0), "{}", again.stderr);
+    assert!(!again.stdout.contains("handed in"), "{}", again.stdout);
+    for (job, run) in jobs.iter().zip(["stage1/stage1", "runs/shared", "runs/soft"]) {
+        site.ends(
+            job,
+            &folder.join("sweep").join(run).join("logs"),
+            "COMPLETED",
+            "0:0",
+        );
+    }
+    let report = sweep(&["--report"]);
+    assert_eq!(report.code, Some(0), "{}", report.stderr);
+    assert!(report.stdout.contains("| soft | 1 |"), "{}", report.stdout);
+    let over = sweep(&["--submit"]);
+    assert!(
+        over.stdout.contains("every run has its result"),
+        "{}",
+        over.stdout
+    );
+}

@@ -13,6 +13,7 @@ pub mod encoder;
 pub mod generate;
 pub mod hub;
 pub mod init;
+pub mod lid_head;
 pub mod linear;
 pub mod llm;
 pub mod param;

@@ -22,6 +22,8 @@ pub enum ParamRole {
     Lora,
     /// Router weights, biases and LID embeddings.
     Router,
+    /// Weights and biases of the head that tells languages apart.
+    LidHead,
 }
 
 /// One trainable tensor: a leaf of the autograd graph with `requires_grad`, f32 (f64 if the model is f64).

@@ -62,7 +62,7 @@ pub struct AdapterShape {
 /// Numbers of trainable parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Inventory {
-    /// Parameters that every rank holds: projector, A, shared B, routers, LID embeddings.
+    /// Parameters that every rank holds: projector, LID head, A, shared B, routers, LID embeddings.
     pub shared: u64,
     /// Parameters of the bank of one language.
     pub bank: u64,
@@ -71,6 +71,13 @@ pub struct Inventory {
 }
 
 impl ProjectorShape {
+    /// Width of the encoder's frames.
+    pub fn d_encoder(self) -> u64 {
+        match self {
+            Self::Conv { d_encoder, .. } | Self::Stack { d_encoder, .. } => d_encoder,
+        }
+    }
+
     /// Number of its parameters.
     pub fn parameters(self) -> u64 {
         let layer = |d_out: u64, inputs: u64| d_out * inputs + d_out;
@@ -120,6 +127,15 @@ impl Inventory {
             shared,
             bank,
             element_bytes,
+        }
+    }
+
+    /// With a LID head, which tells `languages` apart by frames of `d_encoder` numbers.
+    #[must_use]
+    pub fn with_lid_head(self, languages: u64, d_encoder: u64) -> Self {
+        Self {
+            shared: self.shared + languages * (d_encoder + 1),
+            ..self
         }
     }
 

@@ -3,7 +3,7 @@
 use zipper_data::Utterance;
 
 use crate::TrainError;
-use crate::replica::{Pass, Replica};
+use crate::replica::{Pass, Replica, Seeds};
 
 /// Utterances decoded together: enough to keep the cores busy, few enough that short ones do not wait for long ones.
 const BATCH: usize = 16;
@@ -15,6 +15,8 @@ pub struct DecodeOptions {
     pub silenced: bool,
     /// Also measure the loss of the reference.
     pub with_nll: bool,
+    /// Also detect the language, which takes a LID head.
+    pub detect: bool,
 }
 
 /// One decoded utterance.
@@ -30,6 +32,8 @@ pub struct Decoded {
     pub hypothesis: String,
     /// Negative log-likelihood of the reference, in nats, and its tokens; only with `with_nll`.
     pub nll: Option<(f64, u64)>,
+    /// Ordinal of the likeliest language by the LID head, and its probability; only with `detect`.
+    pub detected: Option<(usize, f64)>,
 }
 
 /// Decodes `utterances`, shortest first, calling `proceed` with the number done before each batch; stops early,
@@ -57,7 +61,8 @@ pub fn decode(
         }
         let hypotheses = tch::no_grad(|| replica.transcribe(batch, &merged, options.silenced))?;
         let losses = if options.with_nll {
-            let nll = tch::no_grad(|| replica.nll(batch, Pass::Gather(&merged), None))?;
+            let losses = tch::no_grad(|| replica.losses(batch, Pass::Gather(&merged), Seeds::default()))?;
+            let nll = losses.nll;
             let sums = Vec::<f64>::try_from(nll.sums.to_kind(tch::Kind::Double)).unwrap_or_default();
             sums.into_iter()
                 .zip(nll.tokens)
@@ -66,19 +71,32 @@ pub fn decode(
         } else {
             vec![None; batch.len()]
         };
+        let detected = if options.detect {
+            let posteriors = replica.detect(batch)?;
+            posteriors.iter().map(|posterior| likeliest(posterior)).collect()
+        } else {
+            vec![None; batch.len()]
+        };
         decoded.extend(
             batch
                 .iter()
                 .zip(hypotheses)
-                .zip(losses)
-                .map(|((utterance, hypothesis), nll)| Decoded {
+                .zip(losses.into_iter().zip(detected))
+                .map(|((utterance, hypothesis), (nll, detected))| Decoded {
                     id: utterance.id.clone(),
                     lang: utterance.lang.clone(),
                     reference: utterance.text.clone(),
                     hypothesis,
                     nll,
+                    detected,
                 }),
         );
     }
     Ok(Some(decoded))
+}
+
+/// The likeliest language and its probability; nothing if there are no languages.
+pub fn likeliest(posterior: &[f64]) -> Option<(usize, f64)> {
+    let languages = posterior.iter().copied().enumerate();
+    languages.max_by(|(_, a), (_, b)| a.total_cmp(b))
 }

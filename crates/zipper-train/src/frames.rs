@@ -8,7 +8,7 @@ use std::time::UNIX_EPOCH;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use tch::{Device, Kind, Tensor};
 use zipper_config::schema::{EncoderConfig, EncoderContext};
-use zipper_data::{LogMel, Padding, Utterance};
+use zipper_data::{Augmentation, Features, LogMel, Padding, Utterance};
 use zipper_model::encoder::WhisperEncoder;
 use zipper_model::linear::{LinearDelta, LoraSite};
 
@@ -69,23 +69,27 @@ impl Frames {
         Ok(self.encoder.lora_sites(targets, first_site)?)
     }
 
-    /// The frames of `utterance`, from the cache where they are there.
+    /// The frames of `utterance`, from the cache where they are there and nothing is changed about it.
     ///
     /// # Shapes
     /// - returns: `[frames, width]`, f32, 50 frames a second
     ///
     /// # Errors
     /// [`TrainError::Audio`] naming the utterance, [`TrainError::Cache`].
-    pub fn frozen(&self, utterance: &Utterance) -> Result<Tensor, TrainError> {
-        let Some(cache) = &self.cache else {
-            return tch::no_grad(|| self.adapted(utterance, None));
+    pub fn frozen(
+        &self,
+        utterance: &Utterance,
+        augmentation: Option<Augmentation<'_>>,
+    ) -> Result<Tensor, TrainError> {
+        let Some(cache) = self.cache.as_ref().filter(|_| augmentation.is_none()) else {
+            return tch::no_grad(|| self.adapted(utterance, augmentation, None));
         };
         let file = cache.file_of(utterance)?;
         if let Some(frames) = Cache::read(&file) {
             return Ok(frames.to_device(self.device).to_kind(Kind::Float));
         }
         // The first use sees what later uses will read, so that a run does not depend on what was cached before it.
-        let frames = tch::no_grad(|| self.adapted(utterance, None))?.to_kind(Kind::Half);
+        let frames = tch::no_grad(|| self.adapted(utterance, None, None))?.to_kind(Kind::Half);
         cache.write(&file, &frames)?;
         Ok(frames.to_kind(Kind::Float))
     }
@@ -97,13 +101,39 @@ impl Frames {
     pub fn adapted(
         &self,
         utterance: &Utterance,
+        augmentation: Option<Augmentation<'_>>,
         adapters: Option<&dyn LinearDelta>,
     ) -> Result<Tensor, TrainError> {
-        let samples = utterance.decode().map_err(|source| TrainError::Audio {
+        let mut samples = utterance.decode().map_err(|source| TrainError::Audio {
             id: utterance.id.clone(),
             source,
         })?;
-        let features = self.log_mel.compute(&samples, self.padding);
+        if let Some(augmentation) = augmentation {
+            samples = augmentation.samples(samples);
+        }
+        let mut features = self.log_mel.compute(&samples, self.padding);
+        if let Some(augmentation) = augmentation {
+            augmentation.mask(&mut features);
+        }
+        self.encode(&features, adapters)
+    }
+
+    /// The frames of 16 kHz samples, at least 10 ms of them, never from the cache; with adapters in the encoder, if any.
+    ///
+    /// # Shapes
+    /// - returns: `[frames, width]`, f32, 50 frames a second
+    ///
+    /// # Errors
+    /// [`TrainError::Model`] if they are longer than the encoder's positions.
+    pub fn of_samples(
+        &self,
+        samples: &[f32],
+        adapters: Option<&dyn LinearDelta>,
+    ) -> Result<Tensor, TrainError> {
+        self.encode(&self.log_mel.compute(samples, self.padding), adapters)
+    }
+
+    fn encode(&self, features: &Features, adapters: Option<&dyn LinearDelta>) -> Result<Tensor, TrainError> {
         let mel = Tensor::from_slice(&features.data)
             .view([features.n_mels as i64, features.frames as i64])
             .to_device(self.device);

@@ -76,7 +76,7 @@ impl AdamW {
                 let step = self.steps[&param.scope] as f64;
                 let rate = match param.role {
                     ParamRole::Router => rates.router,
-                    ParamRole::Projector | ParamRole::Lora => rates.model,
+                    ParamRole::Projector | ParamRole::Lora | ParamRole::LidHead => rates.model,
                 };
                 let mut value = param.tensor.shallow_clone();
                 if self.config.weight_decay > 0.0 && value.dim() > 1 {

@@ -1,13 +1,15 @@
 //! One copy of the model: encoder, Speech-LLM and the adapters of the current stage.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use tch::{Device, Kind, Tensor};
 use zipper_config::schema::{Dtype, RunConfig};
-use zipper_data::Utterance;
+use zipper_data::{Augmentation, Utterance};
 use zipper_model::adapter::{AdaptedRows, AdapterPlace, AdapterSpec, Adapters, LastPass, MergedAdapters};
 use zipper_model::generate::GenerateOptions;
-use zipper_model::linear::LoraSite;
+use zipper_model::lid_head::LidHead;
+use zipper_model::linear::{LinearDelta, LoraSite};
 use zipper_model::param::{Param, ParamScope, trainable_kind};
 use zipper_model::speech_llm::{Example, Nll, SpeechLlm};
 use zipper_types::Stage;
@@ -21,6 +23,7 @@ pub struct Replica {
     place: AdapterPlace,
     frames: Frames,
     speech: SpeechLlm,
+    lid_head: Option<LidHead>,
     /// Those of the LLM, then those of the encoder.
     sites: Vec<LoraSite>,
     num_llm_sites: usize,
@@ -37,14 +40,43 @@ pub enum Pass<'a> {
     Last(&'a LastPass<'a>),
 }
 
+/// What is random in a training pass: one seed for each utterance, or nothing where it is off. By default nothing is random, as
+/// outside of training.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Seeds<'a> {
+    /// Of dropout.
+    pub dropout: Option<&'a [u64]>,
+    /// Of augmentation.
+    pub augment: Option<&'a [u64]>,
+}
+
 impl Pass<'_> {
-    fn rows(&self, utterances: &[&Utterance], dropout_seeds: Option<&[u64]>) -> AdaptedRows<'_> {
-        let languages: Vec<usize> = utterances.iter().map(|utterance| utterance.language).collect();
+    fn rows(&self, languages: &[usize], dropout_seeds: Option<&[u64]>) -> AdaptedRows<'_> {
         match self {
-            Self::Gather(merged) => merged.rows(&languages, dropout_seeds),
-            Self::Last(last) => last.rows(&languages, dropout_seeds),
+            Self::Gather(merged) => merged.rows(languages, dropout_seeds),
+            Self::Last(last) => last.rows(languages, dropout_seeds),
         }
     }
+}
+
+/// Losses of one micro batch.
+#[derive(Debug)]
+pub struct Losses {
+    /// Of the transcripts.
+    pub nll: Nll,
+    /// `[]`: cross-entropy of the LID head, summed over the utterances; nothing without one.
+    pub lid: Option<Tensor>,
+}
+
+/// Speech that belongs to no manifest.
+#[derive(Debug, Clone, Copy)]
+pub struct Clip<'a> {
+    /// 16 kHz mono, at least 10 ms.
+    pub samples: &'a [f32],
+    /// Ordinal of its language in the run's: what the prompt says.
+    pub language: usize,
+    /// Which of the merged adapters it is heard with: a language, or the number of a mixture.
+    pub adapter: usize,
 }
 
 impl Replica {
@@ -78,6 +110,7 @@ impl Replica {
         };
         let adapters = Adapters::sharded(spec(config, stage), &sites, config.seed, place.clone())?;
         Ok(Self {
+            lid_head: new_lid_head(config, frames.width(), &place),
             config: config.clone(),
             place,
             frames,
@@ -130,17 +163,19 @@ impl Replica {
             .projector()
             .params()
             .iter()
+            .chain(self.lid_head.iter().flat_map(LidHead::params))
             .chain(self.adapters.params())
             .collect()
     }
 
-    /// Makes projector and adapters of `stage` anew from the run's seed, of the banks only `banks`; the frozen models stay.
+    /// Makes projector, LID head and adapters of `stage` anew from the run's seed, of the banks only `banks`; the frozen models stay.
     ///
     /// # Errors
     /// [`TrainError::Model`] if an adapter cannot have this shape.
     pub fn rebuild(&mut self, stage: Stage, banks: BTreeSet<usize>) -> Result<(), TrainError> {
         self.place.banks = banks;
         self.speech.reset_projector(&self.config.model, self.config.seed);
+        self.lid_head = new_lid_head(&self.config, self.frames.width(), &self.place);
         self.adapters = Adapters::sharded(
             spec(&self.config, stage),
             &self.sites,
@@ -199,27 +234,73 @@ impl Replica {
             .collect()
     }
 
-    /// Summed negative log-likelihood of the transcripts of one micro batch, differentiable.
-    ///
-    /// `dropout_seeds` holds one seed for each utterance, or nothing where dropout is off.
+    /// Losses of one micro batch, differentiable; of the transcripts in the form in which they are learnt (`data.text_normalization`).
     ///
     /// # Errors
     /// [`TrainError::Audio`] if an utterance's audio became unreadable.
-    pub fn nll(
+    pub fn losses(
         &self,
         utterances: &[&Utterance],
         pass: Pass<'_>,
-        dropout_seeds: Option<&[u64]>,
-    ) -> Result<Nll, TrainError> {
-        let frames = self.frames_of(utterances, pass, dropout_seeds)?;
-        let texts: Vec<&str> = utterances
+        seeds: Seeds<'_>,
+    ) -> Result<Losses, TrainError> {
+        let frames = self.frames_of(utterances, pass, seeds)?;
+        let rules = &self.config.data.text_normalization;
+        let targets: Vec<Cow<'_, str>> = utterances
             .iter()
-            .map(|utterance| utterance.text.as_str())
+            .map(|utterance| {
+                let rule = rules.get(&utterance.lang).unwrap_or_default();
+                zipper_score::target(rule, &utterance.text)
+            })
             .collect();
-        let rows = pass.rows(utterances, dropout_seeds);
-        Ok(self
-            .speech
-            .nll(&examples(utterances, &frames), &texts, Some(&rows))?)
+        let texts: Vec<&str> = targets.iter().map(AsRef::as_ref).collect();
+        let languages = languages(utterances);
+        let rows = pass.rows(&languages, seeds.dropout);
+        let examples = self.examples(&languages, &frames);
+        Ok(Losses {
+            nll: self.speech.nll(&examples, &texts, Some(&rows))?,
+            lid: self.lid_head.as_ref().map(|head| head.loss(&frames, &languages)),
+        })
+    }
+
+    /// Whether the run trains a head that tells languages apart.
+    pub fn detects_languages(&self) -> bool {
+        self.lid_head.is_some()
+    }
+
+    /// How likely each language is for each utterance, by the LID head.
+    ///
+    /// # Shapes
+    /// - returns: `[utterances][L]`, each row adds up to 1
+    ///
+    /// # Errors
+    /// [`TrainError::Audio`] if an utterance's audio became unreadable.
+    ///
+    /// # Panics
+    /// If there is no head; see [`Replica::detects_languages`].
+    pub fn detect(&self, utterances: &[&Utterance]) -> Result<Vec<Vec<f64>>, TrainError> {
+        let frames = utterances
+            .iter()
+            .map(|utterance| self.frames.frozen(utterance, None));
+        self.posteriors(&frames.collect::<Result<Vec<_>, _>>()?)
+    }
+
+    /// Like [`Replica::detect`], of speech that belongs to no manifest: 16 kHz mono, at least 10 ms each.
+    ///
+    /// # Errors
+    /// [`TrainError::Model`] if some are longer than the encoder's positions.
+    ///
+    /// # Panics
+    /// If there is no head.
+    pub fn detect_samples(&self, clips: &[&[f32]]) -> Result<Vec<Vec<f64>>, TrainError> {
+        let frames = clips.iter().map(|samples| self.frames.of_samples(samples, None));
+        self.posteriors(&frames.collect::<Result<Vec<_>, _>>()?)
+    }
+
+    fn posteriors(&self, frames: &[Tensor]) -> Result<Vec<Vec<f64>>, TrainError> {
+        let head = self.lid_head.as_ref().expect("the run has a LID head");
+        let posteriors = tch::no_grad(|| head.logits(frames).softmax(-1, Kind::Double));
+        Ok(Vec::<Vec<f64>>::try_from(posteriors)?)
     }
 
     /// The transcripts that the model writes for `utterances`; with `silenced` it hears nothing.
@@ -233,7 +314,7 @@ impl Replica {
         silenced: bool,
     ) -> Result<Vec<String>, TrainError> {
         let pass = Pass::Gather(merged);
-        let mut frames = self.frames_of(utterances, pass, None)?;
+        let mut frames = self.frames_of(utterances, pass, Seeds::default())?;
         if silenced {
             frames = frames.iter().map(Tensor::zeros_like).collect();
         }
@@ -241,15 +322,71 @@ impl Replica {
             beam: self.config.evaluation.beam,
             max_new_tokens: self.config.evaluation.max_new_tokens,
         };
+        let languages = languages(utterances);
+        self.write(&languages, &languages, &frames, pass, options)
+    }
+
+    /// The transcripts that the model writes for `clips`, which may be in different languages.
+    ///
+    /// # Errors
+    /// [`TrainError::Model`] if a clip is longer than the encoder's positions.
+    ///
+    /// # Panics
+    /// If `merged` lacks the adapter of a clip.
+    pub fn transcribe_samples(
+        &self,
+        clips: &[Clip<'_>],
+        merged: &MergedAdapters,
+        options: GenerateOptions,
+    ) -> Result<Vec<String>, TrainError> {
+        let pass = Pass::Gather(merged);
+        let frames = clips.iter().map(|clip| {
+            let rows = self.adapts_encoder().then(|| pass.rows(&[clip.adapter], None));
+            let adapters = rows.as_ref().map(|rows| rows as &dyn LinearDelta);
+            self.frames.of_samples(clip.samples, adapters)
+        });
+        let frames = frames.collect::<Result<Vec<_>, _>>()?;
+        let (languages, adapters): (Vec<_>, Vec<_>) =
+            clips.iter().map(|clip| (clip.language, clip.adapter)).unzip();
+        self.write(&languages, &adapters, &frames, pass, options)
+    }
+
+    /// The transcripts of `frames`, one for each of `languages` and of `adapters`.
+    fn write(
+        &self,
+        languages: &[usize],
+        adapters: &[usize],
+        frames: &[Tensor],
+        pass: Pass<'_>,
+        options: GenerateOptions,
+    ) -> Result<Vec<String>, TrainError> {
         // Beam search continues every utterance in `beam` consecutive rows.
-        let repeated: Vec<&Utterance> = utterances
+        let repeated: Vec<usize> = adapters
             .iter()
-            .flat_map(|&utterance| std::iter::repeat_n(utterance, options.beam))
+            .flat_map(|&adapter| std::iter::repeat_n(adapter, options.beam))
             .collect();
         let rows = pass.rows(&repeated, None);
         Ok(self
             .speech
-            .generate(&examples(utterances, &frames), Some(&rows), &options)?)
+            .generate(&self.examples(languages, frames), Some(&rows), &options)?)
+    }
+
+    /// Encoder outputs as the Speech-LLM sees them, one for each of `languages`.
+    fn examples<'a>(&'a self, languages: &[usize], frames: &'a [Tensor]) -> Vec<Example<'a>> {
+        let codes = &self.config.data.languages;
+        languages
+            .iter()
+            .zip(frames)
+            .map(|(&language, frames)| Example {
+                frames,
+                language: &codes[language],
+            })
+            .collect()
+    }
+
+    /// Whether frames depend on adapters.
+    fn adapts_encoder(&self) -> bool {
+        self.sites.len() > self.num_llm_sites
     }
 
     /// Encoder frames of each utterance, with the encoder's adapters where there are any.
@@ -257,33 +394,38 @@ impl Replica {
         &self,
         utterances: &[&Utterance],
         pass: Pass<'_>,
-        dropout_seeds: Option<&[u64]>,
+        seeds: Seeds<'_>,
     ) -> Result<Vec<Tensor>, TrainError> {
-        if self.sites.len() == self.num_llm_sites {
-            return utterances
-                .iter()
-                .map(|utterance| self.frames.frozen(utterance))
+        let config = &self.config.training.augment;
+        let augmentation = |row: usize| {
+            let seed = seeds.augment.map(|seeds| seeds[row])?;
+            Some(Augmentation::new(config, seed))
+        };
+        let rows = utterances.iter().enumerate();
+        if !self.adapts_encoder() {
+            return rows
+                .map(|(row, utterance)| self.frames.frozen(utterance, augmentation(row)))
                 .collect();
         }
-        let one_by_one = utterances.iter().enumerate().map(|(row, utterance)| {
-            let seeds = dropout_seeds.map(|seeds| &seeds[row..=row]);
-            let rows = pass.rows(&utterances[row..=row], seeds);
-            self.frames.adapted(utterance, Some(&rows))
+        let one_by_one = rows.map(|(row, utterance)| {
+            let dropout = seeds.dropout.map(|seeds| &seeds[row..=row]);
+            let adapters = pass.rows(&[utterance.language], dropout);
+            self.frames.adapted(utterance, augmentation(row), Some(&adapters))
         });
         one_by_one.collect()
     }
 }
 
-/// The utterances as the Speech-LLM sees them.
-fn examples<'a>(utterances: &[&'a Utterance], frames: &'a [Tensor]) -> Vec<Example<'a>> {
-    utterances
-        .iter()
-        .zip(frames)
-        .map(|(utterance, frames)| Example {
-            frames,
-            language: &utterance.lang,
-        })
-        .collect()
+/// The head that tells languages apart, if there is to be one.
+fn new_lid_head(config: &RunConfig, d_encoder: i64, place: &AdapterPlace) -> Option<LidHead> {
+    let languages = config.data.languages.len();
+    let head = config.model.lid_head.as_ref();
+    head.map(|_| LidHead::new(languages, d_encoder, config.seed, place.device, place.kind))
+}
+
+/// The language of each utterance.
+fn languages(utterances: &[&Utterance]) -> Vec<usize> {
+    utterances.iter().map(|utterance| utterance.language).collect()
 }
 
 /// What the adapters of `stage` look like.

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::Value;
 use tch::Tensor;
 use zipper_config::RunConfig;
+use zipper_model::lid_head;
 
 use crate::TrainError;
 use crate::peft::{CONFIG, ENCODER, PREFIX, WEIGHTS};
@@ -103,10 +104,15 @@ impl Start {
             .iter()
             .map(|(name, value)| (name.as_str(), value))
             .collect();
-        let has_projector = self.tensors.keys().any(|name| name.starts_with(PROJECTOR));
+        // A LoRA made elsewhere has none, and a run may train a LID head of which the one before knew nothing, or the other way round.
+        let may_lack = |name: &str, part: &str| {
+            name.starts_with(part) && !self.tensors.keys().any(|name| name.starts_with(part))
+        };
+        let mut trains_lid_head = false;
         for (name, mut param) in params {
+            trains_lid_head |= name.starts_with(lid_head::PREFIX);
             let Some(value) = left.remove(name) else {
-                if name.starts_with(PROJECTOR) && !has_projector {
+                if may_lack(name, PROJECTOR) || may_lack(name, lid_head::PREFIX) {
                     continue;
                 }
                 return Err(refused(
@@ -123,6 +129,9 @@ impl Start {
                 ));
             }
             tch::no_grad(|| param.copy_(value));
+        }
+        if !trains_lid_head {
+            left.retain(|name, _| !name.starts_with(lid_head::PREFIX));
         }
         match left.into_keys().next() {
             None => Ok(()),

@@ -123,6 +123,35 @@ pub fn from_safetensors(part: &str, bytes: &[u8]) -> Result<BTreeMap<String, Ten
         .collect()
 }
 
+/// The mean of safetensors files that hold the same tensors, such as a part of several checkpoints: computed in f64, written in each
+/// tensor's own type.
+///
+/// # Errors
+/// [`TrainError::State`] naming `part` or the tensor if one is no such file, or if they do not hold the same.
+pub fn mean(part: &str, files: &[Vec<u8>]) -> Result<Vec<u8>, TrainError> {
+    let files = files
+        .iter()
+        .map(|bytes| from_safetensors(part, bytes))
+        .collect::<Result<Vec<_>, _>>()?;
+    let Some((first, others)) = files.split_first() else {
+        return Err(TrainError::State(format!(
+            "`{part}`: there is nothing to take the mean of"
+        )));
+    };
+    let mut means = BTreeMap::new();
+    for (name, tensor) in first {
+        let mut sum = tensor.to_kind(Kind::Double);
+        for other in others {
+            let mut next = sum.zeros_like();
+            copy_into(&mut next, name, other)?;
+            sum = sum + next;
+        }
+        let mean = sum / files.len() as f64;
+        means.insert(name.clone(), mean.to_kind(tensor.kind()));
+    }
+    to_safetensors(means.iter().map(|(name, tensor)| (name.clone(), tensor)))
+}
+
 /// Name of the checkpoint's part with the parameters of `scope`, without `.safetensors`.
 pub fn scope_name(scope: ParamScope, languages: &[String]) -> String {
     match scope {
@@ -172,4 +201,43 @@ pub fn copy_into(
     }
     tch::no_grad(|| target.copy_(source));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(tensors: &[(&str, Tensor)]) -> Vec<u8> {
+        to_safetensors(tensors.iter().map(|(name, tensor)| ((*name).to_owned(), tensor)))
+            .expect("plain tensors")
+    }
+
+    /// Summed in f32, the small one would be lost; and f64 stays f64.
+    #[test]
+    fn means_are_taken_in_f64_and_keep_their_type() {
+        let one = |value: f32| {
+            let wide = Tensor::from_slice(&[f64::from(value)]);
+            file(&[("a", Tensor::from_slice(&[value, 1.0])), ("b", wide)])
+        };
+        let files = [one(3e8), one(3.0), one(-3e8)];
+        let mean = from_safetensors("x", &mean("x", &files).expect("the same tensors")).expect("a file");
+        assert_eq!(mean["a"], Tensor::from_slice(&[1.0_f32, 1.0]));
+        assert_eq!(mean["b"], Tensor::from_slice(&[1.0_f64]));
+    }
+
+    #[test]
+    fn what_does_not_fit_together_has_no_mean() {
+        let a = file(&[("a", Tensor::from_slice(&[1.0_f32]))]);
+        let b = file(&[("b", Tensor::from_slice(&[1.0_f32]))]);
+        let wide = file(&[("a", Tensor::from_slice(&[1.0_f32, 2.0]))]);
+        for (files, expected) in [
+            (vec![a.clone(), b], "`a`"),
+            (vec![a.clone(), wide], "[2]"),
+            (vec![a, vec![1, 2, 3]], "not a safetensors file"),
+            (Vec::new(), "nothing"),
+        ] {
+            let error = mean("shared", &files).expect_err("no mean").to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
 }

@@ -14,7 +14,7 @@ use zipper_types::{Stage, Step, Variant};
 use crate::TrainError;
 use crate::optimizer::{LearningRates, clip_factor, squared_norm};
 use crate::reduction::{StepLanguages, Traffic};
-use crate::replica::Pass;
+use crate::replica::{Losses, Pass, Seeds};
 use crate::session::Session;
 
 /// What a step did; the same on all ranks, except for what begins with `own` and the time for memory.
@@ -235,14 +235,23 @@ impl Session {
         before_backward: impl FnOnce() -> Result<(), TrainError>,
     ) -> Result<(), TrainError> {
         let config = self.replica.config();
-        let seeds: Option<Vec<u64>> = (config.adapter.dropout > 0.0).then(|| {
-            micro_batch
+        let seeds_of = |on: bool, seed: fn(u64, Step, &str) -> u64| -> Option<Vec<u64>> {
+            let seeds = micro_batch
                 .iter()
-                .map(|utterance| dropout_seed(config.seed, step, &utterance.id))
-                .collect()
-        });
-        let nll = self.replica.nll(micro_batch, pass, seeds.as_deref())?;
+                .map(|utterance| seed(config.seed, step, &utterance.id));
+            on.then(|| seeds.collect())
+        };
+        let dropout = seeds_of(config.adapter.dropout > 0.0, dropout_seed);
+        let augment = seeds_of(!config.training.augment.is_off(), augment_seed);
+        let seeds = Seeds {
+            dropout: dropout.as_deref(),
+            augment: augment.as_deref(),
+        };
+        let Losses { nll, lid } = self.replica.losses(micro_batch, pass, seeds)?;
         let mut loss = nll.sums.sum(nll.sums.kind());
+        if let (Some(lid), Some(head)) = (lid, &config.model.lid_head) {
+            loss += lid * head.loss_weight;
+        }
         if let Pass::Last(last) = pass
             && let Some(carried) = last.carried()
         {
@@ -483,11 +492,41 @@ fn pick<'a>(utterances: &[&'a Utterance], indices: &[usize]) -> Vec<&'a Utteranc
 
 /// The seed of an utterance's dropout masks at a step: the same on whichever rank the utterance lands.
 fn dropout_seed(seed: u64, step: Step, id: &str) -> u64 {
-    let mut hasher = blake3::Hasher::new();
+    seed_of(blake3::Hasher::new(), seed, step, id)
+}
+
+/// The seed of what is changed about an utterance at a step: the same on whichever rank it lands, and nothing to do with dropout's.
+fn augment_seed(seed: u64, step: Step, id: &str) -> u64 {
+    let purpose = "zipper-train: augmentation of an utterance at a step";
+    seed_of(blake3::Hasher::new_derive_key(purpose), seed, step, id)
+}
+
+fn seed_of(mut hasher: blake3::Hasher, seed: u64, step: Step, id: &str) -> u64 {
     hasher.update(&seed.to_le_bytes());
     hasher.update(&step.0.to_le_bytes());
     hasher.update(id.as_bytes());
     let mut bytes = [0; 8];
     hasher.finalize_xof().fill(&mut bytes);
     u64::from_le_bytes(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is drawn for an utterance depends on the run, the step, the utterance and what it is for, each by itself.
+    #[test]
+    fn seeds_are_of_run_step_utterance_and_purpose() {
+        let mut seeds = BTreeSet::new();
+        for seed in 0..4 {
+            for step in 0..4 {
+                for id in ["a", "b", "ab", ""] {
+                    seeds.insert(dropout_seed(seed, Step(step), id));
+                    seeds.insert(augment_seed(seed, Step(step), id));
+                }
+            }
+        }
+        assert_eq!(seeds.len(), 2 * 4 * 4 * 4);
+        assert_eq!(augment_seed(1, Step(2), "a"), augment_seed(1, Step(2), "a"));
+    }
 }

@@ -128,5 +128,8 @@ fn sites(tensors: &BTreeMap<String, Tensor>, b: &str) -> Vec<LoraSite> {
             d_out: b.size()[0],
         })
     });
-    found.collect()
+    let mut sites: Vec<LoraSite> = found.collect();
+    // By number, and not `layers.10` before `layers.2`.
+    sites.sort_by_key(|site| (part_of(site), site.layer));
+    sites
 }

@@ -1,19 +1,16 @@
-//! `zipper-worker eval`: WER and CER of a manifest, by language.
+//! `zipper-worker eval`: WER and CER of a manifest, by language; and how often the LID head finds the language, if the run has one.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use comfy_table::{CellAlignment, Table, presets};
-use tch::Device;
+use serde::Serialize;
 use zipper_cli::{ExitStatus, UserError};
-use zipper_config::RunConfig;
 use zipper_data::{DurationLimits, Utterance, load_corpus};
 use zipper_score::{Counts, Headline, Report, ReportBuilder, score};
-use zipper_train::evaluate::{DecodeOptions, decode};
-use zipper_train::replica::Replica;
-use zipper_train::state::TrainState;
-use zipper_types::Stage;
+use zipper_train::evaluate::{DecodeOptions, Decoded, decode};
 
-use crate::checkpoint::Parts;
+use crate::model::load;
 use crate::print_line;
 use crate::source::{self, Source};
 
@@ -57,6 +54,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     let options = DecodeOptions {
         silenced: arguments.silenced,
         with_nll: arguments.json,
+        detect: replica.detects_languages(),
     };
     let total = utterances.len();
     let decoded = decode(&replica, &utterances, options, |done| {
@@ -66,80 +64,109 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     .unwrap_or_default();
     let mut builder = ReportBuilder::new(&config.evaluation.cer_languages);
     for utterance in &decoded {
+        let scoring = config.evaluation.scoring(&utterance.lang);
         builder.add(
             &utterance.lang,
-            score(&utterance.lang, &utterance.reference, &utterance.hypothesis),
+            score(scoring, &utterance.reference, &utterance.hypothesis),
         );
     }
     let report = builder.finish();
+    let languages = &config.data.languages;
+    let detection = Detection::of(&decoded, languages);
     let text = if arguments.json {
         let utterances: Vec<_> = decoded
             .iter()
             .map(|utterance| {
                 let (nll, tokens) = utterance.nll.unzip();
+                let (detected, probability) = utterance.detected.unzip();
+                let detected = detected.map(|language| &languages[language]);
                 serde_json::json!({"id": utterance.id, "lang": utterance.lang, "reference": utterance.reference,
-                                   "hypothesis": utterance.hypothesis, "nll": nll, "tokens": tokens})
+                                   "hypothesis": utterance.hypothesis, "nll": nll, "tokens": tokens,
+                                   "detected": detected, "probability": probability})
             })
             .collect();
-        serde_json::json!({"step": source.step, "silenced": arguments.silenced, "report": report,
-                           "utterances": utterances})
+        serde_json::json!({"step": source.step, "checkpoints": source.checkpoints(), "silenced": arguments.silenced,
+                           "report": report, "language_identification": detection, "utterances": utterances})
         .to_string()
     } else {
-        table(&report).to_string()
+        table(&report, detection.as_ref()).to_string()
     };
     print_line(&text)?;
     Ok(ExitStatus::Done)
 }
 
-/// The model as the checkpoint has it.
-fn load(config: &RunConfig, parts: &Parts) -> anyhow::Result<Replica> {
-    let state = TrainState::read(|name| parts.read(name))?;
-    let every_bank = (0..config.data.languages.len()).collect();
-    let mut replica =
-        Replica::load(config, Stage::Align, Device::Cpu, every_bank).map_err(user_error_if_config)?;
-    if state.stage == Stage::Zipper {
-        replica.enter_zipper_stage()?;
-    }
-    replica.restore(|name| parts.read(name))?;
-    Ok(replica)
+/// How often the LID head was right.
+#[derive(Debug, Default, Serialize)]
+struct Detection {
+    /// Of all utterances.
+    accuracy: f64,
+    /// Of the utterances of each language.
+    by_language: BTreeMap<String, f64>,
+    /// What each language was taken for, where it was not itself: how many utterances.
+    taken_for: BTreeMap<String, BTreeMap<String, usize>>,
 }
 
-/// Faults of the configuration end with exit code 2.
-pub(crate) fn user_error_if_config(error: zipper_train::TrainError) -> anyhow::Error {
-    if error.is_config() {
-        UserError::new(error.to_string()).into()
-    } else {
-        error.into()
+impl Detection {
+    /// Nothing if languages were not detected.
+    fn of(decoded: &[Decoded], languages: &[String]) -> Option<Self> {
+        let mut counts = BTreeMap::<&str, (usize, usize)>::new();
+        let mut detection = Self::default();
+        for utterance in decoded {
+            let (detected, _) = utterance.detected?;
+            let (right, all) = counts.entry(&utterance.lang).or_default();
+            *all += 1;
+            if languages[detected] == utterance.lang {
+                *right += 1;
+            } else {
+                let taken_for = detection.taken_for.entry(utterance.lang.clone()).or_default();
+                *taken_for.entry(languages[detected].clone()).or_default() += 1;
+            }
+        }
+        let part = |(right, all): (usize, usize)| right as f64 / all as f64;
+        let sum = |(right, all): (usize, usize), of: &(usize, usize)| (right + of.0, all + of.1);
+        detection.accuracy = part(counts.values().fold((0, 0), sum));
+        detection.by_language = counts
+            .into_iter()
+            .map(|(lang, counts)| (lang.to_owned(), part(counts)))
+            .collect();
+        (!decoded.is_empty()).then_some(detection)
     }
 }
 
-fn table(report: &Report) -> Table {
+fn table(report: &Report, detection: Option<&Detection>) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(["language", "utterances", "WER %", "CER %", "headline"]);
+    let mut header = vec!["language", "utterances", "WER %", "CER %", "headline"];
+    header.extend(detection.map(|_| "detected %"));
+    table.set_header(header);
+    let detected = |part: f64| format!("{:.1}", 100.0 * part);
     let percent = |counts: Counts| format!("{:.1}", 100.0 * counts.rate());
     for (lang, of_language) in &report.by_language {
         let headline = match of_language.headline {
             Headline::Wer => "WER",
             Headline::Cer => "CER",
         };
-        table.add_row([
+        let mut row = vec![
             lang.clone(),
             of_language.utterances.to_string(),
             percent(of_language.wer),
             percent(of_language.cer),
             headline.to_owned(),
-        ]);
+        ];
+        row.extend(detection.map(|detection| detected(detection.by_language[lang])));
+        table.add_row(row);
     }
     let overall = &report.overall;
-    table.add_row([
+    let mut row = vec![
         "all".to_owned(),
         overall.utterances.to_string(),
         percent(overall.wer),
         percent(overall.cer),
         String::new(),
-    ]);
-    for column in 1..=3 {
+    ];
+    row.extend(detection.map(|detection| detected(detection.accuracy)));
+    table.add_row(row);
+    for column in [1, 2, 3, 5] {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }

@@ -2,18 +2,23 @@
 //!
 //! Reading order: `control` (what the coordinator is told and asked, on tokio), `train` (the training thread and its
 //! tasks), `diagnosis` (what is told of collectives), `checkpoint` (parts of a checkpoint, read), `eval` (WER and CER of
-//! a manifest), `export` (the result in the formats of others), `source` (the checkpoint that those two read), `devices` (what
+//! a manifest), `transcribe` (audio files to text and subtitles), `export` (the result in the formats of others), `inspect` (what the
+//! router learnt), `source` and `model` (the checkpoint that those read, and its model), `best` (the mean of several), `devices` (what
 //! zipper-launch asks).
 
+mod best;
 mod checkpoint;
 mod control;
 mod devices;
 mod diagnosis;
 mod eval;
 mod export;
+mod inspect;
+mod model;
 mod source;
 mod start;
 mod train;
+mod transcribe;
 
 use std::io::Write;
 
@@ -42,8 +47,20 @@ enum Command {
     /// Examples:
     ///   zipper-worker eval --run file:///data/runs/quickstart --manifest test.jsonl
     ///   zipper-worker eval --run ./runs/quickstart --checkpoint step-00000500 --manifest test.jsonl --json
+    ///   zipper-worker eval --run ./runs/quickstart --average 3 --manifest test.jsonl
     #[command(verbatim_doc_comment)]
     Eval(eval::Arguments),
+    /// Write down what is said in audio files, as text, JSON or subtitles.
+    ///
+    /// Reads WAV, FLAC, MP3, Ogg Vorbis and Opus. Long recordings are cut at their pauses. Every file needs its language, from
+    /// `--language` or from a list; files in different languages are decoded together.
+    ///
+    /// Examples:
+    ///   zipper-worker transcribe --run file:///data/runs/quickstart --language de talk.mp3
+    ///   zipper-worker transcribe --run ./runs/quickstart --language de --format srt --output subtitles *.flac
+    ///   zipper-worker transcribe --run s3://bucket/runs/a --list files.tsv --beam 4 --format json > transcripts.json
+    #[command(verbatim_doc_comment)]
+    Transcribe(transcribe::Arguments),
     /// Write a run's adapters as others load them: a PEFT directory for each language, and the projector.
     ///
     /// Each language comes down to one ordinary LoRA adapter, whatever the variant. With `--merge` it is added to the weights of the
@@ -53,8 +70,11 @@ enum Command {
     ///   zipper-worker export --run file:///data/runs/quickstart --output adapters
     ///   zipper-worker export --run s3://bucket/runs/a --checkpoint step-00000500 --language de vi --output adapters
     ///   zipper-worker export --run s3://bucket/runs/a --merge --language de --output german
+    ///   zipper-worker export --run s3://bucket/runs/a --average 3 --output adapters
     #[command(verbatim_doc_comment)]
     Export(export::Arguments),
+    /// Print a checkpoint's gates and similarities of languages as JSON; `zipper-launch inspect` makes pictures of them.
+    Inspect(inspect::Arguments),
 }
 
 fn main() -> ExitStatus {
@@ -64,7 +84,9 @@ fn main() -> ExitStatus {
         Command::Train(arguments) => train::run(&arguments),
         Command::Devices => devices::run(),
         Command::Eval(arguments) => eval::run(&arguments),
+        Command::Transcribe(arguments) => transcribe::run(&arguments),
         Command::Export(arguments) => export::run(&arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
     })
 }
 

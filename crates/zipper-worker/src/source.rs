@@ -1,5 +1,7 @@
 //! The checkpoint of a run that a tool was pointed at.
 
+use std::num::NonZeroUsize;
+
 use anyhow::Context;
 use tokio::runtime::Runtime;
 use zipper_checkpoint::{Manifest, RunStore, layout};
@@ -7,6 +9,7 @@ use zipper_cli::UserError;
 use zipper_config::RunConfig;
 use zipper_types::Step;
 
+use crate::best::best;
 use crate::checkpoint::Parts;
 
 /// Which checkpoint of which run.
@@ -16,8 +19,12 @@ pub(crate) struct Choice {
     #[arg(long)]
     pub(crate) run: String,
     /// Checkpoint, `step-00000500` or `500`. Left out: the newest that is whole.
-    #[arg(long, value_parser = parse_checkpoint)]
+    #[arg(long, value_parser = parse_checkpoint, conflicts_with = "average")]
     checkpoint: Option<Step>,
+    /// Take the mean of the parameters of the N checkpoints with the lowest validation loss, of those in the stage of the newest.
+    /// Usual is 3. The run must have kept them: `checkpoint.keep_best`.
+    #[arg(long, value_name = "N")]
+    average: Option<NonZeroUsize>,
 }
 
 fn parse_checkpoint(text: &str) -> Result<Step, String> {
@@ -28,11 +35,14 @@ fn parse_checkpoint(text: &str) -> Result<Step, String> {
         .map_err(|_| "expected a step such as `step-00000500` or `500`".to_owned())
 }
 
-/// A run and one of its checkpoints.
+/// A run and one of its checkpoints, or the mean of several.
 pub(crate) struct Source {
     pub(crate) store: RunStore,
     pub(crate) config: RunConfig,
+    /// The checkpoint's; of a mean that of the best one.
     pub(crate) step: Step,
+    /// Those that `parts` is the mean of, best first; or the one that it is.
+    pub(crate) steps: Vec<Step>,
     pub(crate) parts: Parts,
     /// What `parts` reads by.
     runtime: Runtime,
@@ -53,14 +63,31 @@ impl Source {
         let config = String::from_utf8(config.to_vec()).context("run.yaml is not UTF-8")?;
         let config = zipper_config::from_str(&config, layout::RUN_CONFIG, &[])
             .map_err(|error| UserError::new(error.to_string()))?;
-        let manifest = runtime.block_on(choose(&store, choice))?;
+        let (manifest, others) = match choice.average {
+            Some(count) => {
+                let mut best = runtime.block_on(best(&store, &config, count.get()))?;
+                let others = best.split_off(1);
+                (best.remove(0), others)
+            }
+            None => (runtime.block_on(choose(&store, choice))?, Vec::new()),
+        };
+        let all = std::iter::once(&manifest).chain(&others);
         Ok(Self {
             step: manifest.step,
-            parts: Parts::new(runtime.handle().clone(), store.checkpoints(), manifest),
+            steps: all.map(|manifest| manifest.step).collect(),
+            parts: Parts::mean(runtime.handle().clone(), store.checkpoints(), manifest, others),
             store,
             config,
             runtime,
         })
+    }
+
+    /// Names of the checkpoints in [`Source::steps`].
+    pub(crate) fn checkpoints(&self) -> Vec<String> {
+        self.steps
+            .iter()
+            .map(|&step| layout::checkpoint_id(step))
+            .collect()
     }
 
     /// An object of the run; nothing if it is not there.

@@ -9,7 +9,7 @@ use zipper_train::start::Start;
 use zipper_types::{Stage, Step};
 
 use crate::checkpoint::Parts;
-use crate::eval::user_error_if_config;
+use crate::model::user_error_if_config;
 
 /// What the run begins with; nothing if it begins with values from its seed.
 ///

@@ -15,6 +15,7 @@ use zipper_cli::{ExitStatus, UserError, describe_process, die_with_parent, hostn
 use zipper_collectives::{Backend, FlightRecorder, GroupOptions, RollCall, Store};
 use zipper_config::RunConfig;
 use zipper_data::{Corpus, DurationLimits, Utterance, load_corpus};
+use zipper_model::adapter::GateShares;
 use zipper_plan::{Placement, WorkModel};
 use zipper_proto::v1::complete_task_request::Outcome;
 use zipper_proto::v1::{self, evaluate_task, task, verdict};
@@ -31,7 +32,7 @@ use zipper_types::{Rank, Stage, Step, WorkerId, WorldSize};
 use crate::checkpoint::Parts;
 use crate::control::{Control, Failure, Identity, Joined, Refused};
 use crate::diagnosis;
-use crate::eval::user_error_if_config;
+use crate::model::user_error_if_config;
 use crate::start;
 
 #[derive(Debug, clap::Args)]
@@ -372,7 +373,12 @@ impl Worker {
             let last = report.step.0 == task.until_step;
             let leaves = report.stop || (report.regroup && !last);
             if report.step.0.is_multiple_of(self.config.training.log_every) || last || leaves {
-                let line = metrics(&report, started.elapsed() + held_up, held_up, world_size);
+                let gates = session.replica().adapters().gate_shares();
+                let gates = gates.map(|gates| wire_gates(gates, &self.config.data.languages));
+                let line = v1::StepMetrics {
+                    gates,
+                    ..metrics(&report, started.elapsed() + held_up, held_up, world_size)
+                };
                 if rank.0 == 0 {
                     self.control.report_step(line);
                 } else {
@@ -431,6 +437,7 @@ impl Worker {
         let options = DecodeOptions {
             silenced: task.silenced,
             with_nll,
+            detect: false,
         };
         let go_on = |_| !shared.stop_requested() && !shared.is_over();
         let decoded = decode(session.replica(), &mine, options, go_on);
@@ -585,6 +592,16 @@ fn exit_status(verdict: &v1::Verdict) -> anyhow::Result<ExitStatus> {
     }
 }
 
+fn wire_gates(gates: GateShares, languages: &[String]) -> v1::GateShares {
+    let by_language = languages.iter().cloned().zip(gates.by_language);
+    v1::GateShares {
+        layers: gates.layers,
+        by_language: by_language
+            .map(|(lang, shares)| (lang, v1::LayerShares { shares }))
+            .collect(),
+    }
+}
+
 fn metrics(
     report: &StepReport,
     seconds: Duration,
@@ -618,5 +635,6 @@ fn metrics(
         spike: report.spike,
         checkpoint_seconds: held_up.as_secs_f64(),
         memory_seconds: report.memory.as_secs_f64(),
+        gates: None,
     }
 }

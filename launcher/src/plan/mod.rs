@@ -116,12 +116,11 @@ pub(crate) fn inventory(config: &RunConfig, stage: Stage) -> anyhow::Result<Inve
         Dtype::F32 | Dtype::Bf16 => 4,
         Dtype::F64 => 8,
     };
-    Ok(Inventory::new(
-        shapes.projector,
-        &shape,
-        &shapes.sites,
-        element_bytes,
-    ))
+    let inventory = Inventory::new(shapes.projector, &shape, &shapes.sites, element_bytes);
+    Ok(match config.model.lid_head {
+        Some(_) => inventory.with_lid_head(shape.languages, shapes.projector.d_encoder()),
+        None => inventory,
+    })
 }
 
 /// Bytes that both frozen models take on a worker, at the least.

@@ -57,7 +57,8 @@ pub(super) async fn table(store: &RunStore) -> anyhow::Result<Option<ResultTable
     table.map(Some).with_context(|| store.object_url(RESULT_TABLE))
 }
 
-async fn object(store: &RunStore, path: &str) -> anyhow::Result<Option<Vec<u8>>> {
+/// An object of a store; nothing if it is not there.
+pub(super) async fn object(store: &RunStore, path: &str) -> anyhow::Result<Option<Vec<u8>>> {
     match store.get(path).await {
         Ok(bytes) => Ok(Some(bytes.to_vec())),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -129,7 +130,8 @@ async fn sample(
     let mut sample = Sample::default();
     for line in bytes.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
         let line: Line = serde_json::from_slice(line).with_context(|| store.object_url(&path))?;
-        let counted = score(&line.lang, &line.reference, &line.hypothesis);
+        let scoring = config.evaluation.scoring(&line.lang);
+        let counted = score(scoring, &line.reference, &line.hypothesis);
         let counts = if config.evaluation.cer_languages.contains(&line.lang) {
             counted.cer
         } else {

@@ -1,9 +1,10 @@
-//! `zipper-launch sweep`: the runs of a comparison, one after another, and the report of what came out.
+//! `zipper-launch sweep`: the runs of a comparison, one after another or as Slurm jobs, and the report of what came out.
 //!
 //! Every run is an ordinary one in a folder of its own, made by a zipper-launch of its own: whatever holds for runs holds here. Runs that
 //! have their result are not made again, so the same command goes on after anything.
 
 mod gather;
+mod jobs;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -42,7 +43,12 @@ pub(crate) struct Arguments {
     /// Write the report of what there is; start nothing.
     #[arg(long)]
     report: bool,
-    /// Flags for the zipper-launch of every run, behind `--`: `-- --nodes 2 --workers-per-node 4`.
+    /// Hand each run in as a Slurm job of its own, instead of making them here. Those that begin with a stage 1 wait for its job. The same
+    /// command hands in again what has neither a result nor a job in the queue.
+    #[arg(long, conflicts_with_all = ["print", "report"])]
+    submit: bool,
+    /// Flags for the zipper-launch of every run, behind `--`: `-- --nodes 2 --workers-per-node 4`; with `--submit` those of
+    /// `zipper-launch submit`.
     #[arg(last = true)]
     launch: Vec<String>,
 }
@@ -67,6 +73,10 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     let place = Place::of(arguments)?;
     if arguments.print {
         print(&place.describe().await?)?;
+        return Ok(ExitStatus::Done);
+    }
+    if arguments.submit {
+        print(&place.submit(&arguments.launch).await?)?;
         return Ok(ExitStatus::Done);
     }
     let made = if arguments.report {
@@ -191,18 +201,14 @@ impl Place {
     async fn report(&self) -> anyhow::Result<String> {
         let comparison = gather::comparison(self).await?;
         let store = RunStore::open(&self.url)?;
-        let text = render::markdown(&comparison);
-        for (name, contents) in [
-            ("report.md", text.clone()),
-            ("report.csv", render::csv(&comparison)?),
-            ("report.html", render::html(&comparison)?),
-        ] {
+        for (name, contents) in render::files(&comparison)? {
             store
                 .put(&format!("{REPORT}/{name}"), Bytes::from(contents))
                 .await?;
         }
         Ok(format!(
-            "{text}\n{}",
+            "{}\n{}",
+            render::text(&comparison),
             ["md", "csv", "html"]
                 .map(|kind| store.object_url(&format!("{REPORT}/report.{kind}")))
                 .join("\n")

@@ -1,5 +1,6 @@
-//! Adapters on their way out and in: exports against transformers and PEFT, and runs that begin with what others made.
+//! Adapters on their way out and in: exports against transformers and PEFT, means of checkpoints, and runs that begin with what others made.
 
+mod average;
 mod export;
 mod start;
 

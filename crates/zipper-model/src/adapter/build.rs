@@ -132,11 +132,16 @@ impl<'a> Builder<'a> {
             lid,
             units: Vec::new(),
             names: Vec::new(),
+            layers: Vec::new(),
         };
         for (index, adapter) in adapters.iter_mut().enumerate() {
             let unit = unit_name(&adapter.site, self.spec.router.granularity);
             adapter.unit = *indices.entry(unit.clone()).or_insert_with(|| {
                 router.units.push(self.router_unit(index, &unit, rank, lid_dim));
+                router.layers.push(match self.spec.router.granularity {
+                    RouterGranularity::Model => unit.clone(),
+                    RouterGranularity::Linear | RouterGranularity::Layer => layer_path(&adapter.site),
+                });
                 router.names.push(unit);
                 router.units.len() - 1
             });

@@ -15,12 +15,14 @@
 //! updated, nor which banks are on this rank: it makes those it is told to.
 //!
 //! Reading order: this file, `build` (the parameters), `sharing` (the formulas), `merged` (forward passes), `last_pass`
-//! (how gradients get back to the parameters), `banks` (banks that are lent between ranks), `dropout`.
+//! (how gradients get back to the parameters), `banks` (banks that are lent between ranks), `dropout`, `insight` (what has been
+//! learnt, for people).
 
 mod banks;
 mod build;
 mod dropout;
 mod error;
+mod insight;
 mod last_pass;
 mod merged;
 mod sharing;
@@ -33,6 +35,7 @@ use zipper_types::Variant;
 
 use build::Builder;
 pub use error::AdapterError;
+pub use insight::GateShares;
 pub use last_pass::LastPass;
 pub use merged::{AdaptedRows, LoraPair, MergedAdapters};
 use merged::{Matrices, MergedSite};
@@ -195,6 +198,8 @@ struct Router {
     lid: Tensor,
     units: Vec<RouterUnit>,
     names: Vec<String>,
+    /// The transformer layer that each unit belongs to; `model` where there is one for all.
+    layers: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -391,6 +396,37 @@ impl Adapters {
             dropout: self.spec.dropout,
             device: self.place.device,
         }
+    }
+
+    /// Mixtures of the languages' adapters: for each row of `weights`, one number for each language, an adapter that does to the model
+    /// what theirs do together, each by its weight: `sum_l w_l B(l) A`. [`MergedAdapters::rows`] then takes the number of a mixture in
+    /// place of a language. Detached. Nothing with `independent`, whose languages have an A each, so that their sum has no rank r.
+    ///
+    /// # Panics
+    /// If a row has not as many weights as there are languages, or a bank is not here.
+    pub fn merge_mixtures(&self, weights: &[Vec<f64>]) -> Option<MergedAdapters> {
+        if self.spec.variant == Variant::Independent {
+            return None;
+        }
+        let every: Vec<usize> = (0..self.spec.num_languages).collect();
+        let _no_grad = tch::no_grad_guard();
+        let mut merged = self.merge(&every);
+        for site in &mut merged.sites {
+            let Matrices::BySlot(of_languages) = &site.b else {
+                continue;
+            };
+            let of_languages = Tensor::stack(of_languages, 0);
+            let mixtures = weights.iter().map(|weights| {
+                assert_eq!(weights.len(), every.len(), "a weight for each language");
+                let weights = Tensor::from_slice(weights).to_device(of_languages.device());
+                let weights = weights.to_kind(of_languages.kind()).view([-1, 1, 1]);
+                (&of_languages * weights).sum_dim_intlist(0i64, false, of_languages.kind())
+            });
+            site.b = Matrices::BySlot(mixtures.collect());
+        }
+        // With `shared` one B serves all of them, and with every weight.
+        merged.languages = (0..weights.len()).collect();
+        Some(merged)
     }
 
     /// A and B(l) of one layer for `languages`, still connected to the parameters.

@@ -5,5 +5,6 @@ mod errors;
 mod golden;
 mod gradient_check;
 mod initialisation;
+mod insight;
 mod properties;
 mod support;

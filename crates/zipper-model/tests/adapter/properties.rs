@@ -8,13 +8,13 @@ use proptest::sample::select;
 use tch::{Device, Kind, Tensor};
 use zipper_config::schema::{BankInit, RouterGranularity};
 use zipper_model::adapter::{AdapterPlace, AdapterSpec, Adapters};
-use zipper_model::linear::LinearDelta;
 use zipper_model::param::{Param, ParamRole, ParamScope};
+use zipper_model::linear::LinearDelta;
 use zipper_types::Variant;
 
 use crate::support::{
-    assert_all_close, assert_close, deltas, gradients, inputs, is_bank_b, label, normal, param, random,
-    saturate_gates, set, sites, spec,
+    assert_all_close, assert_close, deltas, gradients, inputs, is_bank_b, label, normal, param,
+    random, saturate_gates, set, sites, spec,
 };
 
 const TIME: i64 = 3;
@@ -355,4 +355,42 @@ fn rows_of_one_language_take_the_plain_path_to_the_same_result() {
             }
         }
     }
+}
+
+/// A mixture of one language alone is that language, and what it does is linear in its weights: B(l) is a constant of the language.
+#[test]
+fn mixtures_add_up_what_languages_do() {
+    for variant in [Variant::Shared, Variant::Static, Variant::Hard, Variant::Soft] {
+        let adapters = random(spec(variant), 11, Kind::Double);
+        let inputs = inputs(12, 1, TIME, Kind::Double);
+        let weights = vec![vec![0.0, 0.0, 1.0, 0.0], vec![0.5, 0.25, 0.125, 0.125]];
+        let mixed = adapters.merge_mixtures(&weights).expect("they have one A");
+        for (weights, mixture) in weights.iter().zip(0..) {
+            let rows = mixed.rows(&[mixture], None);
+            for (site, input) in inputs.iter().enumerate() {
+                let sum: Tensor = (0..4)
+                    .map(|language| {
+                        deltas(&adapters, &[language], &inputs)[site].shallow_clone() * weights[language]
+                    })
+                    .reduce(|a, b| a + b)
+                    .expect("there are languages");
+                assert_close(
+                    &rows.delta(site, input),
+                    &sum,
+                    1e-12,
+                    &format!("{variant} {site}"),
+                );
+            }
+        }
+        // Rows of different mixtures together.
+        let both = mixed.rows(&[1, 0], None);
+        let input = normal(13, "rows", &[2, TIME, 7], Kind::Double);
+        let together = both.delta(0, &input);
+        for (row, mixture) in [(0, 1), (1, 0)] {
+            let alone = mixed.rows(&[mixture], None).delta(0, &input.narrow(0, row, 1));
+            assert_close(&together.narrow(0, row, 1), &alone, 1e-12, "rows of a batch");
+        }
+    }
+    let independent = random(spec(Variant::Independent), 11, Kind::Double);
+    assert!(independent.merge_mixtures(&[vec![0.25; 4]]).is_none());
 }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use zipper_config::schema::{Dtype, RunConfig};
+use zipper_config::schema::{Dtype, LidHeadConfig, RunConfig};
 use zipper_tests::Fixture;
 use zipper_types::Variant;
 
@@ -58,6 +58,7 @@ fn check(variant: Variant, dtype: Dtype, steps_of_a_stage: u64, worlds: &[u32], 
     let config = config(&fixture, |config| {
         config.adapter.variant = variant;
         config.model.dtype = dtype;
+        config.model.lid_head = Some(LidHeadConfig { loss_weight: 0.5 });
         config.training.align.steps = steps_of_a_stage;
         config.training.zipper.steps = steps_of_a_stage;
         config.training.batch_audio_seconds = 6.0;

@@ -91,6 +91,7 @@ fn a_set_is_decoded_with_borrowed_banks() {
                 let options = DecodeOptions {
                     silenced: false,
                     with_nll: false,
+                    detect: false,
                 };
                 let decoded = decode(session.replica(), &mine, options, |_| true)
                     .expect("the audio is there")

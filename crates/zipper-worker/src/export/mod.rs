@@ -48,7 +48,7 @@ struct Export<'a> {
     config: &'a RunConfig,
     trained: &'a Trained,
     results: Option<ResultTable>,
-    /// Name of the checkpoint.
+    /// Name of the checkpoint, or those of several.
     checkpoint: String,
 }
 
@@ -63,8 +63,11 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
         config: &source.config,
         trained: &trained,
         // Of another step it says nothing about these weights.
-        results: results.filter(|table| table.step == source.step),
-        checkpoint: zipper_checkpoint::layout::checkpoint_id(source.step),
+        results: results.filter(|table| source.steps == [table.step]),
+        checkpoint: match source.checkpoints().as_slice() {
+            [one] => one.clone(),
+            several => format!("mean of {}", several.join(", ")),
+        },
     };
     // Beside its final place, so that it comes there as a whole.
     let beside = arguments
@@ -85,6 +88,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     let document = json!({
         "run": source.store.url(),
         "checkpoint": export.checkpoint,
+        "checkpoints": source.checkpoints(),
         "output": arguments.output,
         "written": written,
     });
