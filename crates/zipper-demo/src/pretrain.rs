@@ -15,6 +15,7 @@ use zipper_cli::UserError;
 use zipper_config::schema::{PromptConfig, PromptKind};
 use zipper_model::init;
 use zipper_model::llm::{CausalLm, LlmConfig};
+use zipper_model::packing::Packing;
 use zipper_model::prompt::Prompt;
 
 use crate::directory::{self, Shape, Vocabulary};
@@ -131,8 +132,12 @@ fn train(model: &Trainable, sequences: &[Vec<Vec<i64>>], steps: u32) -> anyhow::
     for step in 1..=steps {
         optimizer.set_lr(learning_rate(step, steps));
         let (inputs, targets) = batch(sequences, &mut random);
-        let hidden = model.model.forward(&model.model.embed(&inputs), None);
-        let logits = model.model.logits(&hidden).flatten(0, 1);
+        let (rows, time) = inputs.size2()?;
+        let packing = Packing::uniform(rows, time, Device::Cpu);
+        let hidden = model
+            .model
+            .forward(&model.model.embed(&inputs.view(-1)), &packing, None);
+        let logits = model.model.logits(&hidden);
         let loss =
             logits.cross_entropy_loss::<Tensor>(&targets.view(-1), None, tch::Reduction::Mean, IGNORED, 0.0);
         optimizer.backward_step_clip_norm(&loss, CLIP_NORM);
@@ -204,8 +209,9 @@ mod tests {
         for (lang, first) in [("en", "o"), ("vi", "m")] {
             let ids = prompt.frame(lang).unwrap().before;
             assert_eq!(ids.len(), 1, "the language is one token");
-            let hidden = model.forward(&model.embed(&Tensor::from_slice(&ids).unsqueeze(0)), None);
-            let best = model.logits(&hidden).argmax(-1, false).int64_value(&[0, 0]);
+            let packing = Packing::uniform(1, 1, Device::Cpu);
+            let hidden = model.forward(&model.embed(&Tensor::from_slice(&ids)), &packing, None);
+            let best = model.logits(&hidden).argmax(-1, false).int64_value(&[0]);
             assert_eq!(prompt.decode(&[best]).unwrap(), first);
         }
         assert_eq!(

@@ -14,6 +14,7 @@ use zipper_config::schema::{EncoderConfig, EncoderContext};
 use crate::ModelError;
 use crate::hub::{self, Weights};
 use crate::linear::{Linear, LinearDelta, LoraSite};
+use crate::packing::Packing;
 
 const LAYER_NORM_EPS: f64 = 1e-5;
 /// Encoder frames a second.
@@ -209,8 +210,8 @@ impl WhisperEncoder {
         let x = x
             .conv1d(&self.conv2.0, Some(&self.conv2.1), 2, 1, 1, 1)
             .gelu("none");
-        let x = x.transpose(1, 2);
-        let (_, time, _) = x.size3()?;
+        let x = x.squeeze_dim(0).transpose(0, 1);
+        let (time, _) = x.size2()?;
         let positions = self.config.max_source_positions;
         if time > positions {
             return Err(ModelError::TooLong {
@@ -219,12 +220,19 @@ impl WhisperEncoder {
             });
         }
         let mask = self.chunks.map(|chunks| chunks.mask(time, mel.device()));
+        let row = Packing::uniform(1, time, mel.device());
         let mut x = x + self.positions.narrow(0, 0, time);
         for layer in &self.layers {
-            x = layer.forward(&x, self.config.encoder_attention_heads, mask.as_ref(), adapters);
+            x = layer.forward(
+                &x,
+                &row,
+                self.config.encoder_attention_heads,
+                mask.as_ref(),
+                adapters,
+            );
         }
         let x = self.final_norm.forward(&x);
-        Ok(x.squeeze_dim(0).narrow(0, 0, time.min((valid_frames + 1) / 2)))
+        Ok(x.narrow(0, 0, time.min((valid_frames + 1) / 2)))
     }
 }
 
@@ -253,29 +261,25 @@ impl LayerNorm {
 }
 
 impl Layer {
-    /// `x`: `[1, time, d_model]`; `mask`: `[time, time]`.
+    /// `x`: `[time, d_model]`, one `row`; `mask`: `[time, time]`.
     fn forward(
         &self,
         x: &Tensor,
+        row: &Packing,
         heads: i64,
         mask: Option<&Tensor>,
         adapters: Option<&dyn LinearDelta>,
     ) -> Tensor {
-        let (batch, time, d_model) = x
-            .size3()
-            .expect("the encoder's activations are [batch, time, d_model]");
-        let split = |x: &Tensor| x.view([batch, time, heads, d_model / heads]).transpose(1, 2);
+        let (time, d_model) = x.size2().expect("the encoder's activations are [time, d_model]");
+        let split = |x: &Tensor| x.view([1, time, heads, d_model / heads]).transpose(1, 2);
         let normed = self.attention_norm.forward(x);
-        let q = split(&self.q_proj.forward(&normed, adapters));
-        let k = split(&self.k_proj.forward(&normed, adapters));
-        let v = split(&self.v_proj.forward(&normed, adapters));
+        let q = split(&self.q_proj.forward(&normed, row, adapters));
+        let k = split(&self.k_proj.forward(&normed, row, adapters));
+        let v = split(&self.v_proj.forward(&normed, row, adapters));
         let attended = Tensor::scaled_dot_product_attention(&q, &k, &v, mask, 0.0, false, None, false);
-        let attended = attended.transpose(1, 2).reshape([batch, time, d_model]);
-        let x = x + self.out_proj.forward(&attended, adapters);
-        let hidden = self
-            .fc1
-            .forward(&self.ffn_norm.forward(&x), adapters)
-            .gelu("none");
-        &x + self.fc2.forward(&hidden, adapters)
+        let attended = attended.transpose(1, 2).reshape([time, d_model]);
+        let x = x + self.out_proj.forward(&attended, row, adapters);
+        let hidden = self.fc1.forward(&self.ffn_norm.forward(&x), row, adapters);
+        &x + self.fc2.forward(&hidden.gelu("none"), row, adapters)
     }
 }

@@ -120,22 +120,20 @@ impl SpeechLlm {
         adapters: Option<&dyn LinearDelta>,
     ) -> Result<Decoding, ModelError> {
         let rows = self.rows(examples, None)?;
-        let (hidden, cache) = self.llm().prefill(&rows.embeddings, &rows.lengths, adapters);
-        let last: Vec<Tensor> = (0i64..)
-            .zip(&rows.lengths)
-            .map(|(row, length)| hidden.select(0, row).select(0, length - 1))
-            .collect();
+        let (hidden, cache) = self.llm().prefill(&rows.embeddings, &rows.packing, adapters);
+        let last: Vec<i64> = rows.packing.ends().map(|end| end - 1).collect();
+        let last = Tensor::from_slice(&last).to_device(hidden.device());
         Ok(Decoding {
-            logits: self.llm().logits(&Tensor::stack(&last, 0)),
+            logits: self.llm().logits(&hidden.index_select(0, &last)),
             cache,
         })
     }
 
     /// Reads one more token in each row.
     fn feed(&self, decoding: &mut Decoding, tokens: &Tensor, adapters: Option<&dyn LinearDelta>) {
-        let embedded = self.llm().embed(tokens).unsqueeze(1);
+        let embedded = self.llm().embed(tokens);
         let hidden = self.llm().decode(&embedded, adapters, &mut decoding.cache);
-        decoding.logits = self.llm().logits(&hidden.squeeze_dim(1));
+        decoding.logits = self.llm().logits(&hidden);
     }
 }
 

@@ -3,7 +3,7 @@
 //! Owns the mathematics of the forward pass and the reading of Hugging Face directories. Never holds async code,
 //! networking, optimizers or the training loop.
 //!
-//! Reading order: [`param`], [`linear`], [`hub`] (directories), [`encoder`], [`projector`], [`llm`], [`adapter`],
+//! Reading order: [`param`], [`packing`], [`linear`], [`hub`] (directories), [`encoder`], [`projector`], [`llm`], [`adapter`],
 //! [`prompt`], [`speech_llm`] (the whole), [`generate`].
 
 mod error;
@@ -16,6 +16,7 @@ pub mod init;
 pub mod lid_head;
 pub mod linear;
 pub mod llm;
+pub mod packing;
 pub mod param;
 pub mod projector;
 pub mod prompt;

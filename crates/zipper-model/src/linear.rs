@@ -3,6 +3,7 @@
 use tch::Tensor;
 
 use crate::ModelError;
+use crate::packing::Packing;
 
 /// Index of an adapted linear layer in the list that [`crate::llm::CausalLm::lora_sites`] returns.
 pub type SiteId = usize;
@@ -22,12 +23,12 @@ pub struct LoraSite {
 
 /// What is added to the output of an adapted layer.
 pub trait LinearDelta {
-    /// `s * B(l) A x` for every row of the micro batch, where `l` is the row's language.
+    /// `s * B(l) A x` for every token of the micro batch, where `l` is the language of the token's row.
     ///
     /// # Shapes
-    /// - `input`: `[batch, time, d_in]` of the site
-    /// - returns: `[batch, time, d_out]`, in the element type of `input`
-    fn delta(&self, site: SiteId, input: &Tensor) -> Tensor;
+    /// - `input`: `[tokens, d_in]` of the site, packed as `rows` says
+    /// - returns: `[tokens, d_out]`, in the element type of `input`
+    fn delta(&self, site: SiteId, input: &Tensor, rows: &Packing) -> Tensor;
 }
 
 /// A frozen linear layer: `y = W x + b`, plus the delta of its site where one is attached.
@@ -69,13 +70,14 @@ impl Linear {
     /// Applies the layer.
     ///
     /// # Shapes
-    /// - `input`: `[batch, time, d_in]`
-    /// - returns: `[batch, time, d_out]`
-    pub fn forward(&self, input: &Tensor, adapters: Option<&dyn LinearDelta>) -> Tensor {
-        let frozen = input.linear(&self.weight, self.bias.as_ref());
+    /// - `input`: `[tokens, d_in]`, packed as `rows` says
+    /// - returns: `[tokens, d_out]`
+    pub fn forward(&self, input: &Tensor, rows: &Packing, adapters: Option<&dyn LinearDelta>) -> Tensor {
+        let mut output = input.linear(&self.weight, self.bias.as_ref());
         match (self.site, adapters) {
-            (Some(site), Some(adapters)) => frozen + adapters.delta(site, input),
-            _ => frozen,
+            // In place: nothing needs the frozen layer's own output, not even the backward pass.
+            (Some(site), Some(adapters)) => output.g_add_(&adapters.delta(site, input, rows)),
+            _ => output,
         }
     }
 }

@@ -8,6 +8,7 @@ use zipper_config::schema::ModelConfig;
 use crate::ModelError;
 use crate::linear::{LinearDelta, LoraSite};
 use crate::llm::CausalLm;
+use crate::packing::Packing;
 use crate::param::trainable_kind;
 use crate::projector::Projector;
 use crate::prompt::Prompt;
@@ -40,12 +41,11 @@ pub struct Nll {
     pub tokens: Vec<i64>,
 }
 
-/// Rows padded on the right.
+/// Rows as the LLM reads them.
 pub(crate) struct Rows {
-    /// `[batch, time, hidden]`.
+    /// `[tokens, hidden]`.
     pub(crate) embeddings: Tensor,
-    /// Valid positions of each row.
-    pub(crate) lengths: Vec<i64>,
+    pub(crate) packing: Packing,
 }
 
 impl SpeechLlm {
@@ -128,17 +128,17 @@ impl SpeechLlm {
             .map(|text| self.prompt.encode(text))
             .collect::<Result<Vec<_>, _>>()?;
         let rows = self.rows(examples, Some(&texts))?;
-        let hidden = self.llm.forward(&rows.embeddings, adapters);
-        let (_, time, width) = hidden.size3()?;
+        let hidden = self.llm.forward(&rows.embeddings, &rows.packing, adapters);
         let (mut positions, mut targets, mut row_of_target) = (Vec::new(), Vec::new(), Vec::new());
-        for (row, (text, length)) in texts.iter().zip(&rows.lengths).enumerate() {
-            let first = row as i64 * time + length - text.len() as i64 - 1;
-            positions.extend((0..=text.len() as i64).map(|offset| first + offset));
+        for (row, (text, end)) in texts.iter().zip(rows.packing.ends()).enumerate() {
+            // The first is what follows the last token before the text.
+            let length = text.len() as i64;
+            positions.extend(end - length - 1..end);
             targets.extend(text.iter().copied().chain([self.prompt.eos()]));
             row_of_target.extend(std::iter::repeat_n(row as i64, text.len() + 1));
         }
         let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(self.device);
-        let hidden = hidden.reshape([-1, width]).index_select(0, &tensor(&positions));
+        let hidden = hidden.index_select(0, &tensor(&positions));
         let losses = self.llm.logits(&hidden).cross_entropy_loss(
             &tensor(&targets),
             None::<&Tensor>,
@@ -159,26 +159,37 @@ impl SpeechLlm {
         examples: &[Example<'_>],
         texts: Option<&[Vec<i64>]>,
     ) -> Result<Rows, ModelError> {
-        let mut rows = Vec::with_capacity(examples.len());
+        let (mut ids, mut pieces) = (Vec::<i64>::new(), Vec::new());
         for (index, example) in examples.iter().enumerate() {
             let frame = self.prompt.frame(example.language)?;
-            let speech = self.projector.forward(example.frames).to_kind(self.llm.kind());
-            let mut behind = frame.after;
-            if let Some(texts) = texts {
-                behind.extend(&texts[index]);
-            }
-            let embed = |ids: &[i64]| self.llm.embed(&Tensor::from_slice(ids).to_device(self.device));
-            rows.push(Tensor::cat(&[embed(&frame.before), speech, embed(&behind)], 0));
+            let text = texts.map(|texts| texts[index].as_slice()).unwrap_or_default();
+            pieces.extend([frame.before.len() as i64, (frame.after.len() + text.len()) as i64]);
+            ids.extend(frame.before.iter().chain(&frame.after).chain(text));
         }
-        let lengths: Vec<i64> = rows.iter().map(|row| row.size()[0]).collect();
-        let longest = lengths.iter().copied().max().unwrap_or(0);
-        let padded: Vec<Tensor> = rows
+        let ids = Tensor::from_slice(&ids).to_device(self.device);
+        let embedded = self.llm.embed(&ids).split_with_sizes(&pieces, 0);
+        let frames: Vec<Tensor> = examples
             .iter()
-            .map(|row| row.constant_pad_nd([0, 0, 0, longest - row.size()[0]]))
+            .map(|example| example.frames.shallow_clone())
+            .collect();
+        let speech = self.projector.forward(&frames);
+        let speech: Vec<Tensor> = speech
+            .iter()
+            .map(|speech| speech.to_kind(self.llm.kind()))
+            .collect();
+        let around = embedded.chunks_exact(2);
+        let lengths = around.clone().zip(&speech).map(|(around, speech)| {
+            let length = |piece: &Tensor| piece.size()[0];
+            length(&around[0]) + length(speech) + length(&around[1])
+        });
+        let packing = Packing::new(lengths.collect(), self.device);
+        let all: Vec<&Tensor> = around
+            .zip(&speech)
+            .flat_map(|(around, speech)| [&around[0], speech, &around[1]])
             .collect();
         Ok(Rows {
-            embeddings: Tensor::stack(&padded, 0),
-            lengths,
+            embeddings: Tensor::cat(&all, 0),
+            packing,
         })
     }
 }

@@ -486,8 +486,11 @@ fn languages_of(utterances: &[&Utterance]) -> BTreeSet<usize> {
     utterances.iter().map(|utterance| utterance.language).collect()
 }
 
+/// Those of one language side by side, whose adapter is then one multiplication.
 fn pick<'a>(utterances: &[&'a Utterance], indices: &[usize]) -> Vec<&'a Utterance> {
-    indices.iter().map(|&index| utterances[index]).collect()
+    let mut picked: Vec<&Utterance> = indices.iter().map(|&index| utterances[index]).collect();
+    picked.sort_by_key(|utterance| utterance.language);
+    picked
 }
 
 /// The seed of an utterance's dropout masks at a step: the same on whichever rank the utterance lands.

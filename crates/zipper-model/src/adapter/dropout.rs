@@ -10,6 +10,8 @@
 
 use tch::{Device, Kind, Tensor};
 
+use crate::packing::Packing;
+
 /// `2^64` divided by the golden ratio, odd: the counter increment of `SplitMix64`.
 const INCREMENT: u64 = 0x9e37_79b9_7f4a_7c15;
 const MULTIPLIER_1: u64 = 0xbf58_476d_1ce4_e5b9;
@@ -22,26 +24,24 @@ pub(super) fn site_key(name: &str) -> u64 {
     })
 }
 
-/// Row seeds as a tensor `[rows, 1]`.
-pub(super) fn seed_column(seeds: &[u64], device: Device) -> Tensor {
+/// Row seeds as a tensor `[rows]`.
+pub(super) fn seed_tensor(seeds: &[u64], device: Device) -> Tensor {
     let bits: Vec<i64> = seeds.iter().map(|&seed| seed.cast_signed()).collect();
-    Tensor::from_slice(&bits).unsqueeze(1).to_device(device)
+    Tensor::from_slice(&bits).to_device(device)
 }
 
 /// Which features are dropped, each with probability `rate`.
 ///
 /// # Shapes
-/// - `seeds`: `[rows, 1]`, from [`seed_column`]
-/// - returns: `[rows, positions, features]`, bool, true where dropped
-pub(super) fn dropped(seeds: &Tensor, site_key: u64, positions: i64, features: i64, rate: f64) -> Tensor {
-    let counter = |length| {
-        let mut counter = Tensor::arange(length, (Kind::Int64, seeds.device()));
-        counter.g_mul_scalar_(INCREMENT.cast_signed())
-    };
-    let rows = finalize_all(seeds + site_key.cast_signed());
-    let positions = finalize_all(rows + counter(positions));
-    let features = finalize_all(counter(features) + MULTIPLIER_2.cast_signed());
-    let mut hash = xor_shift(positions.unsqueeze(2) + features, 32);
+/// - `seeds`: `[rows]`, from [`seed_tensor`]
+/// - returns: `[tokens, features]`, bool, true where dropped
+pub(super) fn dropped(seeds: &Tensor, site_key: u64, rows: &Packing, features: i64, rate: f64) -> Tensor {
+    let counted = |counter: &Tensor| counter * INCREMENT.cast_signed();
+    let of_rows = finalize_all(seeds + site_key.cast_signed());
+    let of_tokens = of_rows.index_select(0, rows.row_of_token()) + counted(rows.positions());
+    let features = Tensor::arange(features, (Kind::Int64, seeds.device()));
+    let features = finalize_all(counted(&features) + MULTIPLIER_2.cast_signed());
+    let mut hash = xor_shift(finalize_all(of_tokens).unsqueeze(1) + features, 32);
     hash.g_mul_scalar_(MULTIPLIER_1.cast_signed()).lt(threshold(rate))
 }
 
@@ -76,13 +76,10 @@ mod tests {
     use super::*;
 
     fn mask(seeds: &[u64], site: &str, positions: i64, features: i64, rate: f64) -> Tensor {
-        dropped(
-            &seed_column(seeds, Device::Cpu),
-            site_key(site),
-            positions,
-            features,
-            rate,
-        )
+        let rows = seeds.len() as i64;
+        let seeds = seed_tensor(seeds, Device::Cpu);
+        let packing = Packing::uniform(rows, positions, Device::Cpu);
+        dropped(&seeds, site_key(site), &packing, features, rate).view([rows, positions, features])
     }
 
     fn mean(mask: &Tensor) -> f64 {
@@ -182,5 +179,14 @@ mod tests {
         let among = mask(&[1, 42, 3], "a", 20, 13, 0.3);
         assert_eq!(alone.get(0), among.get(1).narrow(0, 0, 9));
         assert_ne!(alone.get(0), among.get(0).narrow(0, 0, 9));
+        let packing = Packing::new(vec![4, 9, 2], Device::Cpu);
+        let packed = dropped(
+            &seed_tensor(&[1, 42, 3], Device::Cpu),
+            site_key("a"),
+            &packing,
+            13,
+            0.3,
+        );
+        assert_eq!(alone.get(0), packed.narrow(0, 4, 9));
     }
 }

@@ -5,6 +5,7 @@ use tch::{Device, Tensor};
 use super::dropout;
 use super::{Adapters, LastPass};
 use crate::linear::{LinearDelta, SiteId};
+use crate::packing::Packing;
 
 /// The pair (A, B(l)) that a language comes down to at one adapted layer: an ordinary LoRA adapter.
 #[derive(Debug)]
@@ -52,8 +53,23 @@ pub(super) enum Matrices {
 enum Slots {
     /// All rows have the same language.
     Same(usize),
-    /// The slots that occur, and for each row its place among them: `[rows]`, i64.
-    Mixed { occurring: Vec<usize>, rows: Tensor },
+    /// The slot of each row.
+    Mixed(Vec<usize>),
+}
+
+/// Neighbouring tokens with the same slot: the slot of each run, and its length.
+fn runs(slots: &[usize], rows: &Packing) -> (Vec<usize>, Vec<i64>) {
+    let (mut of_runs, mut lengths) = (Vec::new(), Vec::new());
+    for (&slot, &length) in slots.iter().zip(rows.lengths()) {
+        match lengths.last_mut() {
+            Some(last) if of_runs.last() == Some(&slot) => *last += length,
+            _ => {
+                of_runs.push(slot);
+                lengths.push(length);
+            }
+        }
+    }
+    (of_runs, lengths)
 }
 
 impl Matrices {
@@ -73,20 +89,24 @@ impl Matrices {
         }
     }
 
-    /// `M x` with each row's own M.
+    /// `M x` with the M of each token's row: one multiplication for every run of rows of one language.
     ///
     /// # Shapes
-    /// - `input`: `[rows, time, n]`
-    /// - returns: `[rows, time, m]` for matrices `[m, n]`
-    fn multiply(&self, input: &Tensor, slots: &Slots) -> Tensor {
+    /// - `input`: `[tokens, n]`
+    /// - returns: `[tokens, m]` for matrices `[m, n]`
+    fn multiply(&self, input: &Tensor, slots: &Slots, rows: &Packing) -> Tensor {
         match (self, slots) {
             (Self::Common(matrix), _) => input.linear(matrix, None::<Tensor>),
             (Self::BySlot(matrices), Slots::Same(slot)) => input.linear(&matrices[*slot], None::<Tensor>),
-            (Self::BySlot(matrices), Slots::Mixed { occurring, rows }) => {
+            (Self::BySlot(matrices), Slots::Mixed(slots)) => {
                 // Languages that do not occur must not get a gradient, not even a zero: it may be summed already.
-                let occurring: Vec<&Tensor> = occurring.iter().map(|&slot| &matrices[slot]).collect();
-                let by_row = Tensor::stack(&occurring, 0).index_select(0, rows);
-                input.bmm(&by_row.transpose(1, 2))
+                let (slots, lengths) = runs(slots, rows);
+                let parts = input.split_with_sizes(&lengths, 0);
+                let products = parts.iter().zip(slots);
+                let products: Vec<Tensor> = products
+                    .map(|(part, slot)| part.linear(&matrices[slot], None::<Tensor>))
+                    .collect();
+                Tensor::cat(&products, 0)
             }
         }
     }
@@ -97,7 +117,7 @@ impl MergedAdapters {
     ///
     /// `languages` holds each row's language. `dropout_seeds` holds one seed for each row, a hash of run seed, step and
     /// utterance; without it, or where the configured dropout is 0, nothing is dropped. Masks are counted from the
-    /// row's first position, so rows must be padded at their end.
+    /// row's first position. Rows of one language are best side by side: each such run is one multiplication.
     ///
     /// # Panics
     /// If a language was not merged, or if there is not one seed for each row.
@@ -115,25 +135,15 @@ impl MergedAdapters {
         let same = slots.windows(2).all(|pair| pair[0] == pair[1]);
         let slots = match slots.first() {
             Some(&slot) if same => Slots::Same(slot),
-            _ => {
-                let mut occurring = slots.clone();
-                occurring.sort_unstable();
-                occurring.dedup();
-                let place = |slot| occurring.partition_point(|other| other < slot) as i64;
-                let rows: Vec<i64> = slots.iter().map(place).collect();
-                Slots::Mixed {
-                    rows: Tensor::from_slice(&rows).to_device(self.device),
-                    occurring,
-                }
-            }
+            _ => Slots::Mixed(slots),
         };
         let seeds = dropout_seeds.filter(|_| self.dropout > 0.0).map(|seeds| {
             assert_eq!(seeds.len(), languages.len(), "one dropout seed for each row");
-            dropout::seed_column(seeds, self.device)
+            dropout::seed_tensor(seeds, self.device)
         });
         AdaptedRows {
             merged: self,
-            num_rows: languages.len() as i64,
+            num_rows: languages.len(),
             slots,
             seeds,
             last_pass,
@@ -172,19 +182,19 @@ impl MergedAdapters {
 #[derive(Debug)]
 pub struct AdaptedRows<'a> {
     merged: &'a MergedAdapters,
-    num_rows: i64,
+    num_rows: usize,
     slots: Slots,
-    /// `[rows, 1]`; nothing where nothing is dropped.
+    /// `[rows]`; nothing where nothing is dropped.
     seeds: Option<Tensor>,
     /// Where B(l) comes from in the step's last micro batch.
     last_pass: Option<&'a LastPass<'a>>,
 }
 
 impl LinearDelta for AdaptedRows<'_> {
-    fn delta(&self, site_id: SiteId, input: &Tensor) -> Tensor {
-        let (num_rows, positions, d_in) = input.size3().expect("the input of a site is [rows, time, d_in]");
+    fn delta(&self, site_id: SiteId, input: &Tensor, rows: &Packing) -> Tensor {
         assert_eq!(
-            num_rows, self.num_rows,
+            rows.num_rows(),
+            self.num_rows,
             "the micro batch has as many rows as languages were given"
         );
         let site = &self.merged.sites[site_id];
@@ -192,14 +202,14 @@ impl LinearDelta for AdaptedRows<'_> {
         let mut x = input.to_kind(site.a.of_slot(0).kind());
         if let Some(seeds) = &self.seeds {
             let rate = self.merged.dropout;
-            let dropped = dropout::dropped(seeds, site.key, positions, d_in, rate);
+            let dropped = dropout::dropped(seeds, site.key, rows, x.size()[1], rate);
             x = x.masked_fill(&dropped, 0.0);
             scale /= 1.0 - rate;
         }
-        let low_rank = site.a.multiply(&x, &self.slots) * scale;
+        let low_rank = site.a.multiply(&x, &self.slots, rows) * scale;
         let delta = match self.last_pass.filter(|_| site.merges) {
-            Some(last_pass) => last_pass.b(site_id).multiply(&low_rank, &self.slots),
-            None => site.b.multiply(&low_rank, &self.slots),
+            Some(last_pass) => last_pass.b(site_id).multiply(&low_rank, &self.slots, rows),
+            None => site.b.multiply(&low_rank, &self.slots, rows),
         };
         delta.to_kind(input.kind())
     }

@@ -2,22 +2,63 @@
 
 use tch::{Device, Kind, Tensor};
 
+/// Columns of room that are added when there is none: copying all that was read so far for every token would cost the square of it.
+const MORE_COLUMNS: i64 = 32;
+
 /// Keys and values of every layer.
 ///
 /// The columns of the prompt are padded on the right to the longest row; generated tokens follow behind the padding, all rows
 /// in step. A mask hides the padding, and every row counts its positions from its own length.
 #[derive(Debug)]
 pub struct KvCache {
-    /// `[batch, kv_heads, columns, head_dim]` each, rotated keys.
-    layers: Vec<(Tensor, Tensor)>,
+    layers: Vec<LayerCache>,
     /// `[batch]`, i64: valid positions of each row, generated ones included.
     lengths: Tensor,
     /// `[batch, 1, 1, columns]`, true where there is something to attend to.
     mask: Tensor,
 }
 
+/// Rotated keys, and values, of one layer: `[batch, kv_heads, room, head_dim]` each, of which the first columns are in use.
+#[derive(Debug)]
+struct LayerCache {
+    keys: Tensor,
+    values: Tensor,
+    used: i64,
+}
+
+impl LayerCache {
+    fn new((keys, values): (Tensor, Tensor)) -> Self {
+        let used = keys.size()[2];
+        Self { keys, values, used }
+    }
+
+    /// Adds a column, and returns all columns in use.
+    fn append(&mut self, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
+        if self.used == self.keys.size()[2] {
+            let more = |columns: &Tensor| columns.constant_pad_nd([0, 0, 0, MORE_COLUMNS]);
+            (self.keys, self.values) = (more(&self.keys), more(&self.values));
+        }
+        self.keys.select(2, self.used).copy_(k);
+        self.values.select(2, self.used).copy_(v);
+        self.used += 1;
+        (
+            self.keys.narrow(2, 0, self.used),
+            self.values.narrow(2, 0, self.used),
+        )
+    }
+
+    fn select(&mut self, rows: &Tensor) {
+        let of_rows = |columns: &Tensor| columns.narrow(2, 0, self.used).index_select(0, rows);
+        (self.keys, self.values) = (of_rows(&self.keys), of_rows(&self.values));
+    }
+}
+
 impl KvCache {
-    pub(super) fn new(layers: Vec<(Tensor, Tensor)>, lengths: &[i64], columns: i64, device: Device) -> Self {
+    /// # Shapes
+    /// - `layers`: keys and values, `[batch, kv_heads, columns, head_dim]` each
+    pub(super) fn new(layers: Vec<(Tensor, Tensor)>, lengths: &[i64], device: Device) -> Self {
+        let columns = lengths.iter().copied().max().unwrap_or(0);
+        let layers = layers.into_iter().map(LayerCache::new).collect();
         let lengths = Tensor::from_slice(lengths).to_device(device);
         let column = Tensor::arange(columns, (Kind::Int64, device)).unsqueeze(0);
         let mask = column.lt_tensor(&lengths.unsqueeze(1)).unsqueeze(1).unsqueeze(1);
@@ -33,17 +74,16 @@ impl KvCache {
     /// # Shapes
     /// - `rows`: `[new batch]`, i64
     pub fn select(&mut self, rows: &Tensor) {
-        for (k, v) in &mut self.layers {
-            *k = k.index_select(0, rows);
-            *v = v.index_select(0, rows);
+        for layer in &mut self.layers {
+            layer.select(rows);
         }
         self.lengths = self.lengths.index_select(0, rows);
         self.mask = self.mask.index_select(0, rows);
     }
 
-    /// `[batch, 1]`: the position of each row's next token.
-    pub(super) fn next_positions(&self) -> Tensor {
-        self.lengths.unsqueeze(1)
+    /// `[batch]`: the position of each row's next token.
+    pub(super) fn next_positions(&self) -> &Tensor {
+        &self.lengths
     }
 
     /// Makes room for one token in each row, and returns the mask that includes it.
@@ -54,11 +94,9 @@ impl KvCache {
         self.mask.shallow_clone()
     }
 
-    /// Adds the keys and values of one token to a layer, and returns all of them.
+    /// Adds the keys and values of one token, `[batch, kv_heads, head_dim]` each, to a layer, and returns all of them,
+    /// `[batch, kv_heads, columns, head_dim]`.
     pub(super) fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor) -> (Tensor, Tensor) {
-        let (keys, values) = &mut self.layers[layer];
-        *keys = Tensor::cat(&[&*keys, k], 2);
-        *values = Tensor::cat(&[&*values, v], 2);
-        (keys.shallow_clone(), values.shallow_clone())
+        self.layers[layer].append(k, v)
     }
 }

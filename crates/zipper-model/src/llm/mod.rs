@@ -3,8 +3,11 @@
 //! Follows `modeling_llama.py`, `modeling_qwen2.py` and `modeling_qwen3.py`: RMS norm, rotary positions, grouped-query
 //! attention, SwiGLU. The families differ in biases, in the norms of queries and keys, and in what config.json says.
 //!
-//! Dimensions: `batch`, `time`, `hidden` = hidden_size, `heads`, `kv_heads`, `head_dim`, `vocab`.
+//! Activations are packed: `[tokens, hidden]`, row after row, without padding; only attention looks at rows.
+//!
+//! Dimensions: `tokens` of all rows, `batch` = rows, `hidden` = hidden_size, `heads`, `kv_heads`, `head_dim`, `vocab`.
 
+mod attend;
 mod cache;
 mod config;
 mod rope;
@@ -21,6 +24,7 @@ use rope::Rope;
 use crate::ModelError;
 use crate::hub::{self, Weights};
 use crate::linear::{Linear, LinearDelta, LoraSite};
+use crate::packing::Packing;
 use crate::param::trainable_kind;
 
 const TARGETS: [&str; 7] = [
@@ -73,14 +77,6 @@ struct Attention {
     heads: i64,
     kv_heads: i64,
     head_dim: i64,
-}
-
-/// Which columns a row may attend to.
-enum Mask<'a> {
-    /// Those up to its own: training, where rows are padded on the right.
-    Causal,
-    /// Those that are true: `[batch, 1, 1, columns]`.
-    Columns(&'a Tensor),
 }
 
 impl CausalLm {
@@ -168,44 +164,42 @@ impl CausalLm {
         Tensor::embedding(&self.embedding, ids, -1, false, false)
     }
 
-    /// Runs the layers over rows that are padded on the right; what stands in the padding is meaningless.
+    /// Runs the layers over packed rows, each of which attends to itself alone.
     ///
     /// # Shapes
-    /// - `x`: `[batch, time, hidden]`
-    /// - returns: `[batch, time, hidden]`, after the final norm
-    pub fn forward(&self, x: &Tensor, adapters: Option<&dyn LinearDelta>) -> Tensor {
-        self.forward_and_keep(x, adapters, |_, _| ())
+    /// - `x`: `[tokens, hidden]`, packed as `rows` says
+    /// - returns: `[tokens, hidden]`, after the final norm
+    pub fn forward(&self, x: &Tensor, rows: &Packing, adapters: Option<&dyn LinearDelta>) -> Tensor {
+        self.forward_and_keep(x, rows, adapters, |_, _| ())
     }
 
     /// Like [`CausalLm::forward`], keeping keys and values so that [`CausalLm::decode`] can go on.
-    ///
-    /// # Shapes
-    /// - `lengths`: `[batch]`, valid positions of each row
     pub fn prefill(
         &self,
         x: &Tensor,
-        lengths: &[i64],
+        rows: &Packing,
         adapters: Option<&dyn LinearDelta>,
     ) -> (Tensor, KvCache) {
         let mut layers = Vec::with_capacity(self.layers.len());
-        let hidden = self.forward_and_keep(x, adapters, |k, v| layers.push((k, v)));
-        let cache = KvCache::new(layers, lengths, x.size()[1], x.device());
+        let columns = |packed: &Tensor| rows.pad(packed).transpose(1, 2).contiguous();
+        let hidden = self.forward_and_keep(x, rows, adapters, |k, v| layers.push((columns(k), columns(v))));
+        let cache = KvCache::new(layers, rows.lengths(), x.device());
         (hidden, cache)
     }
 
     fn forward_and_keep(
         &self,
         x: &Tensor,
+        rows: &Packing,
         adapters: Option<&dyn LinearDelta>,
-        mut keep: impl FnMut(Tensor, Tensor),
+        mut keep: impl FnMut(&Tensor, &Tensor),
     ) -> Tensor {
-        let positions = Tensor::arange(x.size()[1], (Kind::Int64, x.device())).unsqueeze(0);
-        let rotation = self.rope.rotation(&positions, self.kind());
+        let rotation = self.rope.rotation(rows.positions(), self.kind());
         let mut x = x.shallow_clone();
         for layer in &self.layers {
-            x = layer.forward(&x, &rotation, &Mask::Causal, adapters, |k, v| {
-                keep(k.shallow_clone(), v.shallow_clone());
-                (k, v)
+            x = layer.forward(&x, rows, &rotation, adapters, |q, k, v| {
+                keep(k, v);
+                attend::to_own_row(q, k, v, rows)
             });
         }
         self.final_norm.forward(&x)
@@ -214,15 +208,17 @@ impl CausalLm {
     /// One more token for each row.
     ///
     /// # Shapes
-    /// - `x`: `[batch, 1, hidden]`
-    /// - returns: `[batch, 1, hidden]`, after the final norm
+    /// - `x`: `[batch, hidden]`
+    /// - returns: `[batch, hidden]`, after the final norm
     pub fn decode(&self, x: &Tensor, adapters: Option<&dyn LinearDelta>, cache: &mut KvCache) -> Tensor {
-        let rotation = self.rope.rotation(&cache.next_positions(), self.kind());
+        let rows = Packing::uniform(x.size()[0], 1, x.device());
+        let rotation = self.rope.rotation(cache.next_positions(), self.kind());
         let mask = cache.grow_mask();
         let mut x = x.shallow_clone();
         for (index, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&x, &rotation, &Mask::Columns(&mask), adapters, |k, v| {
-                cache.append(index, &k, &v)
+            x = layer.forward(&x, &rows, &rotation, adapters, |q, k, v| {
+                let (keys, values) = cache.append(index, k, v);
+                attend::to_columns(q, &keys, &values, &mask)
             });
         }
         self.final_norm.forward(&x)
@@ -321,23 +317,21 @@ impl Layer {
         ]
     }
 
-    /// `keys_and_values` turns the new keys and values into those to attend to.
+    /// `attend` makes of queries, keys and values of the tokens, `[tokens, heads or kv_heads, head_dim]` each, what the queries find.
     fn forward(
         &self,
         x: &Tensor,
+        rows: &Packing,
         rotation: &rope::Rotation,
-        mask: &Mask<'_>,
         adapters: Option<&dyn LinearDelta>,
-        keys_and_values: impl FnOnce(Tensor, Tensor) -> (Tensor, Tensor),
+        attend: impl FnOnce(&Tensor, &Tensor, &Tensor) -> Tensor,
     ) -> Tensor {
         let normed = self.attention_norm.forward(x);
-        let x = x + self
-            .attention
-            .forward(&normed, rotation, mask, adapters, keys_and_values);
+        let x = x + self.attention.forward(&normed, rows, rotation, adapters, attend);
         let normed = self.mlp_norm.forward(&x);
-        let gate = self.gate_proj.forward(&normed, adapters).silu();
-        let up = self.up_proj.forward(&normed, adapters);
-        &x + self.down_proj.forward(&(gate * up), adapters)
+        let gate = self.gate_proj.forward(&normed, rows, adapters).silu();
+        let up = self.up_proj.forward(&normed, rows, adapters);
+        &x + self.down_proj.forward(&(gate * up), rows, adapters)
     }
 }
 
@@ -345,50 +339,21 @@ impl Attention {
     fn forward(
         &self,
         x: &Tensor,
+        rows: &Packing,
         rotation: &rope::Rotation,
-        mask: &Mask<'_>,
         adapters: Option<&dyn LinearDelta>,
-        keys_and_values: impl FnOnce(Tensor, Tensor) -> (Tensor, Tensor),
+        attend: impl FnOnce(&Tensor, &Tensor, &Tensor) -> Tensor,
     ) -> Tensor {
-        let (batch, time, _) = x
-            .size3()
-            .expect("the LLM's activations are [batch, time, hidden]");
-        let split = |x: &Tensor, heads: i64| x.view([batch, time, heads, self.head_dim]);
-        let mut q = split(&self.q_proj.forward(x, adapters), self.heads);
-        let mut k = split(&self.k_proj.forward(x, adapters), self.kv_heads);
-        let v = split(&self.v_proj.forward(x, adapters), self.kv_heads).transpose(1, 2);
+        let split = |x: &Tensor, heads: i64| x.view([-1, heads, self.head_dim]);
+        let mut q = split(&self.q_proj.forward(x, rows, adapters), self.heads);
+        let mut k = split(&self.k_proj.forward(x, rows, adapters), self.kv_heads);
+        let v = split(&self.v_proj.forward(x, rows, adapters), self.kv_heads);
         if let Some((q_norm, k_norm)) = &self.qk_norms {
             q = q_norm.forward(&q);
             k = k_norm.forward(&k);
         }
-        let q = rotation.apply(&q.transpose(1, 2));
-        let k = rotation.apply(&k.transpose(1, 2));
-        let (k, v) = keys_and_values(k, v);
-        let (k, v) = (self.for_every_head(&k), self.for_every_head(&v));
-        let (mask, causal) = match mask {
-            Mask::Causal => (None, true),
-            Mask::Columns(mask) => (Some(*mask), false),
-        };
-        let attended = Tensor::scaled_dot_product_attention(&q, &k, &v, mask, 0.0, causal, None, false);
-        let attended = attended
-            .transpose(1, 2)
-            .reshape([batch, time, self.heads * self.head_dim]);
-        self.o_proj.forward(&attended, adapters)
-    }
-
-    /// Repeats each key or value head for the query heads that share it.
-    ///
-    /// # Shapes
-    /// - `x`: `[batch, kv_heads, columns, head_dim]`
-    /// - returns: `[batch, heads, columns, head_dim]`
-    fn for_every_head(&self, x: &Tensor) -> Tensor {
-        let group = self.heads / self.kv_heads;
-        if group == 1 {
-            return x.shallow_clone();
-        }
-        let (batch, kv_heads, columns, head_dim) = x.size4().expect("keys and values have four dimensions");
-        x.unsqueeze(2)
-            .expand([batch, kv_heads, group, columns, head_dim], false)
-            .reshape([batch, self.heads, columns, head_dim])
+        let attended = attend(&rotation.apply(&q), &rotation.apply(&k), &v);
+        let attended = attended.reshape([-1, self.heads * self.head_dim]);
+        self.o_proj.forward(&attended, rows, adapters)
     }
 }

@@ -14,7 +14,7 @@ pub(super) struct Rope {
     attention_factor: f64,
 }
 
-/// Cosines and sines of some positions: `[batch or 1, 1, time, head_dim]` each.
+/// Cosines and sines of some positions: `[tokens, 1, head_dim]` each.
 #[derive(Debug)]
 pub(super) struct Rotation {
     cos: Tensor,
@@ -43,7 +43,7 @@ impl Rope {
     }
 
     /// # Shapes
-    /// - `positions`: `[batch or 1, time]`, i64
+    /// - `positions`: `[tokens]`, i64
     pub(super) fn rotation(&self, positions: &Tensor, kind: Kind) -> Rotation {
         let angles = positions.to_kind(Kind::Float).unsqueeze(-1) * &self.frequencies;
         let angles = Tensor::cat(&[&angles, &angles], -1).unsqueeze(1);
@@ -56,7 +56,7 @@ impl Rope {
 
 impl Rotation {
     /// # Shapes
-    /// - `x`: `[batch, heads, time, head_dim]`
+    /// - `x`: `[tokens, heads, head_dim]`
     pub(super) fn apply(&self, x: &Tensor) -> Tensor {
         let halves = x.chunk(2, -1);
         let rotated = Tensor::cat(&[halves[1].neg(), halves[0].shallow_clone()], -1);

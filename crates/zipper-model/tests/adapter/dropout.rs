@@ -2,10 +2,9 @@
 
 use tch::{Kind, Tensor};
 use zipper_model::adapter::{AdapterSpec, Adapters};
-use zipper_model::linear::LinearDelta;
 use zipper_types::Variant;
 
-use crate::support::{assert_close, inputs, normal, random, spec};
+use crate::support::{assert_close, delta, inputs, normal, random, spec};
 
 const RATE: f64 = 0.3;
 
@@ -36,10 +35,9 @@ fn neighbours_and_padding_do_not_change_a_row() {
                 1,
             );
             let batch = Tensor::cat(&[others, padded], 0);
-            let expected = merged.rows(&[2], Some(&[77])).delta(site, alone);
-            let found = merged
-                .rows(&[0, 1, 0, 2], Some(&[5, 6, 77 + 1, 77]))
-                .delta(site, &batch);
+            let expected = delta(&merged.rows(&[2], Some(&[77])), site, alone);
+            let rows = merged.rows(&[0, 1, 0, 2], Some(&[5, 6, 77 + 1, 77]));
+            let found = delta(&rows, site, &batch);
             assert_close(
                 &found.get(3).narrow(0, 0, 5),
                 &expected.get(0),
@@ -57,7 +55,7 @@ fn seeds_and_layers_have_masks_of_their_own() {
     let merged = adapters.merge(&[0]);
     let mask = |site: usize, features: i64, seed: u64| {
         let input = Tensor::ones([1, 50, features], (Kind::Float, tch::Device::Cpu)).set_requires_grad(true);
-        let delta = merged.rows(&[0], Some(&[seed])).delta(site, &input);
+        let delta = delta(&merged.rows(&[0], Some(&[seed])), site, &input);
         delta.sum(Kind::Float).backward();
         input.grad().eq(0.0)
     };
@@ -80,11 +78,8 @@ fn the_expected_delta_is_the_delta_without_dropout() {
     let many = one.expand([rows, 1, 7], false);
     let seeds: Vec<u64> = (0..rows as u64).collect();
     let languages = vec![1; rows as usize];
-    let mean = merged
-        .rows(&languages, Some(&seeds))
-        .delta(0, &many)
-        .mean_dim(0, false, Kind::Float);
-    let expected = merged.rows(&[1], None).delta(0, &one).get(0);
+    let mean = delta(&merged.rows(&languages, Some(&seeds)), 0, &many).mean_dim(0, false, Kind::Float);
+    let expected = delta(&merged.rows(&[1], None), 0, &one).get(0);
     assert_close(&mean, &expected, 0.05, "mean delta");
 }
 
@@ -96,8 +91,8 @@ fn no_seeds_or_no_rate_means_no_dropout() {
     );
     let (with, without) = (with.merge(&[0, 1]), without.merge(&[0, 1]));
     let input = &inputs(3, 2, 4, Kind::Float)[0];
-    let plain = without.rows(&[0, 1], None).delta(0, input);
-    assert_eq!(with.rows(&[0, 1], None).delta(0, input), plain);
-    assert_eq!(without.rows(&[0, 1], Some(&[1, 2])).delta(0, input), plain);
-    assert_ne!(with.rows(&[0, 1], Some(&[1, 2])).delta(0, input), plain);
+    let plain = delta(&without.rows(&[0, 1], None), 0, input);
+    assert_eq!(delta(&with.rows(&[0, 1], None), 0, input), plain);
+    assert_eq!(delta(&without.rows(&[0, 1], Some(&[1, 2])), 0, input), plain);
+    assert_ne!(delta(&with.rows(&[0, 1], Some(&[1, 2])), 0, input), plain);
 }

@@ -10,10 +10,9 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 use zipper_config::schema::{BankInit, RouterConfig, RouterGranularity};
 use zipper_model::adapter::{AdapterSpec, Adapters};
-use zipper_model::linear::LinearDelta;
 use zipper_types::Variant;
 
-use crate::support::{assert_close, label, set, site};
+use crate::support::{assert_close, delta, label, set, site};
 
 const ROWS: [usize; 6] = [2, 0, 3, 2, 0, 0];
 
@@ -73,7 +72,7 @@ fn check_in(case: &str, variant: Variant, granularity: RouterGranularity, kind: 
         let input = golden[&format!("input/{}", site.name)]
             .to_kind(kind)
             .set_requires_grad(true);
-        let output = rows.delta(index, &input);
+        let output = delta(&rows, index, &input);
         let what = |part: &str| format!("{case} {kind:?} {part} of {}", site.name);
         assert_close(
             &output,

@@ -9,11 +9,10 @@ use tch::{Device, Kind, Tensor};
 use zipper_config::schema::{BankInit, RouterGranularity};
 use zipper_model::adapter::{AdapterPlace, AdapterSpec, Adapters};
 use zipper_model::param::{Param, ParamRole, ParamScope};
-use zipper_model::linear::LinearDelta;
 use zipper_types::Variant;
 
 use crate::support::{
-    assert_all_close, assert_close, deltas, gradients, inputs, is_bank_b, label, normal, param,
+    assert_all_close, assert_close, delta, deltas, gradients, inputs, is_bank_b, label, normal, param,
     random, saturate_gates, set, sites, spec,
 };
 
@@ -347,8 +346,8 @@ fn rows_of_one_language_take_the_plain_path_to_the_same_result() {
         let adapters = random(spec(variant), 6, Kind::Float);
         let merged = adapters.merge(&[1, 2]);
         for (site, input) in inputs(6, 2, TIME, Kind::Float).iter().enumerate() {
-            let plain = merged.rows(&[1, 1], None).delta(site, input);
-            let gathered = merged.rows(&[1, 2], None).delta(site, input);
+            let plain = delta(&merged.rows(&[1, 1], None), site, input);
+            let gathered = delta(&merged.rows(&[1, 2], None), site, input);
             assert_close(&gathered.get(0), &plain.get(0), 1e-6, variant.name());
             if variant != Variant::Shared {
                 assert_ne!(gathered.get(1), plain.get(1), "{variant}");
@@ -375,7 +374,7 @@ fn mixtures_add_up_what_languages_do() {
                     .reduce(|a, b| a + b)
                     .expect("there are languages");
                 assert_close(
-                    &rows.delta(site, input),
+                    &delta(&rows, site, input),
                     &sum,
                     1e-12,
                     &format!("{variant} {site}"),
@@ -385,9 +384,9 @@ fn mixtures_add_up_what_languages_do() {
         // Rows of different mixtures together.
         let both = mixed.rows(&[1, 0], None);
         let input = normal(13, "rows", &[2, TIME, 7], Kind::Double);
-        let together = both.delta(0, &input);
+        let together = delta(&both, 0, &input);
         for (row, mixture) in [(0, 1), (1, 0)] {
-            let alone = mixed.rows(&[mixture], None).delta(0, &input.narrow(0, row, 1));
+            let alone = delta(&mixed.rows(&[mixture], None), 0, &input.narrow(0, row, 1));
             assert_close(&together.narrow(0, row, 1), &alone, 1e-12, "rows of a batch");
         }
     }

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use tch::{Device, Kind, Tensor};
 use zipper_config::schema::{BankInit, RouterConfig, RouterGranularity};
-use zipper_model::adapter::{AdapterSpec, Adapters};
+use zipper_model::adapter::{AdaptedRows, AdapterSpec, Adapters};
 use zipper_model::init;
 use zipper_model::linear::{LinearDelta, LoraSite};
+use zipper_model::packing::Packing;
 use zipper_model::param::{Param, ParamRole, ParamScope};
 use zipper_types::Variant;
 
@@ -127,6 +128,18 @@ pub(crate) fn saturate_gates(adapters: &Adapters, shared: impl Fn(i64, i64) -> b
     }
 }
 
+/// The delta of one site for rows of equal length.
+///
+/// # Shapes
+/// - `input`: `[rows, time, d_in]`
+/// - returns: `[rows, time, d_out]`
+pub(crate) fn delta(rows: &AdaptedRows<'_>, site: usize, input: &Tensor) -> Tensor {
+    let (num_rows, time, _) = input.size3().expect("rows of equal length");
+    let packing = Packing::uniform(num_rows, time, Device::Cpu);
+    let packed = rows.delta(site, &input.flatten(0, 1), &packing);
+    packed.unflatten(0, [num_rows, time])
+}
+
 /// The deltas of all sites for one batch.
 pub(crate) fn deltas(adapters: &Adapters, languages: &[usize], inputs: &[Tensor]) -> Vec<Tensor> {
     let merged = adapters.merge(languages);
@@ -134,7 +147,7 @@ pub(crate) fn deltas(adapters: &Adapters, languages: &[usize], inputs: &[Tensor]
     inputs
         .iter()
         .enumerate()
-        .map(|(site, input)| rows.delta(site, input))
+        .map(|(site, input)| delta(&rows, site, input))
         .collect()
 }
 
@@ -164,7 +177,7 @@ pub(crate) fn gradients(
         let mut losses: Vec<Tensor> = inputs
             .iter()
             .enumerate()
-            .map(|(site, input)| rows.delta(site, &input.narrow(0, first as i64, count as i64)))
+            .map(|(site, input)| delta(&rows, site, &input.narrow(0, first as i64, count as i64)))
             .map(|delta| delta.sin().sum(delta.kind()))
             .collect();
         if is_last {

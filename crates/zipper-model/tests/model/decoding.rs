@@ -5,8 +5,9 @@
 use tch::{Device, Kind, Tensor};
 use zipper_model::generate::GenerateOptions;
 use zipper_model::llm::CausalLm;
+use zipper_model::packing::Packing;
 
-use crate::support::{FAMILIES, GivenLora, Golden, TARGETS, assert_close, models, names, tensors};
+use crate::support::{FAMILIES, GivenLora, Golden, TARGETS, assert_close, forward, models, names, tensors};
 
 const GREEDY: GenerateOptions = GenerateOptions {
     beam: 1,
@@ -85,15 +86,20 @@ fn the_cache_changes_nothing() {
             CausalLm::load(&models().join(name), Device::Cpu, Kind::Float).expect("a good directory");
         let lora = GivenLora::new(llm.lora_sites(&names(&TARGETS)).expect("they exist"), "", &golden);
         let x = &golden["x"];
-        let whole = tch::no_grad(|| llm.forward(x, Some(&lora)));
+        let whole = tch::no_grad(|| forward(&llm, x, Some(&lora)));
         // Rows of 4, 9 and 6 positions are read at once, three more follow one by one.
         let lengths = [4, 9, 6];
-        let (_, mut cache) = tch::no_grad(|| llm.prefill(&x.narrow(1, 0, 9), &lengths, Some(&lora)));
+        let read: Vec<Tensor> = (0i64..)
+            .zip(lengths)
+            .map(|(row, length)| x.get(row).narrow(0, 0, length))
+            .collect();
+        let packing = Packing::new(lengths.to_vec(), Device::Cpu);
+        let (_, mut cache) = tch::no_grad(|| llm.prefill(&Tensor::cat(&read, 0), &packing, Some(&lora)));
         for step in 0..3 {
             let column = |of: &Tensor| {
                 let rows: Vec<Tensor> = (0i64..)
                     .zip(lengths)
-                    .map(|(row, length)| of.get(row).narrow(0, length + step, 1))
+                    .map(|(row, length)| of.get(row).get(length + step))
                     .collect();
                 Tensor::stack(&rows, 0)
             };

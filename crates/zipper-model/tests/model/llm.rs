@@ -1,12 +1,15 @@
 //! Goal: logits, loss and gradients of every family equal those of transformers and PEFT.
 //!
-//! Method: each golden directory is loaded with the golden LoRA and projector; rows of different lengths run as one
-//! batch padded on the right, with noise in the padding.
+//! Method: each golden directory is loaded with the golden LoRA and projector. Rows of different lengths run once as rows of equal length
+//! with noise behind their ends, and once packed without padding.
 
 use tch::{Device, Kind, Tensor};
 use zipper_model::llm::CausalLm;
+use zipper_model::packing::Packing;
 
-use crate::support::{FAMILIES, GivenLora, Golden, TARGETS, assert_close, expected, models, names, tensors};
+use crate::support::{
+    FAMILIES, GivenLora, Golden, TARGETS, assert_close, expected, forward, models, names, tensors,
+};
 
 fn load(name: &str, kind: Kind) -> CausalLm {
     CausalLm::load(&models().join(name), Device::Cpu, kind).expect("a good directory")
@@ -18,12 +21,33 @@ fn logits_equal_transformers() {
         let golden = tensors(name);
         let mut llm = load(name, Kind::Float);
         let lora = GivenLora::new(llm.lora_sites(&names(&TARGETS)).expect("they exist"), "", &golden);
-        let logits = tch::no_grad(|| llm.logits(&llm.forward(&golden["x"], Some(&lora))));
+        let logits = tch::no_grad(|| llm.logits(&forward(&llm, &golden["x"], Some(&lora))));
         for row in 0..expected(name).languages.len() {
             let expected = &golden[&format!("logits.{row}")];
             let valid = logits.get(row as i64).narrow(0, 0, expected.size()[0]);
             assert_close(&format!("{name} row {row}"), &valid, expected);
         }
+    }
+}
+
+/// Packed rows of different lengths: the logits of each are those of the row alone.
+#[test]
+fn packed_rows_do_not_see_each_other() {
+    for name in FAMILIES {
+        let golden = tensors(name);
+        let mut llm = load(name, Kind::Float);
+        let lora = GivenLora::new(llm.lora_sites(&names(&TARGETS)).expect("they exist"), "", &golden);
+        let num_rows = expected(name).languages.len() as i64;
+        let of_row = |row: i64| &golden[&format!("logits.{row}")];
+        let lengths: Vec<i64> = (0..num_rows).map(|row| of_row(row).size()[0]).collect();
+        let rows: Vec<Tensor> = (0..num_rows)
+            .zip(&lengths)
+            .map(|(row, &length)| golden["x"].get(row).narrow(0, 0, length))
+            .collect();
+        let packing = Packing::new(lengths, Device::Cpu);
+        let hidden = tch::no_grad(|| llm.forward(&Tensor::cat(&rows, 0), &packing, Some(&lora)));
+        let expected: Vec<&Tensor> = (0..num_rows).map(of_row).collect();
+        assert_close(name, &llm.logits(&hidden), &Tensor::cat(&expected, 0));
     }
 }
 
@@ -55,11 +79,15 @@ fn loss_and_gradients_equal_transformers_and_peft() {
 fn projectors_equal_torch() {
     for name in FAMILIES {
         let golden = Golden::load(name);
-        for (row, example) in golden.examples().iter().enumerate() {
-            let speech = golden.speech.projector().forward(example.frames);
+        let frames: Vec<Tensor> = golden
+            .examples()
+            .iter()
+            .map(|example| example.frames.shallow_clone())
+            .collect();
+        for (row, speech) in golden.speech.projector().forward(&frames).iter().enumerate() {
             assert_close(
                 &format!("{name} row {row}"),
-                &speech,
+                speech,
                 &golden.tensors[&format!("speech.{row}")],
             );
         }
@@ -88,12 +116,12 @@ fn bf16_is_near_f32() {
     let golden = tensors("qwen2");
     let full = tch::no_grad(|| {
         let llm = load("qwen2", Kind::Float);
-        llm.logits(&llm.forward(&golden["x"], None))
+        llm.logits(&forward(&llm, &golden["x"], None))
     });
     let llm = load("qwen2", Kind::BFloat16);
     assert_eq!(llm.kind(), Kind::BFloat16);
     let half = tch::no_grad(|| {
-        let hidden = llm.forward(&golden["x"].to_kind(Kind::BFloat16), None);
+        let hidden = forward(&llm, &golden["x"].to_kind(Kind::BFloat16), None);
         assert_eq!(hidden.kind(), Kind::BFloat16);
         llm.logits(&hidden)
     });
@@ -108,7 +136,7 @@ fn bf16_is_near_f32() {
 #[test]
 fn frozen_weights_need_no_gradient() {
     let llm = load("qwen3", Kind::Float);
-    assert!(!llm.forward(&tensors("qwen3")["x"], None).requires_grad());
+    assert!(!forward(&llm, &tensors("qwen3")["x"], None).requires_grad());
 }
 
 #[test]

@@ -10,6 +10,8 @@ use zipper_config::schema::{
     EncoderConfig, EncoderContext, ModelConfig, ProjectorKind, PromptConfig, PromptKind,
 };
 use zipper_model::linear::{LinearDelta, LoraSite, SiteId};
+use zipper_model::llm::CausalLm;
+use zipper_model::packing::Packing;
 use zipper_model::speech_llm::{Example, SpeechLlm};
 
 /// One directory of each family; together they have tied and untied embeddings, one and many files, f32, bf16 and f16,
@@ -179,10 +181,21 @@ impl GivenLora {
 }
 
 impl LinearDelta for GivenLora {
-    fn delta(&self, site: SiteId, input: &Tensor) -> Tensor {
+    fn delta(&self, site: SiteId, input: &Tensor, _rows: &Packing) -> Tensor {
         let (a, b) = &self.pairs[site - self.first_site];
         input.matmul(&a.tr()).matmul(&b.tr()) * SCALE
     }
+}
+
+/// Runs the layers over rows of equal length.
+///
+/// # Shapes
+/// - `x`: `[rows, time, hidden]`, as what is returned
+pub(crate) fn forward(llm: &CausalLm, x: &Tensor, adapters: Option<&dyn LinearDelta>) -> Tensor {
+    let (rows, time, _) = x.size3().expect("rows of equal length");
+    let packing = Packing::uniform(rows, time, Device::Cpu);
+    llm.forward(&x.flatten(0, 1), &packing, adapters)
+        .unflatten(0, [rows, time])
 }
 
 /// Relative error below 1e-4: the largest difference, as a part of the largest value.
