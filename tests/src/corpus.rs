@@ -43,6 +43,35 @@ pub(crate) fn write_corpus_of(folder: &Path, seed: u64, languages: &[(&str, usiz
     }
 }
 
+/// Makes every recording of a corpus that [`write_corpus`] wrote a single tone, whose pitch tells the language.
+pub fn sing_languages(folder: &Path) {
+    for (&(language, _), pitch) in LANGUAGES.iter().zip([300.0, 900.0, 2_700.0]) {
+        let entries = fs::read_dir(folder).expect("the corpus is there");
+        let paths = entries.map(|entry| entry.expect("the folder can be listed").path());
+        let of_language = |path: &std::path::PathBuf| {
+            let name = path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            name.ends_with(".wav") && name.contains(&format!("-{language}-"))
+        };
+        for path in paths.filter(of_language) {
+            let reader = hound::WavReader::open(&path).expect("it was written before");
+            let (spec, samples) = (reader.spec(), reader.duration());
+            let mut writer = hound::WavWriter::create(&path, spec).expect("the folder is writable");
+            for sample in 0..samples {
+                let time = f64::from(sample) / f64::from(spec.sample_rate);
+                let value = (pitch * time * std::f64::consts::TAU).sin() / 2.0;
+                writer
+                    .write_sample((value * f64::from(i16::MAX)) as i16)
+                    .expect("the disk has room");
+            }
+            writer.finalize().expect("the disk has room");
+        }
+    }
+}
+
 fn write_wav(path: &Path, seconds: f64, random: &mut ChaCha8Rng) {
     let sample_rate = [8_000, 16_000, 22_050][random.random_range(0..3)];
     let spec = hound::WavSpec {

@@ -21,7 +21,7 @@ pub use benchmark::{
 };
 pub use checkpoint::manifest;
 pub use compare::{Difference, Parameters};
-pub use corpus::{LANGUAGES, write_corpus};
+pub use corpus::{LANGUAGES, sing_languages, write_corpus};
 pub use models::{LlmShape, write_llm, write_whisper};
 pub use programs::{Finished, Launched, processes, program, wait_until};
 pub use rigs::{

@@ -7,7 +7,7 @@ use crate::setup;
 use crate::setup::python::{Environment, System};
 use crate::workspace::{self, Workspace};
 
-/// Programs of a run, which `overlap` and `startup` start.
+/// Programs of a run, which `overlap`, `startup` and `training` start.
 const PACKAGES: [&str; 3] = ["zipper-launch", "zipper-coordinator", "zipper-worker"];
 
 /// What is measured.
@@ -19,6 +19,8 @@ pub(crate) enum Bench {
     Memory,
     /// How long it takes to the first step, against torchrun (5 minutes).
     Startup,
+    /// How fast a step is and how much memory it takes, against transformers, PEFT and DDP; needs the demo's data and models (hours).
+    Training,
 }
 
 /// Measures with the release build and writes `docs/benchmarks/<name>.json`.
@@ -30,9 +32,11 @@ pub(crate) fn run(workspace: &Workspace, bench: Bench) -> anyhow::Result<()> {
         Bench::Overlap => ("overlap", "zipper-tests"),
         Bench::Memory => ("memory", "zipper-train"),
         Bench::Startup => ("startup", "zipper-tests"),
+        Bench::Training => ("training", "zipper-tests"),
     };
     let torch = match bench {
-        Bench::Startup => torch_side(workspace)?,
+        Bench::Startup => torch_side(workspace, "crates/xtask/scripts")?,
+        Bench::Training => torch_side(workspace, "tests/baseline")?,
         Bench::Overlap | Bench::Memory => Vec::new(),
     };
     if bench != Bench::Memory {
@@ -44,8 +48,8 @@ pub(crate) fn run(workspace: &Workspace, bench: Bench) -> anyhow::Result<()> {
     workspace::run(measure.arg(format!("docs/benchmarks/{name}.json")).args(torch))
 }
 
-/// Installs what PyTorch's side of `startup` needs; the arguments that name it.
-fn torch_side(workspace: &Workspace) -> anyhow::Result<Vec<String>> {
+/// Installs what PyTorch's side needs, whose programs are in the folder `scripts`; the arguments that name it.
+fn torch_side(workspace: &Workspace, scripts: &str) -> anyhow::Result<Vec<String>> {
     if !setup::has_cuda(workspace)? {
         let error =
             UserError::new("torch cannot be imported: `cargo xtask setup` installs only its libraries");
@@ -56,7 +60,7 @@ fn torch_side(workspace: &Workspace) -> anyhow::Result<Vec<String>> {
     let arguments = [
         ("--python", text(environment.program())),
         ("--torch", text(workspace.deps().join("libtorch"))),
-        ("--scripts", text(workspace.root().join("crates/xtask/scripts"))),
+        ("--scripts", text(workspace.root().join(scripts))),
         ("--pycache", text(workspace.deps().join("transformers/pycache"))),
     ];
     Ok(arguments

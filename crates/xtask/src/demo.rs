@@ -5,6 +5,10 @@ use clap::ValueEnum;
 use crate::setup::python::{Environment, System};
 use crate::workspace::{self, Workspace};
 
+/// Optimizer steps of the language models' pretraining.
+const NUMBERS_LM_STEPS: u32 = 600;
+const HUMAN_LM_STEPS: u32 = 1000;
+
 /// A demo corpus.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum Corpus {
@@ -23,6 +27,8 @@ pub(crate) enum Model {
     Smollm2,
     /// The quickstart's character-level language model, pretrained on the words of `corpus numbers`.
     NumbersLm,
+    /// The same for open-vocabulary speech, pretrained on the training transcripts of `corpus human`.
+    HumanLm,
 }
 
 pub(crate) fn corpus(workspace: &Workspace, corpus: Corpus) -> anyhow::Result<()> {
@@ -40,23 +46,41 @@ pub(crate) fn model(workspace: &Workspace, model: Model) -> anyhow::Result<()> {
         Model::WhisperBase => script(workspace, "whisper_base.py"),
         Model::Smollm2 => script(workspace, "smollm2.py"),
         Model::NumbersLm => {
-            let mut build = workspace.cargo();
-            workspace::run(build.args(["build", "--release", "--package", "zipper-demo"]))?;
+            build(workspace)?;
             corpus(workspace, Corpus::Numbers)?;
             language_model(workspace)
+        }
+        Model::HumanLm => {
+            build(workspace)?;
+            corpus(workspace, Corpus::Human)?;
+            pretrain(workspace, "human", HUMAN_LM_STEPS)
         }
     }
 }
 
 /// Pretrains the quickstart's language model with `target/release/zipper-demo`.
 pub(crate) fn language_model(workspace: &Workspace) -> anyhow::Result<()> {
+    pretrain(workspace, "numbers", NUMBERS_LM_STEPS)
+}
+
+fn build(workspace: &Workspace) -> anyhow::Result<()> {
+    workspace::run(
+        workspace
+            .cargo()
+            .args(["build", "--release", "--package", "zipper-demo"]),
+    )
+}
+
+/// Makes `demo/models/<corpus>-lm` of `demo/<corpus>/words.tsv`.
+fn pretrain(workspace: &Workspace, corpus: &str, steps: u32) -> anyhow::Result<()> {
     let program = workspace.root().join("target/release/zipper-demo");
     workspace::run(
         workspace
             .command(program)
             .arg("pretrain-lm")
-            .args(["--words", "demo/numbers/words.tsv"])
-            .args(["--output", "demo/models/numbers-lm"]),
+            .args(["--words", &format!("demo/{corpus}/words.tsv")])
+            .args(["--output", &format!("demo/models/{corpus}-lm")])
+            .args(["--steps", &steps.to_string()]),
     )
 }
 

@@ -65,6 +65,8 @@ zipper_c10d_status zipper_c10d_group_gloo(
 zipper_c10d_status zipper_c10d_group_nccl(
     const zipper_c10d_store* store, int rank, int world_size, int device_index, int64_t timeout_ms,
     zipper_c10d_group** out, char** error);
+// The most bytes that libtorch's allocator has had in use on a CUDA device so far, in this process.
+zipper_c10d_status zipper_cuda_peak_bytes(int device_index, int64_t* out, char** error);
 #endif
 // Closes this rank's connections: every collective of every rank fails from here on.
 zipper_c10d_status zipper_c10d_group_abort(zipper_c10d_group* group, char** error);

@@ -1,5 +1,6 @@
 #include "internal.h"
 
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 
@@ -20,5 +21,13 @@ zipper_c10d_status zipper_c10d_group_nccl(
     auto backend = c10::make_intrusive<c10d::ProcessGroupNCCL>(store->store, rank, world_size, options);
     backend->setBoundDeviceId(at::Device(at::kCUDA, static_cast<at::DeviceIndex>(device_index)));
     *out = new zipper_c10d_group{std::make_shared<zipper::Connections>(backend), backend, abort_nccl, true};
+  });
+}
+
+zipper_c10d_status zipper_cuda_peak_bytes(int device_index, int64_t* out, char** error) {
+  return zipper::guarded(error, [&] {
+    auto device = static_cast<c10::DeviceIndex>(device_index);
+    auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(device);
+    *out = stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)].peak;
   });
 }

@@ -128,6 +128,8 @@ unsafe extern "C" {
         out: *mut *mut RawGroup,
         error: *mut *mut c_char,
     ) -> i32;
+    #[cfg(feature = "cuda")]
+    pub fn zipper_cuda_peak_bytes(device_index: c_int, out: *mut i64, error: *mut *mut c_char) -> i32;
     pub fn zipper_c10d_group_abort(group: *mut RawGroup, error: *mut *mut c_char) -> i32;
     pub fn zipper_c10d_group_free(group: *mut RawGroup);
 

@@ -34,6 +34,17 @@ impl Failure {
 }
 
 /// Calls the shim with a place for its message and takes over what it puts there.
+/// See `zipper_cuda_peak_bytes`.
+#[cfg(feature = "cuda")]
+pub(crate) fn cuda_peak_bytes(device_index: usize) -> Result<i64, Failure> {
+    let too_large = |_| Failure::other(format!("there is no GPU {device_index}"));
+    let device_index = c_int::try_from(device_index).map_err(too_large)?;
+    let mut bytes = 0;
+    // SAFETY: `bytes` lives during the call, which writes to nothing else.
+    checked(|error| unsafe { sys::zipper_cuda_peak_bytes(device_index, &raw mut bytes, error) })?;
+    Ok(bytes)
+}
+
 fn checked(call: impl FnOnce(*mut *mut c_char) -> i32) -> Result<(), Failure> {
     let mut error: *mut c_char = ptr::null_mut();
     let status = call(&raw mut error);

@@ -7,12 +7,13 @@
 //! generation. After its first error a group is dead: build a new one under a new [`Store::prefix`].
 //!
 //! Reading order: [`store`], [`group`], [`gradients`] (sums while backward runs), [`error`], [`recorder`] and
-//! [`roll_call`] (who was where when a collective failed), `ffi` (the only unsafe code).
+//! [`roll_call`] (who was where when a collective failed), [`memory`], `ffi` (the only unsafe code).
 
 pub mod error;
 mod ffi;
 pub mod gradients;
 pub mod group;
+pub mod memory;
 pub mod recorder;
 pub mod roll_call;
 pub mod store;

@@ -108,6 +108,7 @@ fn line(metrics: &v1::StepMetrics) -> String {
         "comm_exposed_seconds": metrics.comm_exposed_seconds, "comm_bytes_shared": metrics.comm_bytes_shared,
         "comm_bytes_banks": metrics.comm_bytes_banks, "world_size": metrics.world_size,
         "checkpoint_seconds": metrics.checkpoint_seconds, "memory_seconds": metrics.memory_seconds,
+        "memory_peak_bytes": metrics.memory_peak_bytes,
         "skipped": metrics.skipped, "spike": metrics.spike, "by_language": by_language,
     });
     if let Some(gates) = &metrics.gates {

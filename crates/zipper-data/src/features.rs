@@ -109,11 +109,16 @@ impl LogMel {
         let mut spectrum = self.fft.make_output_vec();
         let mut scratch = self.fft.make_scratch_vec();
         let mut power = vec![0.0; N_BINS];
-        for frame in 0..frames {
-            // Frames are centred on multiples of the hop, so the first ones reach before the audio.
-            let first = (frame * HOP_LENGTH) as isize - (N_FFT / 2) as isize;
-            for (n, (value, weight)) in windowed.iter_mut().zip(&self.window).enumerate() {
-                *value = weight * samples[reflect(first + n as isize, samples.len())];
+        // Frames are centred on multiples of the hop, so the first and last ones reach beyond the audio.
+        let mirrored = mirror_ends(samples);
+        for (frame, samples) in mirrored
+            .windows(N_FFT)
+            .step_by(HOP_LENGTH)
+            .take(frames)
+            .enumerate()
+        {
+            for ((value, weight), sample) in windowed.iter_mut().zip(&self.window).zip(samples) {
+                *value = weight * sample;
             }
             self.fft
                 .process_with_scratch(&mut windowed, &mut spectrum, &mut scratch)
@@ -137,6 +142,20 @@ impl LogMel {
         }
         log_mel
     }
+}
+
+/// `samples` with half a frame on either side that mirrors them at their first and last one.
+fn mirror_ends(samples: &[f32]) -> Vec<f32> {
+    const HALF: usize = N_FFT / 2;
+    let (len, half) = (samples.len(), HALF as isize);
+    let mirrored = |range: std::ops::Range<isize>| range.map(|index| samples[reflect(index, len)]);
+    let mut all = Vec::with_capacity(len + N_FFT);
+    if len > 0 {
+        all.extend(mirrored(-half..0));
+        all.extend_from_slice(samples);
+        all.extend(mirrored(len as isize..len as isize + half));
+    }
+    all
 }
 
 /// The periodic Hann window of `N_FFT` points.

@@ -2,6 +2,7 @@
 
     train.jsonl, validation.jsonl, test.jsonl   the splits share no text; the same speakers in all three
     test_new_speakers.jsonl                     es fr ru: speakers of whom nothing is in the other three
+    words.tsv                                   language and text of the training utterances, lower case, to pretrain a language model on
 
 Speakers: one professional each for en es fr it ru (Asterisk's telephone prompts); volunteers for ro bg el be ca da and, in
 the test of new speakers only, es fr ru (the descriptions of Tux Paint's stamps). The manifests point into .deps/debian.
@@ -112,6 +113,9 @@ def main():
         lines.sort(key=lambda entry: zlib.crc32(entry["id"].encode()))
         new_speakers += lines[:NEW_SPEAKER_UTTERANCES]
     manifest.write(FOLDER, "test_new_speakers", new_speakers)
+    with open(FOLDER / "words.tsv", "w", encoding="utf-8") as file:
+        for entry in splits["train"]:
+            file.write(f"{entry['lang']}\t{' '.join(entry['text'].lower().split())}\n")
     stamp.finish(FOLDER, settings)
 
 

@@ -38,13 +38,15 @@ pub struct Run {
     pub costs: Costs,
 }
 
-/// What a run took; mean over the seeds in a cell.
+/// What a run took; in a cell the mean over the seeds, of memory the most.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Costs {
     /// Trainable parameters of stage 2, banks of all languages included; the same for every seed. Nothing if not known.
     pub parameters: Option<u64>,
     /// Seconds of audio trained on in a second.
     pub throughput: f64,
+    /// The most memory of rank 0, in bytes: its GPU's, or its process's where it works on the CPU. Nothing if not known.
+    pub memory: Option<u64>,
 }
 
 /// Runs that differ only in their seed.
@@ -201,6 +203,7 @@ fn cell(values: Vec<String>, runs: &[&Run]) -> Cell {
         costs: Costs {
             parameters: runs.first().and_then(|run| run.costs.parameters),
             throughput: runs.iter().map(|run| run.costs.throughput).sum::<f64>() / runs.len() as f64,
+            memory: runs.iter().filter_map(|run| run.costs.memory).max(),
         },
     }
 }

@@ -155,6 +155,7 @@ fn costs(comparison: &Comparison) -> Table {
         [
             "trainable parameters",
             "seconds of audio a second",
+            "peak memory, MiB",
             "training loss at the end",
             "steps of stage 2 to the common loss",
         ]
@@ -164,6 +165,9 @@ fn costs(comparison: &Comparison) -> Table {
         let mut row = cell.values.clone();
         row.push(cell.costs.parameters.map_or_else(String::new, thousands));
         row.push(format!("{:.1}", cell.costs.throughput));
+        row.push(cell.costs.memory.map_or_else(String::new, |bytes| {
+            format!("{:.0}", bytes as f64 / f64::from(1 << 20))
+        }));
         row.push(
             cell.losses
                 .last()
@@ -179,7 +183,7 @@ fn costs(comparison: &Comparison) -> Table {
             format!(
                 "The common loss is {loss:.4} nats a token, which all of them reach: the highest of their training losses at the end \
                  (smoothed over five logged steps, mean over the seeds). Parameters are those of stage 2 with the banks of all \
-                 languages."
+                 languages. Memory is rank 0's: of its GPU, or of its process where it works on the CPU."
             )
         }),
         header,

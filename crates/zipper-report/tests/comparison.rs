@@ -36,6 +36,7 @@ fn run(values: [&str; 4], [de, th]: [u64; 2], losses: &[f64]) -> Run {
         costs: Costs {
             parameters: Some(1_234_567),
             throughput: 20.0,
+            memory: Some(3 << 29),
         },
     }
 }
@@ -131,7 +132,7 @@ fn tables_say_so() {
         line(["soft", "zero", "native", "heard"]),
         "| soft | zero | native | heard | 30.0 | 20.0 |"
     );
-    assert!(line(["soft", "zero", "native", "1,234,567"]).ends_with("| 20.0 | 1.9000 | 20 |"));
+    assert!(line(["soft", "zero", "native", "1,234,567"]).ends_with("| 20.0 | 1536 | 1.9000 | 20 |"));
 }
 
 #[test]

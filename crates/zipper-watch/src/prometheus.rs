@@ -450,6 +450,12 @@ mod tests {
             audio_seconds: 12.5,
             tokens: 3,
             by_language: [("en".to_owned(), en)].into_iter().collect(),
+            gates: Some(v1::GateShares {
+                layers: vec!["model.layers.0".to_owned()],
+                by_language: [("en".to_owned(), v1::LayerShares { shares: vec![0.25] })]
+                    .into_iter()
+                    .collect(),
+            }),
             ..v1::StepMetrics::default()
         });
         // The same step in an earlier launch counts, too, but is in no histogram.
@@ -485,6 +491,10 @@ mod tests {
             sample.map(|sample| sample.value.clone())
         };
         assert_eq!(value("zipper_loss", "language", "en"), Some(Value::Gauge(2.0)));
+        assert_eq!(
+            value("zipper_gate_share", "language", "en"),
+            Some(Value::Gauge(0.25))
+        );
         assert_eq!(
             value("zipper_audio_seconds_total", "", ""),
             Some(Value::Counter(25.0))

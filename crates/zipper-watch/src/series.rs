@@ -38,6 +38,8 @@ pub struct Point {
     pub compute_seconds: f64,
     /// Seconds for which training was held up by checkpoints.
     pub checkpoint_seconds: f64,
+    /// The most memory that rank 0 has had so far; 0 if not known.
+    pub memory_peak_bytes: u64,
     /// Ranks.
     pub world_size: u32,
     /// The update was left out because a gradient was not finite.
@@ -76,6 +78,8 @@ struct Line {
     compute_seconds: f64,
     #[serde(default)]
     checkpoint_seconds: f64,
+    #[serde(default)]
+    memory_peak_bytes: u64,
     #[serde(default)]
     world_size: u32,
     #[serde(default)]
@@ -174,6 +178,7 @@ impl Series {
             comm_bytes_banks: line.comm_bytes_banks,
             compute_seconds: line.compute_seconds,
             checkpoint_seconds: line.checkpoint_seconds,
+            memory_peak_bytes: line.memory_peak_bytes,
             world_size: line.world_size,
             skipped: line.skipped,
             spike: line.spike,
@@ -215,6 +220,7 @@ impl Series {
             comm_bytes_banks: metrics.comm_bytes_banks,
             compute_seconds: metrics.compute_seconds,
             checkpoint_seconds: metrics.checkpoint_seconds,
+            memory_peak_bytes: metrics.memory_peak_bytes,
             world_size: metrics.world_size,
             skipped: metrics.skipped,
             spike: metrics.spike,

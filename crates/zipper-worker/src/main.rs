@@ -52,8 +52,9 @@ enum Command {
     Eval(eval::Arguments),
     /// Write down what is said in audio files, as text, JSON or subtitles.
     ///
-    /// Reads WAV, FLAC, MP3, Ogg Vorbis and Opus. Long recordings are cut at their pauses. Every file needs its language, from
-    /// `--language` or from a list; files in different languages are decoded together.
+    /// Reads WAV, FLAC, MP3, Ogg Vorbis and Opus. Long recordings are cut at their pauses. A file's
+    /// language is told by `--language` or a list, or else detected, by a run that was trained with `model.lid_head`; files in
+    /// different languages are decoded together.
     ///
     /// Examples:
     ///   zipper-worker transcribe --run file:///data/runs/quickstart --language de talk.mp3

@@ -12,6 +12,7 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use zipper_checkpoint::{RunStore, StoreOptions, layout};
 use zipper_cli::{ExitStatus, UserError, describe_process, die_with_parent, hostname, when_parent_is_gone};
+use zipper_collectives::memory::gpu_peak_bytes;
 use zipper_collectives::{Backend, FlightRecorder, GroupOptions, RollCall, Store};
 use zipper_config::RunConfig;
 use zipper_data::{Corpus, DurationLimits, Utterance, load_corpus};
@@ -377,6 +378,7 @@ impl Worker {
                 let gates = gates.map(|gates| wire_gates(gates, &self.config.data.languages));
                 let line = v1::StepMetrics {
                     gates,
+                    memory_peak_bytes: peak_memory(session.replica().device()).unwrap_or_default(),
                     ..metrics(&report, started.elapsed() + held_up, held_up, world_size)
                 };
                 if rank.0 == 0 {
@@ -592,6 +594,17 @@ fn exit_status(verdict: &v1::Verdict) -> anyhow::Result<ExitStatus> {
     }
 }
 
+/// The most memory that this rank has had so far: of tensors on its GPU, or of the process where it works on the CPU.
+fn peak_memory(device: Device) -> Option<u64> {
+    match device {
+        Device::Cuda(index) => gpu_peak_bytes(index),
+        _ => {
+            let status = procfs::process::Process::myself().and_then(|process| process.status());
+            Some(status.ok()?.vmhwm? * 1024)
+        }
+    }
+}
+
 fn wire_gates(gates: GateShares, languages: &[String]) -> v1::GateShares {
     let by_language = languages.iter().cloned().zip(gates.by_language);
     v1::GateShares {
@@ -636,5 +649,6 @@ fn metrics(
         checkpoint_seconds: held_up.as_secs_f64(),
         memory_seconds: report.memory.as_secs_f64(),
         gates: None,
+        memory_peak_bytes: 0,
     }
 }

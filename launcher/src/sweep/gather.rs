@@ -80,6 +80,7 @@ async fn read(url: &str, values: Vec<String>) -> anyhow::Result<Option<Run>> {
         costs: Costs {
             parameters: parameters(&config),
             throughput: 0.0,
+            memory: None,
         },
         ..Run::default()
     };
@@ -104,6 +105,9 @@ async fn read(url: &str, values: Vec<String>) -> anyhow::Result<Option<Run>> {
         audio += point.audio_seconds;
         seconds += point.seconds;
     }
+    // 0 in runs of versions that did not tell.
+    let peak = series.points().iter().map(|point| point.memory_peak_bytes).max();
+    run.costs.memory = peak.filter(|&bytes| bytes > 0);
     run.costs.throughput = if seconds > 0.0 { audio / seconds } else { 0.0 };
     Ok(Some(run))
 }

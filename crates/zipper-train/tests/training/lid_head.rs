@@ -4,7 +4,7 @@
 use zipper_config::schema::{LidHeadConfig, RunConfig};
 use zipper_data::{DurationLimits, Utterance, load_corpus};
 use zipper_model::lid_head::PREFIX;
-use zipper_tests::Fixture;
+use zipper_tests::{Fixture, sing_languages};
 use zipper_train::TrainError;
 use zipper_train::evaluate::likeliest;
 use zipper_train::session::Session;
@@ -54,11 +54,12 @@ fn accuracy(session: &Session, config: &RunConfig) -> Result<f64, TrainError> {
 #[test]
 fn it_learns_over_both_stages_and_is_in_the_checkpoint() -> Result<(), TrainError> {
     let fixture = Fixture::new();
+    sing_languages(&fixture.path().join("corpus"));
     let config = with_head(&config(&fixture, |config| {
-        config.training.align.steps = 40;
-        config.training.align.lr = 2e-2;
-        config.training.zipper.steps = 40;
-        config.training.zipper.lr = 2e-2;
+        config.training.align.steps = 150;
+        config.training.align.lr = 1e-1;
+        config.training.zipper.steps = 150;
+        config.training.zipper.lr = 1e-1;
     }));
     let mut session = alone(&config);
     train(&mut session, all_steps(&config));
