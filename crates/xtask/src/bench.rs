@@ -27,7 +27,11 @@ pub(crate) enum Bench {
 ///
 /// # Errors
 /// What building or measuring fails with.
-pub(crate) fn run(workspace: &Workspace, bench: Bench) -> anyhow::Result<()> {
+pub(crate) fn run(workspace: &Workspace, bench: Bench, arguments: &[String]) -> anyhow::Result<()> {
+    if bench != Bench::Training && !arguments.is_empty() {
+        let error = UserError::new(format!("unexpected: {}", arguments.join(" ")));
+        return Err(error.hint("only `cargo xtask bench training` takes more").into());
+    }
     let (name, package) = match bench {
         Bench::Overlap => ("overlap", "zipper-tests"),
         Bench::Memory => ("memory", "zipper-train"),
@@ -45,7 +49,8 @@ pub(crate) fn run(workspace: &Workspace, bench: Bench) -> anyhow::Result<()> {
     }
     let mut measure = workspace.cargo();
     measure.args(["run", "--release", "--package", package, "--example", name, "--"]);
-    workspace::run(measure.arg(format!("docs/benchmarks/{name}.json")).args(torch))
+    let output = format!("docs/benchmarks/{name}.json");
+    workspace::run(measure.arg(output).args(torch).args(arguments))
 }
 
 /// Installs what PyTorch's side needs, whose programs are in the folder `scripts`; the arguments that name it.

@@ -116,8 +116,9 @@ pub(crate) fn install_tools(workspace: &Workspace) -> anyhow::Result<()> {
             continue;
         }
         let mut install = workspace.cargo();
+        // Unoptimised, which takes a third of the time to compile and does for what they do here.
         install
-            .args(["install", "--locked", "--root"])
+            .args(["install", "--locked", "--debug", "--root"])
             .arg(workspace.deps().join("tools"));
         workspace::run(install.arg(format!("cargo-{name}@{version}")))?;
     }

@@ -7,6 +7,10 @@ use crate::workspace::{self, Workspace};
 /// Packages with the feature `cuda` whose tests look at it.
 const PACKAGES: [&str; 2] = ["zipper-collectives", "zipper-train"];
 const WORKER: &str = "zipper-worker";
+/// The same for the whole workspace: with some packages alone, dependencies would have other features, and be compiled once more.
+const FEATURES: [&str; 2] = ["--features", "zipper-worker/cuda"];
+/// Tests of the process groups, by file.
+const TESTS: [&str; 4] = ["gradients", "nccl", "processes", "threads"];
 
 /// Compiles and links everything with the feature `cuda`, and shows that it behaves where there is no GPU: the CPU tests
 /// of the process groups pass, and the worker can say what it finds.
@@ -22,18 +26,19 @@ pub(crate) fn check(workspace: &Workspace) -> anyhow::Result<()> {
         );
         return Ok(());
     }
-    let with_cuda = |subcommand: &str, packages: &[&str]| {
+    let with_cuda = |subcommand: &str| {
         let mut cargo = workspace.cargo();
-        cargo.arg(subcommand);
-        cargo.args(packages.iter().flat_map(|package| ["--package", package]));
-        cargo.args(["--features", "cuda"]);
+        cargo.args([subcommand, "--workspace"]).args(FEATURES);
         cargo
     };
-    let mut clippy = with_cuda("clippy", &[PACKAGES[0], PACKAGES[1], WORKER]);
+    let mut clippy = with_cuda("clippy");
     workspace::run(clippy.args(["--all-targets", "--", "--deny", "warnings"]))?;
-    workspace::run(with_cuda("run", &[WORKER]).args(["--", "devices"]))?;
+    workspace::run(with_cuda("build").args(["--bin", WORKER]))?;
+    let worker = workspace.root().join("target/debug").join(WORKER);
+    workspace::run(workspace.command(worker).arg("devices"))?;
     let mut nextest = checks::tool(workspace, "nextest");
-    nextest.args(["run", "--package", PACKAGES[0], "--features", "cuda"]);
+    nextest.args(["run", "--workspace"]).args(FEATURES);
+    nextest.args(TESTS.iter().flat_map(|test| ["--test", test]));
     workspace::run(&mut nextest)
 }
 

@@ -56,6 +56,9 @@ enum Command {
     Bench {
         #[arg(value_enum)]
         what: Bench,
+        /// Of `training`: what of it is measured; `--help` tells all.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
     },
     /// Break real runs at random, and compare each with the run that was left in peace.
     Faults {
@@ -95,7 +98,7 @@ fn main() -> ExitStatus {
         Command::Quickstart => quickstart::run(&workspace),
         Command::Test => checks::run(&workspace),
         Command::Gpu => gpu::run(&workspace),
-        Command::Bench { what } => bench::run(&workspace, what),
+        Command::Bench { what, arguments } => bench::run(&workspace, what, &arguments),
         Command::Faults { arguments } => faults::run(&workspace, &arguments),
         Command::Load { arguments } => load::run(&workspace, &arguments),
         Command::Simulate { arguments } => simulate::run(&workspace, &arguments),

@@ -22,12 +22,12 @@ pub(crate) fn run(workspace: &Workspace, arguments: &[String]) -> anyhow::Result
 /// If it does not.
 pub(crate) fn seeded_bugs(workspace: &Workspace) -> anyhow::Result<()> {
     let mut test = crate::checks::tool(workspace, "nextest");
+    // The whole workspace: for this package alone dependencies would have other features, and be compiled once more.
     test.args([
         "run",
-        "--package",
-        "zipper-simulation",
+        "--workspace",
         "--features",
-        "seeded-bugs",
+        "zipper-simulation/seeded-bugs",
     ]);
     workspace::run(test.args(["--test", "seeded"]))
 }
