@@ -100,6 +100,9 @@ struct Selection {
     padded_steps: usize,
 }
 
+/// Utterances by language.
+type Corpus = Vec<Vec<Utterance>>;
+
 /// Models and data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Size {
@@ -247,8 +250,8 @@ impl Bench {
         Ok(job)
     }
 
-    /// The configuration of a size, and its corpus: what PyTorch's side can read, too.
-    fn read(&self, size: Size) -> Result<(RunConfig, Vec<Vec<Utterance>>), Box<dyn Error>> {
+    /// The configuration of a size, and its corpus by language: what PyTorch's side can read, too.
+    fn read(&self, size: Size) -> Result<(RunConfig, Corpus), Box<dyn Error>> {
         let path = size.config();
         let mut config = zipper_config::load(Path::new(path), &[])?;
         let needed = [&config.model.encoder.path, &config.model.llm.path]
@@ -518,13 +521,13 @@ impl Bench {
 
 impl Selection {
     /// All steps of a run.
-    fn steps_of(&self, size: Size, side: Side) -> usize {
-        let counted = match (side, size) {
+    fn steps_of(&self, size: Size, program: Side) -> usize {
+        let counted = match (program, size) {
             (Side::PytorchPadded, _) => self.padded_steps,
             (_, Size::Quickstart) => self.steps.unwrap_or(10),
             (_, Size::Smollm2) => self.steps.unwrap_or(3),
         };
-        side.warm_up() + counted.max(1)
+        program.warm_up() + counted.max(1)
     }
 
     /// The selection as it is typed.
@@ -789,6 +792,7 @@ fn print(rows: &[Value]) {
 }
 
 /// As it is typed.
+#[expect(clippy::needless_pass_by_value, reason = "values of an argument are copied")]
 fn name(value: impl ValueEnum) -> String {
     value
         .to_possible_value()

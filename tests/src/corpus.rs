@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -48,13 +48,14 @@ pub fn sing_languages(folder: &Path) {
     for (&(language, _), pitch) in LANGUAGES.iter().zip([300.0, 900.0, 2_700.0]) {
         let entries = fs::read_dir(folder).expect("the corpus is there");
         let paths = entries.map(|entry| entry.expect("the folder can be listed").path());
-        let of_language = |path: &std::path::PathBuf| {
-            let name = path
-                .file_name()
+        let of_language = |path: &PathBuf| {
+            let stem = path
+                .file_stem()
                 .unwrap_or_default()
                 .to_string_lossy()
                 .into_owned();
-            name.ends_with(".wav") && name.contains(&format!("-{language}-"))
+            path.extension().is_some_and(|extension| extension == "wav")
+                && stem.contains(&format!("-{language}-"))
         };
         for path in paths.filter(of_language) {
             let reader = hound::WavReader::open(&path).expect("it was written before");

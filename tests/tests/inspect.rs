@@ -89,12 +89,12 @@ fn gates_are_those_of_the_checkpoint_and_of_the_metrics() {
                         (found - gate).abs() < 1e-5,
                         "{variant} {name}: {found} and {gate}"
                     );
-                    let shared = if variant == "hard" {
+                    let taken = if variant == "hard" {
                         f64::from(u8::from(found >= 0.5))
                     } else {
                         found
                     };
-                    shares[language] += shared / (expected.len() * units.len()) as f64;
+                    shares[language] += taken / (expected.len() * units.len()) as f64;
                 }
             }
         }

@@ -21,6 +21,8 @@ fn train(fixture: &Fixture) -> String {
             .replace("lr: 1.0e-3, router_lr: 1.0e-2", "lr: 2.0e-2, router_lr: 2.0e-1")
             .replace("untrained: true", "untrained: false")
             .replace("no_audio_control: true", "no_audio_control: false")
+            // One with which the best tokens of a model that has learnt next to nothing are not as good as tied.
+            .replace("seed: 3", "seed: 5")
     });
     let url = fixture.run_url("run");
     let config = config.display().to_string();
@@ -75,12 +77,12 @@ fn a_mixed_batch_writes_what_each_language_does_alone() {
     // Of the order that a list has, languages take turns.
     let mut mixed = utterances.clone();
     mixed.sort_by_key(|[_, _, id]| id.rsplit('-').next().map(str::to_owned));
-    let list: String = mixed
+    let lines: Vec<String> = mixed
         .iter()
-        .map(|[path, language, _]| format!("{path}\t{language}\n"))
+        .map(|[path, language, _]| format!("{path}\t{language}"))
         .collect();
     let list_path = fixture.path().join("list.tsv").display().to_string();
-    fs::write(&list_path, list).expect("the fixture is writable");
+    fs::write(&list_path, lines.join("\n")).expect("the fixture is writable");
 
     for beam in ["1", "3"] {
         let together = texts(
@@ -159,21 +161,41 @@ fn write_wav(path: &Path, parts: &[Vec<f32>]) -> String {
     path.display().to_string()
 }
 
+/// Two voices in which the model hears something, and not the same.
+fn two_that_differ(fixture: &Fixture, url: &str) -> [Vec<f32>; 2] {
+    let voices = [210.0, 330.0, 470.0, 650.0, 900.0, 1300.0].map(voice);
+    let numbered = voices.iter().enumerate();
+    let paths: Vec<String> = numbered
+        .map(|(number, voice)| {
+            let path = fixture.path().join(format!("voice-{number}.wav"));
+            write_wav(&path, &[silence(0.5), voice.clone(), silence(0.5)])
+        })
+        .collect();
+    let options = ["--language", "de"].into_iter();
+    let arguments: Vec<&str> = options.chain(paths.iter().map(String::as_str)).collect();
+    let heard = texts(url, &arguments);
+    let mut audible = (0..paths.len()).filter(|&number| !heard[&paths[number]].trim().is_empty());
+    let one = audible.next().expect("something is heard");
+    let two = audible.find(|&number| heard[&paths[number]] != heard[&paths[one]]);
+    [one, two.expect("voices differ")].map(|number| voices[number].clone())
+}
+
 /// Two utterances in one file, with a pause between them, are two segments with the texts of the two in files of their own; every
 /// format tells them as it does.
 #[test]
+#[expect(clippy::too_many_lines, reason = "one run for every format")]
 fn a_long_file_is_cut_at_its_pauses_and_written_in_every_format() {
     let fixture = Fixture::new();
     let url = train(&fixture);
     let wav = |name: &str, parts: &[Vec<f32>]| write_wav(&fixture.path().join(name), parts);
-    let (one, two) = (voice(210.0), voice(470.0));
+    let [one, two] = two_that_differ(&fixture, &url);
     let first = wav("first.wav", &[silence(0.5), one.clone(), silence(0.5)]);
     let second = wav("second.wav", &[silence(0.5), two.clone(), silence(0.5)]);
     let both = wav("both.wav", &[silence(0.5), one, silence(1.0), two, silence(0.5)]);
     let silent = wav("silent.wav", &[silence(2.0)]);
     let alone = texts(&url, &["--language", "de", &first, &second]);
     let (one, two) = (&alone[&first], &alone[&second]);
-    assert!(!one.trim().is_empty() && !two.trim().is_empty() && one != two);
+    assert_ne!(one, two);
 
     let of_both = |more: &[&str]| stdout(&url, &[&["--language", "de", &both], more].concat());
     let document: Value = serde_json::from_str(&of_both(&["--format", "json"])).expect("JSON");
@@ -236,9 +258,9 @@ fn a_long_file_is_cut_at_its_pauses_and_written_in_every_format() {
     let finished = transcribe(&url, &arguments);
     assert_eq!(finished.code, Some(1), "{}", finished.stderr);
     assert_eq!(finished.stdout, "");
-    let last = finished.stderr.trim_end().lines().last().expect("an error");
+    let named = finished.stderr.trim_end().lines().last().expect("an error");
     assert!(
-        last.contains("noise.mp3") && last.contains("not audio"),
+        named.contains("noise.mp3") && named.contains("not audio"),
         "{}",
         finished.stderr
     );
@@ -267,7 +289,7 @@ fn a_long_file_is_cut_at_its_pauses_and_written_in_every_format() {
     let again = transcribe(&url, &arguments);
     assert_eq!(again.code, Some(2), "{}", again.stderr);
     assert!(
-        again.stderr.contains("`") && again.stderr.contains("is there already"),
+        again.stderr.contains('`') && again.stderr.contains("is there already"),
         "{}",
         again.stderr
     );

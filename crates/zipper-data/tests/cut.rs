@@ -137,8 +137,8 @@ fn silence_is_in_no_segment() {
     ] {
         assert_eq!(recording.cut(usual()), [], "{what}");
     }
-    assert_eq!(cut(&[0.3; 3 * SECOND], usual()), [], "an offset");
-    assert_eq!(cut(&[f32::NAN; SECOND], usual()), [], "not numbers");
+    assert_eq!(cut(&vec![0.3; 3 * SECOND], usual()), [], "an offset");
+    assert_eq!(cut(&vec![f32::NAN; SECOND], usual()), [], "not numbers");
 }
 
 /// Noise that is 20 dB below speech hides no pause, and neither does an offset of the microphone.
@@ -185,7 +185,7 @@ fn noise_is_measured_around_each_second() {
             0.0..2.0 | 42.0..44.0 => assert!(heard(seconds), "{seconds} s is in none of {segments:?}"),
             // The last seconds before it changes may count as speech: there is quieter noise near.
             2.5..16.0 | 22.5..41.5 | 44.5.. => {
-                assert!(!heard(seconds), "{seconds} s is in one of {segments:?}")
+                assert!(!heard(seconds), "{seconds} s is in one of {segments:?}");
             }
             _ => {}
         }

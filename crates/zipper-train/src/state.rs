@@ -144,7 +144,7 @@ pub fn mean(part: &str, files: &[Vec<u8>]) -> Result<Vec<u8>, TrainError> {
         for other in others {
             let mut next = sum.zeros_like();
             copy_into(&mut next, name, other)?;
-            sum = sum + next;
+            sum += next;
         }
         let mean = sum / files.len() as f64;
         means.insert(name.clone(), mean.to_kind(tensor.kind()));

@@ -596,13 +596,11 @@ fn exit_status(verdict: &v1::Verdict) -> anyhow::Result<ExitStatus> {
 
 /// The most memory that this rank has had so far: of tensors on its GPU, or of the process where it works on the CPU.
 fn peak_memory(device: Device) -> Option<u64> {
-    match device {
-        Device::Cuda(index) => gpu_peak_bytes(index),
-        _ => {
-            let status = procfs::process::Process::myself().and_then(|process| process.status());
-            Some(status.ok()?.vmhwm? * 1024)
-        }
+    if let Device::Cuda(index) = device {
+        return gpu_peak_bytes(index);
     }
+    let status = procfs::process::Process::myself().and_then(|process| process.status());
+    Some(status.ok()?.vmhwm? * 1024)
 }
 
 fn wire_gates(gates: GateShares, languages: &[String]) -> v1::GateShares {

@@ -184,6 +184,7 @@ fn words(at: HPos) -> TextStyle<'static> {
         .pos(Pos::new(at, VPos::Center))
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "`map_err` gives it away")]
 fn failed<E: std::error::Error + Send + Sync>(error: DrawingAreaErrorKind<E>) -> RenderError {
     RenderError::Picture(error.to_string())
 }

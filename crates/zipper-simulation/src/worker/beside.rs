@@ -28,7 +28,7 @@ pub(super) struct Upload {
 
 /// For the task that sends metrics.
 pub(super) enum Report {
-    Step(v1::StepMetrics),
+    Step(Box<v1::StepMetrics>),
     /// Answer when everything before is sent.
     Flush(oneshot::Sender<()>),
 }
@@ -96,8 +96,8 @@ impl Shared {
         while let Some(report) = waiting.recv().await {
             match report {
                 Report::Step(metrics) => {
-                    self.report_step(metrics.clone()).await;
-                    self.said.borrow_mut().push_back(metrics);
+                    self.report_step((*metrics).clone()).await;
+                    self.said.borrow_mut().push_back(*metrics);
                 }
                 Report::Flush(done) => {
                     // A training thread that has ended waits for nothing.

@@ -466,7 +466,7 @@ impl Worker {
             ..v1::StepMetrics::default()
         };
         // Without the task that sends them the process is ending.
-        let _ = self.reports.send(Report::Step(metrics));
+        let _ = self.reports.send(Report::Step(Box::new(metrics)));
     }
 
     /// If one is due: remembers this state, and gives copies of banks that nobody else has to the next rank.

@@ -20,7 +20,7 @@ const MASKS: SpecAugmentConfig = SpecAugmentConfig {
     time_width: 30,
 };
 
-fn augmented(fixture: &Fixture, spec_augment: Option<SpecAugmentConfig>, speed: &[f64]) -> RunConfig {
+fn augmented(fixture: &Fixture, spec_augment: Option<&SpecAugmentConfig>, speed: &[f64]) -> RunConfig {
     config(fixture, |config| {
         config.model.encoder.cache = None;
         config.model.dtype = Dtype::F64;
@@ -30,14 +30,14 @@ fn augmented(fixture: &Fixture, spec_augment: Option<SpecAugmentConfig>, speed: 
         // Where the gradient is nothing but rounding, AdamW's update would be, too.
         config.training.optimizer.eps = 1e-6;
         config.training.augment = AugmentConfig {
-            spec_augment: spec_augment.clone(),
+            spec_augment: spec_augment.cloned(),
             speed: speed.to_vec(),
         };
     })
 }
 
 fn both(fixture: &Fixture) -> RunConfig {
-    augmented(fixture, Some(MASKS), &[0.9, 1.0, 1.1])
+    augmented(fixture, Some(&MASKS), &[0.9, 1.0, 1.1])
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn each_kind_is_heard() {
     let fixture = Fixture::new();
     for encoder_targets in [&[][..], &["q_proj", "fc1"]] {
         let first_loss = |masks: Option<SpecAugmentConfig>, speed: &[f64]| {
-            let mut config = augmented(&fixture, masks, speed);
+            let mut config = augmented(&fixture, masks.as_ref(), speed);
             config.adapter.encoder_targets = encoder_targets.iter().map(ToString::to_string).collect();
             train(&mut alone(&config), 1)[0]
         };

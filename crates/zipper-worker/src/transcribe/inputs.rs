@@ -124,11 +124,11 @@ pub(super) fn languages_of(
 
 /// Problems or names, one after the other; of very many the first.
 fn listing(items: &[String]) -> String {
-    let mut text = items[..items.len().min(LISTED)].join(", ");
-    if items.len() > LISTED {
-        text += &format!(" and {} more", items.len() - LISTED);
+    let text = items[..items.len().min(LISTED)].join(", ");
+    match items.len().saturating_sub(LISTED) {
+        0 => text,
+        more => format!("{text} and {more} more"),
     }
-    text
 }
 
 #[cfg(test)]

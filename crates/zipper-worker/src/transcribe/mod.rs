@@ -146,11 +146,12 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     if unreadable.is_empty() {
         return Ok(ExitStatus::Done);
     }
-    let named: String = unreadable.iter().map(|error| format!("\n  {error}")).collect();
+    let named: Vec<String> = unreadable.iter().map(ToString::to_string).collect();
     anyhow::bail!(
-        "{} of {} files could not be read:{named}",
+        "{} of {} files could not be read:\n  {}",
         unreadable.len(),
-        inputs.len()
+        inputs.len(),
+        named.join("\n  ")
     );
 }
 
