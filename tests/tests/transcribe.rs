@@ -191,7 +191,6 @@ fn two_audible(fixture: &Fixture, url: &str) -> [Vec<f32>; 2] {
 /// Two utterances in one file, with a pause between them, are two segments with the texts of the two in files of their own; every
 /// format tells them as it does.
 #[test]
-#[expect(clippy::too_many_lines, reason = "one run for every format")]
 fn a_long_file_is_cut_at_its_pauses_and_written_in_every_format() {
     let fixture = Fixture::new();
     let url = train(&fixture, 3);
