@@ -344,6 +344,10 @@ pub struct RouterConfig {
     /// How many adapted layers share one router.
     #[serde(default)]
     pub granularity: RouterGranularity,
+    /// What gates are around before the first step, between 0 (everything is a language's own) and 1 (everything is shared): the
+    /// sigmoid of the routers' first biases.
+    #[serde(default = "default_initial_gate")]
+    pub initial_gate: f64,
 }
 
 impl Default for RouterConfig {
@@ -351,12 +355,17 @@ impl Default for RouterConfig {
         Self {
             lid_dim: default_lid_dim(),
             granularity: RouterGranularity::default(),
+            initial_gate: default_initial_gate(),
         }
     }
 }
 
 fn default_lid_dim() -> usize {
     64
+}
+
+fn default_initial_gate() -> f64 {
+    0.5
 }
 
 /// How many adapted layers share one router.

@@ -136,9 +136,15 @@ fn adapter(check: &mut Check, config: &RunConfig) {
         "adapter.targets",
         || "empty, and so is `adapter.encoder_targets`: there is nothing to adapt".to_owned(),
     );
-    check.require(adapter.router.lid_dim > 0, "adapter.router.lid_dim", || {
+    let router = &adapter.router;
+    check.require(router.lid_dim > 0, "adapter.router.lid_dim", || {
         "0 is not above 0".to_owned()
     });
+    check.require(
+        router.initial_gate > 0.0 && router.initial_gate < 1.0,
+        "adapter.router.initial_gate",
+        || format!("{} is not between 0 and 1", router.initial_gate),
+    );
     if let Some(shared_rank) = adapter.shared_rank {
         check.require(
             (1..adapter.rank.max(1)).contains(&shared_rank),

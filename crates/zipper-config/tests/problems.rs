@@ -99,6 +99,10 @@ fn each_broken_relation_names_its_key_and_value() {
         ("adapter.rank=0", "adapter.rank: 0 is not above 0"),
         ("adapter.dropout=1", "adapter.dropout: 1 is not in [0, 1)"),
         (
+            "adapter.router.initial_gate=0",
+            "adapter.router.initial_gate: 0 is not between 0 and 1",
+        ),
+        (
             "adapter.targets=[]",
             "adapter.targets: empty, and so is `adapter.encoder_targets`: there is nothing to adapt",
         ),

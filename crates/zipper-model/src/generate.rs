@@ -59,19 +59,25 @@ impl SpeechLlm {
     ) -> Result<Vec<Vec<i64>>, ModelError> {
         let mut decoding = self.start(examples, adapters)?;
         let mut texts = vec![Vec::new(); examples.len()];
-        let mut ended = vec![false; examples.len()];
+        // The examples that have not ended, one for each row of the decoding.
+        let mut running: Vec<usize> = (0..examples.len()).collect();
         for _ in 0..max_new_tokens {
-            let next = decoding.logits.argmax(-1, false);
-            for (row, &token) in i64s(&next).iter().enumerate() {
-                ended[row] |= self.prompt().stops().contains(&token);
-                if !ended[row] {
-                    texts[row].push(token);
-                }
-            }
-            if ended.iter().all(|&ended| ended) {
+            let tokens = i64s(&decoding.logits.argmax(-1, false));
+            let goes_on = |row: &usize| !self.prompt().stops().contains(&tokens[*row]);
+            let rows: Vec<usize> = (0..tokens.len()).filter(goes_on).collect();
+            if rows.is_empty() {
                 break;
             }
-            self.feed(&mut decoding, &next, adapters);
+            if rows.len() < running.len() {
+                // What has ended costs nothing any more.
+                running = rows.iter().map(|&row| running[row]).collect();
+                decoding.cache.select(&rows);
+            }
+            let tokens: Vec<i64> = rows.iter().map(|&row| tokens[row]).collect();
+            for (&example, &token) in running.iter().zip(&tokens) {
+                texts[example].push(token);
+            }
+            self.feed(&mut decoding, &tokens, adapters);
         }
         Ok(texts)
     }
@@ -89,21 +95,26 @@ impl SpeechLlm {
             .collect();
         let mut decoding = self.start(&repeated, adapters)?;
         let mut searches: Vec<BeamSearch> = examples.iter().map(|_| BeamSearch::new(beam)).collect();
+        // The examples that are not done, whose hypotheses are the rows of the decoding, `beam` for each.
+        let mut running: Vec<usize> = (0..examples.len()).collect();
         for length in 1..=options.max_new_tokens {
             let log_probs = decoding.logits.log_softmax(-1, Kind::Float);
             let (mut rows, mut tokens) = (Vec::new(), Vec::new());
-            for (example, search) in searches.iter_mut().enumerate() {
-                let first = (example * beam) as i64;
-                let log_probs = log_probs.narrow(0, first, beam as i64);
-                let chosen = search.advance(&log_probs, length, self.prompt().stops());
-                rows.extend(chosen.iter().map(|&(parent, _)| first + parent as i64));
-                tokens.extend(chosen.iter().map(|&(_, token)| token));
-            }
-            if searches.iter().all(BeamSearch::is_done) {
+            let mut first = 0;
+            running.retain(|&example| {
+                let log_probs = log_probs.narrow(0, first as i64, beam as i64);
+                let chosen = searches[example].advance(&log_probs, length, self.prompt().stops());
+                let goes_on = !searches[example].is_done();
+                if goes_on {
+                    rows.extend(chosen.iter().map(|&(parent, _)| first + parent));
+                    tokens.extend(chosen.iter().map(|&(_, token)| token));
+                }
+                first += beam;
+                goes_on
+            });
+            if running.is_empty() {
                 break;
             }
-            let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(decoding.logits.device());
-            let (rows, tokens) = (tensor(&rows), tensor(&tokens));
             decoding.cache.select(&rows);
             self.feed(&mut decoding, &tokens, adapters);
         }
@@ -130,8 +141,9 @@ impl SpeechLlm {
     }
 
     /// Reads one more token in each row.
-    fn feed(&self, decoding: &mut Decoding, tokens: &Tensor, adapters: Option<&dyn LinearDelta>) {
-        let embedded = self.llm().embed(tokens);
+    fn feed(&self, decoding: &mut Decoding, tokens: &[i64], adapters: Option<&dyn LinearDelta>) {
+        let tokens = Tensor::from_slice(tokens).to_device(decoding.logits.device());
+        let embedded = self.llm().embed(&tokens);
         let hidden = self.llm().decode(&embedded, adapters, &mut decoding.cache);
         decoding.logits = self.llm().logits(&hidden);
     }
@@ -172,9 +184,6 @@ impl BeamSearch {
     /// Takes the scores of the next token, `[beam, vocab]`, and returns for each new running hypothesis the row it goes
     /// on from and its token. `length` counts the new token.
     fn advance(&mut self, log_probs: &Tensor, length: usize, stops: &[i64]) -> Vec<(usize, i64)> {
-        if self.done {
-            return (0..self.beam).map(|row| (row, 0)).collect();
-        }
         let vocab = log_probs.size()[1];
         let sums: Vec<f32> = self.running.iter().map(|(sum, _)| *sum as f32).collect();
         let sums = Tensor::from_slice(&sums)

@@ -1,20 +1,42 @@
 //! Rows of different lengths, one behind the other: no padding is ever multiplied.
 
+use std::cell::OnceCell;
+
 use tch::{Device, Tensor};
 
 /// Which tokens of a packed activation `[tokens, ..]` belong to which row: row after row, each as long as it is.
 #[derive(Debug)]
 pub struct Packing {
     lengths: Vec<i64>,
+    /// Which row of its micro batch each of them is.
+    numbers: Vec<usize>,
+    /// How many rows the micro batch has: all of these, or more.
+    batch: usize,
     /// `[tokens]`, i64.
     row_of_token: Tensor,
     /// `[tokens]`, i64.
     positions: Tensor,
+    /// Made when it is asked for first: not every device needs it.
+    padding: OnceCell<Padding>,
+}
+
+/// Where tokens are when rows lie side by side.
+#[derive(Debug)]
+struct Padding {
+    /// `[rows * longest]`, i64: the token at each place, a row's last one in its padding.
+    tokens: Tensor,
+    /// `[tokens]`, i64: the place of each token.
+    places: Tensor,
 }
 
 impl Packing {
     /// Rows of `lengths` tokens each.
     pub fn new(lengths: Vec<i64>, device: Device) -> Self {
+        let batch = lengths.len();
+        Self::of_batch(lengths, (0..batch).collect(), batch, device)
+    }
+
+    fn of_batch(lengths: Vec<i64>, numbers: Vec<usize>, batch: usize, device: Device) -> Self {
         let rows = (0i64..).zip(&lengths);
         let row_of_token: Vec<i64> = rows
             .flat_map(|(row, &length)| std::iter::repeat_n(row, length as usize))
@@ -23,7 +45,10 @@ impl Packing {
         Self {
             row_of_token: Tensor::from_slice(&row_of_token).to_device(device),
             positions: Tensor::from_slice(&positions).to_device(device),
+            padding: OnceCell::new(),
             lengths,
+            numbers,
+            batch,
         }
     }
 
@@ -32,14 +57,25 @@ impl Packing {
         Self::new(vec![length; rows as usize], device)
     }
 
+    /// One token for each of the given rows, which are still the same rows of the same micro batch.
+    pub(crate) fn next_tokens(&self, rows: &[usize]) -> Self {
+        let numbers = rows.iter().map(|&row| self.numbers[row]).collect();
+        Self::of_batch(vec![1; rows.len()], numbers, self.batch, self.positions.device())
+    }
+
     /// Tokens of each row.
     pub fn lengths(&self) -> &[i64] {
         &self.lengths
     }
 
-    /// Number of rows.
-    pub fn num_rows(&self) -> usize {
-        self.lengths.len()
+    /// Which row of its micro batch each row is.
+    pub fn numbers(&self) -> &[usize] {
+        &self.numbers
+    }
+
+    /// Number of rows of the whole micro batch.
+    pub fn batch(&self) -> usize {
+        self.batch
     }
 
     /// `[tokens]`, i64: each token's place in its row, from 0.
@@ -75,26 +111,31 @@ impl Packing {
     /// # Panics
     /// If a row is empty.
     pub(crate) fn pad(&self, packed: &Tensor) -> Tensor {
-        let longest = self.lengths.iter().copied().max().unwrap_or(0);
-        let mut first = 0;
-        let mut tokens = Vec::with_capacity(self.lengths.len() * longest as usize);
-        for &length in &self.lengths {
-            assert!(length > 0, "a row has tokens");
-            tokens.extend((0..longest).map(|position| first + position.min(length - 1)));
-            first += length;
-        }
-        let tokens = Tensor::from_slice(&tokens).to_device(packed.device());
-        let shape = [&[self.lengths.len() as i64, longest], &packed.size()[1..]].concat();
-        packed.index_select(0, &tokens).view(&shape[..])
+        let tokens = &self.padding().tokens;
+        let shape = [&[self.lengths.len() as i64, -1], &packed.size()[1..]].concat();
+        packed.index_select(0, tokens).view(&shape[..])
     }
 
     /// What [`Packing::pad`] made of `padded`, without the padding.
     pub(crate) fn unpad(&self, padded: &Tensor) -> Tensor {
-        let longest = padded.size()[1];
-        let (rows, positions) = (&self.row_of_token, &self.positions);
-        padded
-            .flatten(0, 1)
-            .index_select(0, &(rows * longest + positions))
+        padded.flatten(0, 1).index_select(0, &self.padding().places)
+    }
+
+    fn padding(&self) -> &Padding {
+        self.padding.get_or_init(|| {
+            let longest = self.lengths.iter().copied().max().unwrap_or(0);
+            let (mut tokens, mut places) = (Vec::new(), Vec::new());
+            for ((row, &length), end) in (0i64..).zip(&self.lengths).zip(self.ends()) {
+                assert!(length > 0, "a row has tokens");
+                tokens.extend((0..longest).map(|position| end - length + position.min(length - 1)));
+                places.extend((0..length).map(|position| row * longest + position));
+            }
+            let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(self.positions.device());
+            Padding {
+                tokens: tensor(&tokens),
+                places: tensor(&places),
+            }
+        })
     }
 
     /// The place behind each row's last token among all tokens.
@@ -116,6 +157,8 @@ mod tests {
         assert_eq!(packing.ends().collect::<Vec<_>>(), [2, 3, 6]);
         assert_eq!(packing.common_length(), None);
         assert_eq!(Packing::uniform(2, 3, Device::Cpu).common_length(), Some(3));
+        let later = packing.next_tokens(&[2, 0]).next_tokens(&[1]);
+        assert_eq!((later.lengths(), later.numbers(), later.batch()), (&[1][..], &[0][..], 3));
         let packed = Tensor::from_slice(&[0i64, 1, 10, 20, 21, 22]).view([6, 1]);
         let padded = packing.pad(&packed);
         assert_eq!(

@@ -154,7 +154,9 @@ impl<'a> Builder<'a> {
         let name = format!("router.{unit}.weight");
         let weight = init::uniform(self.seed, &name, &[rank, lid_dim], 1.0 / (lid_dim as f64).sqrt());
         let weight = self.add(site, name, ParamScope::Shared, ParamRole::Router, &weight);
-        let bias = Tensor::zeros([rank], (tch::Kind::Float, Device::Cpu));
+        let gate = self.spec.router.initial_gate;
+        let logit = (gate / (1.0 - gate)).ln();
+        let bias = Tensor::full([rank], logit, (tch::Kind::Float, Device::Cpu));
         let bias = self.add(
             site,
             format!("router.{unit}.bias"),

@@ -60,7 +60,8 @@ enum Slots {
 /// Neighbouring tokens with the same slot: the slot of each run, and its length.
 fn runs(slots: &[usize], rows: &Packing) -> (Vec<usize>, Vec<i64>) {
     let (mut of_runs, mut lengths) = (Vec::new(), Vec::new());
-    for (&slot, &length) in slots.iter().zip(rows.lengths()) {
+    for (&row, &length) in rows.numbers().iter().zip(rows.lengths()) {
+        let slot = slots[row];
         match lengths.last_mut() {
             Some(last) if of_runs.last() == Some(&slot) => *last += length,
             _ => {
@@ -193,7 +194,7 @@ pub struct AdaptedRows<'a> {
 impl LinearDelta for AdaptedRows<'_> {
     fn delta(&self, site_id: SiteId, input: &Tensor, rows: &Packing) -> Tensor {
         assert_eq!(
-            rows.num_rows(),
+            rows.batch(),
             self.num_rows,
             "the micro batch has as many rows as languages were given"
         );
@@ -202,6 +203,7 @@ impl LinearDelta for AdaptedRows<'_> {
         let mut x = input.to_kind(site.a.of_slot(0).kind());
         if let Some(seeds) = &self.seeds {
             let rate = self.merged.dropout;
+            assert_eq!(rows.numbers().len(), self.num_rows, "dropout is for whole micro batches");
             let dropped = dropout::dropped(seeds, site.key, rows, x.size()[1], rate);
             x = x.masked_fill(&dropped, 0.0);
             scale /= 1.0 - rate;

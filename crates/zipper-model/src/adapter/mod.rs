@@ -134,6 +134,13 @@ impl AdapterSpec {
         if self.variant.has_router() {
             let lid_dim = self.router.lid_dim;
             in_range("router.lid_dim", lid_dim.to_string(), lid_dim > 0, "at least 1")?;
+            let gate = self.router.initial_gate;
+            in_range(
+                "router.initial_gate",
+                gate.to_string(),
+                gate > 0.0 && gate < 1.0,
+                "between 0 and 1",
+            )?;
         }
         Ok(())
     }
@@ -230,9 +237,9 @@ impl Adapters {
     /// Makes fresh adapters, of the banks only those that `place` names: every A uniform as in PEFT (Kaiming with a = sqrt 5, which is within `1 / sqrt(d_in)`), every
     /// B zero, so that the model starts unchanged.
     ///
-    /// LID embeddings are standard normal and router weights uniform within `1 / sqrt(lid_dim)` with zero biases, as
-    /// PyTorch's `Embedding` and `Linear` start: the gates begin around 0.5 and differ a little between languages and
-    /// columns. Every value depends only on `seed` and the parameter's name and language.
+    /// LID embeddings are standard normal and router weights uniform within `1 / sqrt(lid_dim)`, as PyTorch's `Embedding` and `Linear`
+    /// start, with biases whose sigmoid is `router.initial_gate`, 0 for 0.5: the gates begin around it and differ a little between
+    /// languages and columns. Every value depends only on `seed` and the parameter's name and language.
     ///
     /// # Errors
     /// [`AdapterError`] if a setting is out of range, a layer cannot have the rank, or there are no languages.

@@ -183,7 +183,7 @@ impl CausalLm {
         let mut layers = Vec::with_capacity(self.layers.len());
         let columns = |packed: &Tensor| rows.pad(packed).transpose(1, 2).contiguous();
         let hidden = self.forward_and_keep(x, rows, adapters, |k, v| layers.push((columns(k), columns(v))));
-        let cache = KvCache::new(layers, rows.lengths(), x.device());
+        let cache = KvCache::new(layers, rows);
         (hidden, cache)
     }
 
@@ -211,13 +211,13 @@ impl CausalLm {
     /// - `x`: `[batch, hidden]`
     /// - returns: `[batch, hidden]`, after the final norm
     pub fn decode(&self, x: &Tensor, adapters: Option<&dyn LinearDelta>, cache: &mut KvCache) -> Tensor {
-        let rows = Packing::uniform(x.size()[0], 1, x.device());
         let rotation = self.rope.rotation(cache.next_positions(), self.kind());
         let mask = cache.grow_mask();
+        let (rows, caches) = cache.parts();
         let mut x = x.shallow_clone();
-        for (index, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&x, &rows, &rotation, adapters, |q, k, v| {
-                let (keys, values) = cache.append(index, k, v);
+        for (layer, cache) in self.layers.iter().zip(caches) {
+            x = layer.forward(&x, rows, &rotation, adapters, |q, k, v| {
+                let (keys, values) = cache.append(k, v);
                 attend::to_columns(q, &keys, &values, &mask)
             });
         }

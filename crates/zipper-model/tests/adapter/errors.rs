@@ -103,6 +103,16 @@ fn settings_out_of_range_name_the_key() {
         ),
         (
             AdapterSpec {
+                router: RouterConfig {
+                    initial_gate: 1.0,
+                    ..spec(Variant::Soft).router
+                },
+                ..spec(Variant::Soft)
+            },
+            "`adapter.router.initial_gate` is 1: expected between 0 and 1",
+        ),
+        (
+            AdapterSpec {
                 num_languages: 0,
                 ..good()
             },

@@ -49,6 +49,7 @@ fn check_in(case: &str, variant: Variant, granularity: RouterGranularity, kind: 
         router: RouterConfig {
             lid_dim: 3,
             granularity,
+            initial_gate: 0.5,
         },
         num_languages: 4,
     };

@@ -67,20 +67,25 @@ fn a_fills_its_range_and_differs_between_languages() {
 }
 
 #[test]
-fn gates_start_around_a_half() {
-    let spec = AdapterSpec {
-        router: RouterConfig {
-            lid_dim: 64,
-            granularity: RouterGranularity::Linear,
-        },
-        num_languages: 12,
-        ..spec(Variant::Soft)
-    };
-    let gates = fresh(spec).gates().expect("soft has gates");
-    assert_eq!(gates.size(), [3, 12, 4]);
-    let mean = gates.mean(Kind::Double).double_value(&[]);
-    assert!((mean - 0.5).abs() < 0.05, "{mean}");
-    assert!(gates.min().double_value(&[]) > 0.1 && gates.max().double_value(&[]) < 0.9);
+fn gates_start_where_they_are_told_to() {
+    for initial_gate in [0.2, 0.5, 0.9] {
+        let spec = AdapterSpec {
+            router: RouterConfig {
+                lid_dim: 64,
+                granularity: RouterGranularity::Linear,
+                initial_gate,
+            },
+            num_languages: 12,
+            ..spec(Variant::Soft)
+        };
+        let gates = fresh(spec).gates().expect("soft has gates");
+        assert_eq!(gates.size(), [3, 12, 4]);
+        let logits = gates.logit(None);
+        let mean = logits.mean(Kind::Double).sigmoid().double_value(&[]);
+        assert!((mean - initial_gate).abs() < 0.05, "{mean}");
+        // They differ a little: by 0.6 at one standard deviation.
+        assert!((logits - (initial_gate / (1.0 - initial_gate)).ln()).abs().max().double_value(&[]) < 2.5);
+    }
 }
 
 #[test]

@@ -41,6 +41,7 @@ pub(crate) fn spec(variant: Variant) -> AdapterSpec {
         router: RouterConfig {
             lid_dim: 3,
             granularity: RouterGranularity::Linear,
+            initial_gate: 0.5,
         },
         num_languages: 4,
     }
