@@ -111,6 +111,12 @@ fn line(metrics: &v1::StepMetrics) -> String {
         "memory_peak_bytes": metrics.memory_peak_bytes,
         "skipped": metrics.skipped, "spike": metrics.spike, "by_language": by_language,
     });
+    if let Some(parts) = &metrics.parts {
+        line["parts"] = serde_json::json!({
+            "data": parts.data, "encoder": parts.encoder, "forward": parts.forward,
+            "backward": parts.backward, "exchange": parts.exchange, "update": parts.update,
+        });
+    }
     if let Some(gates) = &metrics.gates {
         line["gates"] = serde_json::json!(zipper_watch::Gates::of(gates).means());
     }

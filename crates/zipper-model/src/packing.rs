@@ -158,7 +158,10 @@ mod tests {
         assert_eq!(packing.common_length(), None);
         assert_eq!(Packing::uniform(2, 3, Device::Cpu).common_length(), Some(3));
         let later = packing.next_tokens(&[2, 0]).next_tokens(&[1]);
-        assert_eq!((later.lengths(), later.numbers(), later.batch()), (&[1][..], &[0][..], 3));
+        assert_eq!(
+            (later.lengths(), later.numbers(), later.batch()),
+            (&[1][..], &[0][..], 3)
+        );
         let packed = Tensor::from_slice(&[0i64, 1, 10, 20, 21, 22]).view([6, 1]);
         let padded = packing.pad(&packed);
         assert_eq!(

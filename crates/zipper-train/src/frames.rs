@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use tch::{Device, Kind, Tensor};
@@ -13,6 +13,7 @@ use zipper_model::encoder::WhisperEncoder;
 use zipper_model::linear::{LinearDelta, LoraSite};
 
 use crate::TrainError;
+use crate::parts::Stopwatch;
 
 /// The frozen encoder with what stands before it.
 pub struct Frames {
@@ -21,6 +22,9 @@ pub struct Frames {
     padding: Padding,
     device: Device,
     cache: Option<Cache>,
+    /// Time for audio, features and kept outputs, and for the encoder.
+    reading: Stopwatch,
+    encoding: Stopwatch,
 }
 
 /// Encoder outputs on disk, one file for each utterance, shared by runs with the same encoder and context.
@@ -52,7 +56,14 @@ impl Frames {
             padding,
             device,
             cache,
+            reading: Stopwatch::default(),
+            encoding: Stopwatch::default(),
         })
+    }
+
+    /// Time since the last call for audio, features and kept outputs, and for the encoder.
+    pub(crate) fn take_times(&self) -> (Duration, Duration) {
+        (self.reading.take(), self.encoding.take())
     }
 
     /// Width of a frame.
@@ -85,8 +96,9 @@ impl Frames {
             return tch::no_grad(|| self.adapted(utterance, augmentation, None));
         };
         let file = cache.file_of(utterance)?;
-        if let Some(frames) = Cache::read(&file) {
-            return Ok(frames.to_device(self.device).to_kind(Kind::Float));
+        let on_device = |frames: Tensor| frames.to_device(self.device).to_kind(Kind::Float);
+        if let Some(frames) = self.reading.time(|| Cache::read(&file).map(on_device)) {
+            return Ok(frames);
         }
         // The first use sees what later uses will read, so that a run does not depend on what was cached before it.
         let frames = tch::no_grad(|| self.adapted(utterance, None, None))?.to_kind(Kind::Half);
@@ -104,6 +116,15 @@ impl Frames {
         augmentation: Option<Augmentation<'_>>,
         adapters: Option<&dyn LinearDelta>,
     ) -> Result<Tensor, TrainError> {
+        let features = self.reading.time(|| self.features(utterance, augmentation))?;
+        self.encode(&features, adapters)
+    }
+
+    fn features(
+        &self,
+        utterance: &Utterance,
+        augmentation: Option<Augmentation<'_>>,
+    ) -> Result<Features, TrainError> {
         let mut samples = utterance.decode().map_err(|source| TrainError::Audio {
             id: utterance.id.clone(),
             source,
@@ -115,7 +136,7 @@ impl Frames {
         if let Some(augmentation) = augmentation {
             augmentation.mask(&mut features);
         }
-        self.encode(&features, adapters)
+        Ok(features)
     }
 
     /// The frames of 16 kHz samples, at least 10 ms of them, never from the cache; with adapters in the encoder, if any.
@@ -137,9 +158,8 @@ impl Frames {
         let mel = Tensor::from_slice(&features.data)
             .view([features.n_mels as i64, features.frames as i64])
             .to_device(self.device);
-        Ok(self
-            .encoder
-            .encode(&mel, features.valid_frames as i64, adapters)?)
+        let encode = || self.encoder.encode(&mel, features.valid_frames as i64, adapters);
+        Ok(self.encoding.time(encode)?)
     }
 }
 

@@ -6,7 +6,7 @@
 //!
 //! Reading order: [`replica`] (one copy of the model), [`team`] (the other ranks), [`session`] (what a rank holds), `regroup` (how
 //! it changes teams), [`memory`] and `copies` (what it remembers for that), [`capture`] (checkpoints), [`step`] (one optimizer
-//! step), [`spike`], `reduction` (which gradients are summed when), [`frames`], [`optimizer`], [`state`], [`evaluate`]; [`trained`]
+//! step), [`spike`], `reduction` (which gradients are summed when), [`parts`] (where its time goes), [`frames`], [`optimizer`], [`state`], [`evaluate`]; [`trained`]
 //! (a checkpoint's result without the frozen models) and [`peft`] (the same as the world loads it), [`start`] (what others made, to
 //! begin with).
 
@@ -17,6 +17,7 @@ pub mod evaluate;
 pub mod frames;
 pub mod memory;
 pub mod optimizer;
+pub mod parts;
 pub mod peft;
 mod reduction;
 mod regroup;

@@ -390,6 +390,11 @@ impl Replica {
     }
 
     /// Encoder frames of each utterance, with the encoder's adapters where there are any.
+    /// What stands before the projector.
+    pub(crate) fn frames(&self) -> &Frames {
+        &self.frames
+    }
+
     fn frames_of(
         &self,
         utterances: &[&Utterance],

@@ -13,6 +13,7 @@ use zipper_types::{Stage, Step, Variant};
 
 use crate::TrainError;
 use crate::optimizer::{LearningRates, clip_factor, squared_norm};
+use crate::parts::{StepParts, Stopwatch};
 use crate::reduction::{StepLanguages, Traffic};
 use crate::replica::{Losses, Pass, Seeds};
 use crate::session::Session;
@@ -50,6 +51,8 @@ pub struct StepReport {
     pub own_work: f64,
     /// Time of this rank's forward and backward passes.
     pub own_compute: Duration,
+    /// Time of this rank for the parts of the step.
+    pub own_parts: StepParts,
     /// Time of this rank for remembering the step before, and for copies to and from peers.
     pub memory: Duration,
     /// Loss by language code.
@@ -115,11 +118,17 @@ impl Session {
         let in_batch = languages_of(&utterances);
         let mine = self.team().deal(&utterances, self.replica.has_banks());
 
+        // What was decoded since the last step is none of this one's.
+        self.replica.frames().take_times();
+        let backward = Stopwatch::default();
         let started = Instant::now();
-        let losses = self.accumulate_gradients(step, &mine, &in_batch)?;
+        let losses = self.accumulate_gradients(step, &mine, &in_batch, &backward)?;
         let compute = started.elapsed();
+        let mut parts = self.parts_of_passes(compute, &backward);
+        let exchanging = Instant::now();
         let traffic = self.reduction().finish()?;
         let sums = self.sum_over_ranks(step, &in_batch, &losses, compute, traffic, votes)?;
+        parts.exchange = exchanging.elapsed();
 
         let loss = sums.nll / sums.tokens;
         let grad_norm = sums.squared_norm.sqrt() / sums.tokens;
@@ -134,7 +143,9 @@ impl Session {
         if skipped {
             self.skipped_updates += 1;
         } else {
+            let updating = Instant::now();
             self.update(&in_batch, sums.tokens, grad_norm, rates);
+            parts.update = updating.elapsed();
         }
         self.step = step;
         self.recent_losses.push(loss);
@@ -159,11 +170,27 @@ impl Session {
             regroup: sums.regroup_votes > 0.0,
             own_work: mine.iter().map(|utterance| self.team().cost(utterance)).sum(),
             own_compute: compute,
+            own_parts: parts,
             memory,
             by_language: self.name_languages(&sums.by_language, &utterances),
             cost: sums.cost,
         };
         Ok(report)
+    }
+
+    /// Forward and backward passes that took `compute` together, taken apart.
+    fn parts_of_passes(&self, compute: Duration, backward: &Stopwatch) -> StepParts {
+        let (data, encoder) = self.replica.frames().take_times();
+        let parts = StepParts {
+            data,
+            encoder,
+            backward: backward.take(),
+            ..StepParts::default()
+        };
+        StepParts {
+            forward: compute.saturating_sub(parts.data + parts.encoder + parts.backward),
+            ..parts
+        }
     }
 
     /// Before the update: remembers the state as it is, for ranks that do not get so far. Alone there are none; and before the
@@ -185,6 +212,7 @@ impl Session {
         step: Step,
         mine: &[&Utterance],
         in_batch: &BTreeSet<usize>,
+        backward: &Stopwatch,
     ) -> Result<BTreeMap<usize, LanguageLoss>, TrainError> {
         let config = self.replica.config();
         self.reduction().zero();
@@ -201,6 +229,7 @@ impl Session {
                 &pick(mine, &micro_batch),
                 Pass::Gather(&merged),
                 &mut losses,
+                backward,
                 || Ok(()),
             )?;
         }
@@ -220,7 +249,7 @@ impl Session {
         if last.is_empty() {
             begin()?;
         } else {
-            self.accumulate(step, &last, Pass::Last(&last_pass), &mut losses, begin)?;
+            self.accumulate(step, &last, Pass::Last(&last_pass), &mut losses, backward, begin)?;
         }
         Ok(losses)
     }
@@ -232,6 +261,7 @@ impl Session {
         micro_batch: &[&Utterance],
         pass: Pass<'_>,
         losses: &mut BTreeMap<usize, LanguageLoss>,
+        backward: &Stopwatch,
         before_backward: impl FnOnce() -> Result<(), TrainError>,
     ) -> Result<(), TrainError> {
         let config = self.replica.config();
@@ -258,7 +288,7 @@ impl Session {
             loss += carried;
         }
         before_backward()?;
-        loss.f_backward()?;
+        backward.time(|| loss.f_backward())?;
         let sums = Vec::<f64>::try_from(nll.sums.detach().to_kind(tch::Kind::Double))?;
         for ((utterance, nll), tokens) in micro_batch.iter().zip(sums).zip(nll.tokens) {
             let loss = losses.entry(utterance.language).or_default();

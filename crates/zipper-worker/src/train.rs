@@ -24,6 +24,7 @@ use zipper_tls::Credentials;
 use zipper_train::TrainError;
 use zipper_train::evaluate::{DecodeOptions, decode};
 use zipper_train::memory::HeldState;
+use zipper_train::parts::StepParts;
 use zipper_train::replica::Replica;
 use zipper_train::session::{Origin, Session};
 use zipper_train::step::StepReport;
@@ -613,6 +614,17 @@ fn wire_gates(gates: GateShares, languages: &[String]) -> v1::GateShares {
     }
 }
 
+fn wire_parts(parts: &StepParts) -> v1::StepParts {
+    v1::StepParts {
+        data: parts.data.as_secs_f64(),
+        encoder: parts.encoder.as_secs_f64(),
+        forward: parts.forward.as_secs_f64(),
+        backward: parts.backward.as_secs_f64(),
+        exchange: parts.exchange.as_secs_f64(),
+        update: parts.update.as_secs_f64(),
+    }
+}
+
 fn metrics(
     report: &StepReport,
     seconds: Duration,
@@ -648,5 +660,6 @@ fn metrics(
         memory_seconds: report.memory.as_secs_f64(),
         gates: None,
         memory_peak_bytes: 0,
+        parts: Some(wire_parts(&report.own_parts)),
     }
 }

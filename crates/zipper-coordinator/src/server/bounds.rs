@@ -285,6 +285,18 @@ impl Bounded for v1::ReportStepRequest {
         ] {
             number(name, amount)?;
         }
+        if let Some(parts) = &metrics.parts {
+            for (name, amount) in [
+                ("parts.data", parts.data),
+                ("parts.encoder", parts.encoder),
+                ("parts.forward", parts.forward),
+                ("parts.backward", parts.backward),
+                ("parts.exchange", parts.exchange),
+                ("parts.update", parts.update),
+            ] {
+                number(name, amount)?;
+            }
+        }
         for (name, amount) in [
             ("tokens", metrics.tokens),
             ("comm_bytes_shared", metrics.comm_bytes_shared),

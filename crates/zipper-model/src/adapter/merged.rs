@@ -203,7 +203,11 @@ impl LinearDelta for AdaptedRows<'_> {
         let mut x = input.to_kind(site.a.of_slot(0).kind());
         if let Some(seeds) = &self.seeds {
             let rate = self.merged.dropout;
-            assert_eq!(rows.numbers().len(), self.num_rows, "dropout is for whole micro batches");
+            assert_eq!(
+                rows.numbers().len(),
+                self.num_rows,
+                "dropout is for whole micro batches"
+            );
             let dropped = dropout::dropped(seeds, site.key, rows, x.size()[1], rate);
             x = x.masked_fill(&dropped, 0.0);
             scale /= 1.0 - rate;

@@ -84,7 +84,13 @@ fn gates_start_where_they_are_told_to() {
         let mean = logits.mean(Kind::Double).sigmoid().double_value(&[]);
         assert!((mean - initial_gate).abs() < 0.05, "{mean}");
         // They differ a little: by 0.6 at one standard deviation.
-        assert!((logits - (initial_gate / (1.0 - initial_gate)).ln()).abs().max().double_value(&[]) < 2.5);
+        assert!(
+            (logits - (initial_gate / (1.0 - initial_gate)).ln())
+                .abs()
+                .max()
+                .double_value(&[])
+                < 2.5
+        );
     }
 }
 
