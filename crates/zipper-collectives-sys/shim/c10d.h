@@ -97,8 +97,9 @@ zipper_c10d_status zipper_c10d_reducer_new(zipper_c10d_reducer** out, char** err
 // same kind and device.
 zipper_c10d_status zipper_c10d_reducer_add_bucket(
     zipper_c10d_reducer* reducer, zipper_c10d_group* group, void* const* params, uint32_t num_params, char** error);
-// Sets all gradients to zero, and takes back views that were replaced.
-zipper_c10d_status zipper_c10d_reducer_zero(zipper_c10d_reducer* reducer, char** error);
+// Sets the gradients of the buckets that are `wanted` (0 or 1 for each) to zero, and takes back views that were replaced.
+zipper_c10d_status zipper_c10d_reducer_zero(
+    zipper_c10d_reducer* reducer, const uint8_t* wanted, uint32_t num_buckets, char** error);
 
 enum {
   // Not summed this time.

@@ -82,16 +82,20 @@ class Reducer : public std::enable_shared_from_this<Reducer> {
     }
   }
 
-  void zero() {
+  void zero(const uint8_t* wanted) {
     std::lock_guard<std::mutex> lock(mutex_);
     active_ = false;
-    for (auto& bucket : buckets_) {
-      settle(*bucket);
-      for (size_t i = 0; i < bucket->params.size(); ++i) {
-        bucket->params[i].mutable_grad() = bucket->views[i];
+    for (size_t index = 0; index < buckets_.size(); ++index) {
+      auto& bucket = *buckets_[index];
+      settle(bucket);
+      if (wanted[index] == 0) {
+        continue;
+      }
+      for (size_t i = 0; i < bucket.params.size(); ++i) {
+        bucket.params[i].mutable_grad() = bucket.views[i];
       }
       at::NoGradGuard no_grad;
-      bucket->flat.zero_();
+      bucket.flat.zero_();
     }
   }
 
@@ -272,8 +276,12 @@ zipper_c10d_status zipper_c10d_reducer_add_bucket(
   });
 }
 
-zipper_c10d_status zipper_c10d_reducer_zero(zipper_c10d_reducer* reducer, char** error) {
-  return guarded(error, [&] { reducer->reducer->zero(); });
+zipper_c10d_status zipper_c10d_reducer_zero(
+    zipper_c10d_reducer* reducer, const uint8_t* wanted, uint32_t num_buckets, char** error) {
+  return guarded(error, [&] {
+    TORCH_CHECK(num_buckets == reducer->reducer->size(), "it is said of each bucket whether it is wanted");
+    reducer->reducer->zero(wanted);
+  });
 }
 
 zipper_c10d_status zipper_c10d_reducer_begin(

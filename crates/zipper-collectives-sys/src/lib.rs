@@ -175,7 +175,12 @@ unsafe extern "C" {
         num_params: u32,
         error: *mut *mut c_char,
     ) -> i32;
-    pub fn zipper_c10d_reducer_zero(reducer: *mut RawReducer, error: *mut *mut c_char) -> i32;
+    pub fn zipper_c10d_reducer_zero(
+        reducer: *mut RawReducer,
+        wanted: *const u8,
+        num_buckets: u32,
+        error: *mut *mut c_char,
+    ) -> i32;
     pub fn zipper_c10d_reducer_begin(
         reducer: *mut RawReducer,
         plans: *const i32,

@@ -380,9 +380,12 @@ impl RawReducer {
         })
     }
 
-    pub(crate) fn zero(&self) -> Result<(), Failure> {
-        // SAFETY: the reducer lives during the call.
-        checked(|error| unsafe { sys::zipper_c10d_reducer_zero(self.0.as_ptr(), error) })
+    pub(crate) fn zero(&self, wanted: &[u8]) -> Result<(), Failure> {
+        let num_buckets = u32::try_from(wanted.len()).expect("a model has fewer buckets");
+        // SAFETY: `wanted` holds `num_buckets` values during the call.
+        checked(|error| unsafe {
+            sys::zipper_c10d_reducer_zero(self.0.as_ptr(), wanted.as_ptr(), num_buckets, error)
+        })
     }
 
     pub(crate) fn begin(&self, plans: &[i32], timeout: Duration) -> Result<(), Failure> {

@@ -109,10 +109,13 @@ impl GradientReducer {
         Ok(reducer)
     }
 
-    /// Sets all gradients to zero.
-    pub fn zero(&self) {
+    /// Sets the gradients of those buckets to zero that are `wanted` by their index.
+    pub fn zero(&self, wanted: impl Fn(usize) -> bool) {
+        let wanted: Vec<u8> = (0..self.buckets.len())
+            .map(|index| u8::from(wanted(index)))
+            .collect();
         self.raw
-            .zero()
+            .zero(&wanted)
             .unwrap_or_else(|failure| panic!("gradients cannot be set to zero: {}", failure.message));
     }
 

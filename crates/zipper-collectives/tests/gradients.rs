@@ -140,7 +140,7 @@ fn step(
     member: &Member,
     plan: BucketPlan,
 ) -> Result<ReduceReport, CollectiveError> {
-    reducer.zero();
+    reducer.zero(|_| true);
     loss(&member.params, member.rank, 0).backward();
     let last = loss(&member.params, member.rank, 1);
     reducer.begin("step 1", &[plan; LAYERS])?;
@@ -188,7 +188,7 @@ fn an_idle_rank_adds_nothing() {
     let ranks = on_ranks(3, Kind::Double, |member, _| {
         let reducer = GradientReducer::new(&buckets(&member.params, Some(&member.world))).unwrap();
         if member.rank == 1 {
-            reducer.zero();
+            reducer.zero(|_| true);
             reducer.begin("step 1", &[BucketPlan::Now; LAYERS]).unwrap();
             reducer.finish().unwrap();
         } else {
@@ -224,7 +224,7 @@ fn groups_sum_among_themselves() {
             .map(|(spec, group)| BucketSpec { group, ..spec })
             .collect();
         let reducer = GradientReducer::new(&specs).unwrap();
-        reducer.zero();
+        reducer.zero(|_| true);
         let plans = [
             BucketPlan::AsReady,
             BucketPlan::AsReady,
@@ -257,7 +257,7 @@ fn groups_sum_among_themselves() {
 fn a_gradient_that_does_not_come_is_zero() {
     let ranks = on_ranks(2, Kind::Double, |member, _| {
         let reducer = GradientReducer::new(&buckets(&member.params, Some(&member.world))).unwrap();
-        reducer.zero();
+        reducer.zero(|_| true);
         // Rank 0 uses all layers, rank 1 only the first two.
         let used = if member.rank == 0 { LAYERS } else { 2 };
         let loss = loss(&member.params[..used], member.rank, 0);
@@ -402,7 +402,7 @@ fn a_step_that_is_given_up_frees_the_others() {
         let mut specs = buckets(&member.params, Some(&member.world));
         specs[3].group = owners.as_ref();
         let reducer = GradientReducer::new(&specs).unwrap();
-        reducer.zero();
+        reducer.zero(|_| true);
         reducer.begin("step 1", &[BucketPlan::AsReady; LAYERS]).unwrap();
         if member.rank == 0 {
             let wrong = Tensor::zeros([2], (Kind::Double, Device::Cpu));

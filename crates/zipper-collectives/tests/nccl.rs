@@ -136,7 +136,7 @@ mod with_cuda {
         let reducer = GradientReducer::new(&buckets).unwrap();
         let plans = vec![BucketPlan::AsReady; with_nccl.len()];
         for step in 1..=20 {
-            reducer.zero();
+            reducer.zero(|_| true);
             backward(&with_nccl, &|| {
                 reducer.begin(&format!("step {step}"), &plans).unwrap();
             });

@@ -13,9 +13,11 @@ mod start;
 mod text;
 mod watching;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use zipper_types::language::language_name;
 use zipper_types::{Normalizer, Scoring, TextNormalization, Variant};
 
 pub use augment::{AugmentConfig, SpecAugmentConfig};
@@ -207,6 +209,17 @@ pub struct PromptConfig {
     /// The instruction; `{language}` becomes the language's English name, `{lang}` its code.
     #[serde(default = "default_prompt_template")]
     pub template: String,
+    /// English names, by code, of languages that Whisper does not know; others may be renamed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub language_names: BTreeMap<String, String>,
+}
+
+impl PromptConfig {
+    /// The English name of a language.
+    pub fn name_of(&self, code: &str) -> Option<&str> {
+        let given = self.language_names.get(code).map(String::as_str);
+        given.or_else(|| language_name(code))
+    }
 }
 
 impl Default for PromptConfig {
@@ -214,6 +227,7 @@ impl Default for PromptConfig {
         Self {
             kind: PromptKind::default(),
             template: default_prompt_template(),
+            language_names: BTreeMap::new(),
         }
     }
 }

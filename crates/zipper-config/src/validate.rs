@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use zipper_types::Variant;
-use zipper_types::language::{language_codes, language_name};
+use zipper_types::language::language_codes;
 
 use crate::problems::{Problem, suggest};
 use crate::schema::{
@@ -171,14 +171,28 @@ fn data(check: &mut Check, config: &RunConfig) {
     let mut seen = BTreeSet::new();
     for (index, code) in data.languages.iter().enumerate() {
         let key = format!("data.languages[{index}]");
-        check.require(language_name(code).is_some(), &key, || {
+        // It becomes part of names of files.
+        let may_be_in_code = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        let is_code = !code.is_empty() && code.chars().all(may_be_in_code);
+        let has_name = config.model.prompt.name_of(code).is_some();
+        check.require(is_code, &key, || {
+            format!("`{code}` is no code: lower-case letters, digits and `-`")
+        });
+        check.require(!is_code || has_name, &key, || {
             let known: Vec<&str> = language_codes().collect();
             format!(
-                "`{code}` is not a language code of Whisper{}",
+                "`{code}` is not a language code of Whisper, nor has it a name in `model.prompt.language_names`{}",
                 suggest(code, &known)
             )
         });
         check.require(seen.insert(code), &key, || format!("`{code}` is there twice"));
+    }
+    for code in config.model.prompt.language_names.keys() {
+        check.require(
+            data.languages.contains(code),
+            &format!("model.prompt.language_names.{code}"),
+            || format!("`{code}` is not in `data.languages`"),
+        );
     }
     check.require(!data.train.is_empty(), "data.train", || {
         "empty: a run needs a training manifest".to_owned()

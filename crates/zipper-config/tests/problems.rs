@@ -90,7 +90,15 @@ fn each_broken_relation_names_its_key_and_value() {
         ),
         (
             "data.languages=[en, xx]",
-            "data.languages[1]: `xx` is not a language code of Whisper",
+            "data.languages[1]: `xx` is not a language code of Whisper, nor has it a name in `model.prompt.language_names`",
+        ),
+        (
+            "model.prompt={language_names: {xx: Elvish}}",
+            "model.prompt.language_names.xx: `xx` is not in `data.languages`",
+        ),
+        (
+            "data.languages=[en, EN]",
+            "data.languages[1]: `EN` is no code: lower-case letters, digits and `-`",
         ),
         (
             "data.languages=[en, en]",

@@ -70,6 +70,7 @@ fn language_prompt() -> PromptConfig {
     PromptConfig {
         kind: PromptKind::Plain,
         template: "<|{lang}|>".to_owned(),
+        ..PromptConfig::default()
     }
 }
 

@@ -44,7 +44,9 @@ pub enum ModelError {
         choices: String,
     },
     /// A language without a name for the prompt.
-    #[error("language `{0}` is not one of the languages of Whisper")]
+    #[error(
+        "language `{0}` is not one of the languages of Whisper, nor has it a name in `model.prompt.language_names`"
+    )]
     UnknownLanguage(String),
     /// An utterance is too long for the encoder.
     #[error("{frames} encoder frames are more than the {positions} positions of the encoder (50 a second)")]

@@ -10,7 +10,6 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 use zipper_config::schema::{PromptConfig, PromptKind};
-use zipper_types::language::language_name;
 
 use crate::ModelError;
 use crate::hub;
@@ -172,7 +171,8 @@ impl Prompt {
         {
             return Ok(frame);
         }
-        let language = language_name(lang).ok_or_else(|| ModelError::UnknownLanguage(lang.to_owned()))?;
+        let language = self.config.name_of(lang);
+        let language = language.ok_or_else(|| ModelError::UnknownLanguage(lang.to_owned()))?;
         let instruction = self
             .config
             .template

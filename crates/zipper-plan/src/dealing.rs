@@ -1,6 +1,45 @@
 //! Dealing a global batch's utterances to ranks, and a rank's utterances to micro batches.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::collections::binary_heap::PeekMut;
+
 use zipper_types::WorldSize;
+
+/// Ranks, that with the least to do first, and of equals the lower one. Loads may rise beside it: ranks can be in several of these.
+pub(crate) struct LeastBusy {
+    /// Load and rank, as they were when they were last looked at. Loads are not negative, so their bits are ordered as they are.
+    ranks: BinaryHeap<Reverse<(u64, usize)>>,
+}
+
+impl LeastBusy {
+    pub(crate) fn of(ranks: impl Iterator<Item = usize>, loads: &[f64]) -> Self {
+        let ranks = ranks.map(|rank| Reverse((loads[rank].to_bits(), rank)));
+        Self {
+            ranks: ranks.collect(),
+        }
+    }
+
+    /// Gives work of `cost` to the rank with the least to do.
+    ///
+    /// # Panics
+    /// If there are no ranks.
+    pub(crate) fn give(&mut self, cost: f64, loads: &mut [f64]) -> usize {
+        loop {
+            let mut least = self.ranks.peek_mut().expect("there is at least one rank");
+            let Reverse((load, rank)) = *least;
+            let is_true = load == loads[rank].to_bits();
+            if is_true {
+                loads[rank] += cost;
+            }
+            *least = Reverse((loads[rank].to_bits(), rank));
+            drop::<PeekMut<'_, _>>(least);
+            if is_true {
+                return rank;
+            }
+        }
+    }
+}
 
 /// Gives each utterance to the rank with the least to do, longest utterance first (longest processing time, Graham 1969).
 ///
@@ -19,12 +58,9 @@ pub fn deal(costs: &[f64], world_size: WorldSize) -> Vec<Vec<usize>> {
     order.sort_by(|&a, &b| costs[b].total_cmp(&costs[a]).then(a.cmp(&b)));
     let mut hands = vec![Vec::new(); world_size.0 as usize];
     let mut loads = vec![0.0_f64; hands.len()];
+    let mut ranks = LeastBusy::of(0..loads.len(), &loads);
     for index in order {
-        let rank = (0..loads.len())
-            .min_by(|&a, &b| loads[a].total_cmp(&loads[b]))
-            .unwrap_or(0);
-        hands[rank].push(index);
-        loads[rank] += costs[index];
+        hands[ranks.give(costs[index], &mut loads)].push(index);
     }
     for hand in &mut hands {
         hand.sort_unstable();
@@ -75,6 +111,22 @@ mod tests {
             let least = loads.iter().copied().fold(f64::INFINITY, f64::min);
             let longest = costs.iter().copied().fold(0.0, f64::max);
             prop_assert!(most - least <= longest + 1e-9);
+        }
+
+        /// Ranges that overlap, in any order: always the rank that a look at all of them finds.
+        #[test]
+        fn the_least_busy_rank_is_found(
+            ranges in prop::collection::vec((0usize..9, 0usize..9), 1..5),
+            work in prop::collection::vec((0usize..5, 0u8..4), 0..60),
+        ) {
+            let ranges: Vec<_> = ranges.into_iter().map(|(a, b)| a.min(b)..=a.max(b)).collect();
+            let mut loads = vec![0.0; 9];
+            let mut least: Vec<_> = ranges.iter().map(|range| LeastBusy::of(range.clone(), &loads)).collect();
+            for (range, cost) in work {
+                let range = range % ranges.len();
+                let all = ranges[range].clone().min_by(|&a, &b| f64::total_cmp(&loads[a], &loads[b]));
+                prop_assert_eq!(Some(least[range].give(f64::from(cost), &mut loads)), all);
+            }
         }
 
         /// Every utterance is in one micro batch, and only a single long utterance may exceed the limit.

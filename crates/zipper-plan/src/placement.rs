@@ -10,7 +10,7 @@ use std::ops::RangeInclusive;
 use zipper_types::{Rank, WorldSize};
 
 use crate::PlanError;
-use crate::dealing::deal;
+use crate::dealing::{LeastBusy, deal};
 
 /// Pieces smaller than this part of a rank's work are rounding, not work.
 const SLIVER: f64 = 1e-9;
@@ -255,14 +255,14 @@ impl Placement {
         order.sort_by(|&a, &b| utterances[b].1.total_cmp(&utterances[a].1).then(a.cmp(&b)));
         let ranks = self.world_size.0 as usize;
         let (mut hands, mut loads) = (vec![Vec::new(); ranks], vec![0.0_f64; ranks]);
+        let mut owners = BTreeMap::new();
         for index in order {
             let (language, cost) = utterances[index];
-            let (first, last) = self.owners[language];
-            let rank = (first as usize..=last as usize)
-                .min_by(|&a, &b| loads[a].total_cmp(&loads[b]))
-                .expect("every language has an owner");
-            hands[rank].push(index);
-            loads[rank] += cost;
+            let owners = owners.entry(language).or_insert_with(|| {
+                let (first, last) = self.owners[language];
+                LeastBusy::of(first as usize..=last as usize, &loads)
+            });
+            hands[owners.give(cost, &mut loads)].push(index);
         }
         hands
     }

@@ -89,9 +89,12 @@ impl Reduction {
         })
     }
 
-    /// Sets all gradients to zero.
-    pub(crate) fn zero(&self) {
-        self.reducer.zero();
+    /// Sets the gradients of what is shared, and of the banks of `languages`, to zero.
+    pub(crate) fn zero(&self, languages: &BTreeSet<usize>) {
+        self.reducer.zero(|bucket| match self.scopes[bucket] {
+            ParamScope::Shared => true,
+            ParamScope::Bank(language) => languages.contains(&language),
+        });
     }
 
     /// Before the last backward pass of a step; on a rank without utterances there is none.

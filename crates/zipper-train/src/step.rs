@@ -215,7 +215,8 @@ impl Session {
         backward: &Stopwatch,
     ) -> Result<BTreeMap<usize, LanguageLoss>, TrainError> {
         let config = self.replica.config();
-        self.reduction().zero();
+        // Gradients of other banks are looked at by nobody: with many languages most of memory is theirs.
+        self.reduction().zero(in_batch);
         let languages: Vec<usize> = languages_of(mine).into_iter().collect();
         let mut losses = BTreeMap::new();
         let merged = self.replica.adapters().merge(&languages);

@@ -49,12 +49,13 @@ fn an_unknown_language_and_a_missing_template_are_refused() {
     assert!(error.is_config());
     assert_eq!(
         error.to_string(),
-        "language `xx` is not one of the languages of Whisper"
+        "language `xx` is not one of the languages of Whisper, nor has it a name in `model.prompt.language_names`"
     );
 
     let chat = PromptConfig {
         kind: PromptKind::Chat,
         template: "Write:".to_owned(),
+        ..PromptConfig::default()
     };
     let error = load("qwen3", &chat)
         .frame("en")

@@ -79,6 +79,7 @@ pub(crate) fn prompt_config(expected: &Expected) -> PromptConfig {
     PromptConfig {
         kind: expected.prompt,
         template: expected.template.clone(),
+        ..PromptConfig::default()
     }
 }
 
