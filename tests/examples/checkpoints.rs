@@ -14,11 +14,12 @@ use std::ops::Range;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 use std::thread::available_parallelism;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use clap::Parser;
 use futures::{StreamExt, TryStreamExt, stream};
+use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, WriteMultipart};
@@ -37,6 +38,8 @@ const PARALLEL: usize = 4;
 const LANGUAGES: usize = 8;
 /// What is not a tensor, whatever the size of the others.
 const STATE_BYTES: usize = 64 << 10;
+/// How long a request may take, on either side: a server that shares two cores takes more than the usual 30 s for 64 MiB.
+const TIMEOUT: Duration = Duration::from_mins(10);
 const STEP: Step = Step(500);
 const GENERATION: Generation = Generation(1);
 
@@ -111,6 +114,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "machine": {"cpu": cpu(), "cores": available_parallelism()?.get(), "load_before_each_turn": loads},
         "rounds": arguments.rounds,
         "parallel": PARALLEL,
+        "timeout_seconds": TIMEOUT.as_secs(),
         "piece_bytes": StoreOptions::default().multipart_bytes,
         "parts": arguments.mib.iter().map(|&mib| (mib.to_string(), sizes(mib))).collect::<BTreeMap<_, _>>(),
         "table": rows,
@@ -228,7 +232,12 @@ impl Bench {
             Place::S3 => self.server.url(name),
             Place::Folder => format!("file://{}", folder.display()),
         };
-        let run = RunStore::open_in(&url, &StoreOptions::default(), &self.environment)?;
+        let options = StoreOptions {
+            request_timeout: TIMEOUT,
+            retry_timeout: TIMEOUT,
+            ..StoreOptions::default()
+        };
+        let run = RunStore::open_in(&url, &options, &self.environment)?;
         let written = self.timed(parts, write(&run, parts))?;
         let verified = self.timed(parts, verify(&run))?;
         let restored = self.timed(parts, restore(&run))?;
@@ -249,11 +258,7 @@ impl Bench {
     ) -> Result<(), Box<dyn Error>> {
         let folder = self.folder.path().join(format!("plain-{name}"));
         let plain = match place {
-            Place::S3 => Plain {
-                store: self.server.store(),
-                prefix: Path::from(format!("plain/{name}")),
-                piece: StoreOptions::default().multipart_bytes as usize,
-            },
+            Place::S3 => Plain::in_bucket(&self.server, name)?,
             Place::Folder => Plain::in_folder(&folder, true)?,
         };
         let written = self.timed(parts, plain.write(parts))?;
@@ -335,6 +340,19 @@ struct Plain {
 }
 
 impl Plain {
+    fn in_bucket(server: &S3Server, name: &str) -> Result<Self, Box<dyn Error>> {
+        let mut builder = AmazonS3Builder::new().with_url(server.url(""));
+        let timeout = ("timeout".to_owned(), format!("{} s", TIMEOUT.as_secs()));
+        for (key, value) in server.env().into_iter().chain([timeout]) {
+            builder = builder.with_config(key.to_ascii_lowercase().parse()?, value);
+        }
+        Ok(Self {
+            store: Arc::new(builder.build()?),
+            prefix: Path::from(format!("plain/{name}")),
+            piece: StoreOptions::default().multipart_bytes as usize,
+        })
+    }
+
     fn in_folder(folder: &FilePath, fsync: bool) -> Result<Self, Box<dyn Error>> {
         fs::create_dir_all(folder)?;
         Ok(Self {
