@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use serde_json::{Value, json};
-use zipper_tests::{cpu, load, program, spread, write_corpus, write_llm, write_whisper};
+use zipper_tests::{TorchSide, cpu, load, profile, program, spread, write_corpus, write_llm, write_whisper};
 
 const WORKERS: &str = "4";
 const ROUNDS: usize = 7;
@@ -44,18 +44,8 @@ runtime: {threads_per_worker: 1}
 struct Arguments {
     /// The file that takes what was measured.
     output: PathBuf,
-    /// A Python with transformers and PEFT.
-    #[arg(long)]
-    python: PathBuf,
-    /// The folder with its torch.
-    #[arg(long)]
-    torch: PathBuf,
-    /// The folder with PyTorch's side.
-    #[arg(long)]
-    scripts: PathBuf,
-    /// Where Python keeps compiled modules.
-    #[arg(long)]
-    pycache: PathBuf,
+    #[command(flatten)]
+    torch_side: TorchSide,
 }
 
 /// One start of each.
@@ -82,8 +72,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     for number in 0..=ROUNDS {
         let load = load();
         let zipper = zipper(folder, number)?;
-        let (torchrun, parts) = under_torchrun(&arguments, "startup.py", folder)?;
-        let (floor, _) = under_torchrun(&arguments, "startup_floor.py", folder)?;
+        let (torchrun, parts) = under_torchrun(&arguments.torch_side, "startup.py", folder)?;
+        let (floor, _) = under_torchrun(&arguments.torch_side, "startup_floor.py", folder)?;
         let what = if number == 0 { " (not counted)" } else { "" };
         println!(
             "round {number}{what}: zipper-launch {zipper:.2} s, torchrun {torchrun:.2} s, torchrun without a model {floor:.2} s"
@@ -131,12 +121,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The profile that the programs were built with, which names their folder.
-fn profile() -> Option<String> {
-    let program = program("zipper-launch");
-    Some(program.parent()?.file_name()?.to_string_lossy().into_owned())
-}
-
 fn of(rounds: &[Round], value: impl Fn(&Round) -> f64) -> [f64; 3] {
     let values: Vec<f64> = rounds.iter().map(value).collect();
     spread(&values)
@@ -162,23 +146,17 @@ fn zipper(folder: &Path, number: usize) -> Result<f64, Box<dyn Error>> {
 
 /// Seconds until a script under torchrun tells of its first step, and what it tells.
 fn under_torchrun(
-    arguments: &Arguments,
+    torch_side: &TorchSide,
     script: &str,
     folder: &Path,
 ) -> Result<(f64, Value), Box<dyn Error>> {
-    let mut command = Command::new(&arguments.python);
+    // One thread is what torchrun would give a worker, with a warning.
+    let mut command = torch_side.python(1);
     command
         .args(["-m", "torch.distributed.run", "--standalone"])
         .args(["--nproc-per-node", WORKERS])
-        .arg(arguments.scripts.join(script))
+        .arg(torch_side.script(script))
         .arg(folder)
-        .env("PYTHONPATH", &arguments.torch)
-        .env("PYTHONPYCACHEPREFIX", &arguments.pycache)
-        // Else every start compiles all modules.
-        .env_remove("PYTHONDONTWRITEBYTECODE")
-        // Which is what torchrun would set, with a warning.
-        .env("OMP_NUM_THREADS", "1")
-        .env("HF_HUB_OFFLINE", "1")
         .stdout(Stdio::piped())
         .stderr(Stdio::null());
     let (seconds, line) = first_line(&mut command, |line| line.starts_with('{'))?;

@@ -30,7 +30,7 @@ use zipper_plan::{
     LanguageAmount, Placement, PlacementProblem, Sampler, SamplerProblem, WorkModel, expected_work,
     micro_batches,
 };
-use zipper_tests::{cpu, load, program, spread};
+use zipper_tests::{DemoSize, TorchSide, comma_list, cpu, load, profile, program, spread, value_name};
 use zipper_types::language::language_name;
 use zipper_types::{Variant, WorldSize};
 
@@ -58,18 +58,8 @@ const PAIRS: [(Side, Side); 5] = [
 struct Arguments {
     /// The file that takes what was measured.
     output: PathBuf,
-    /// A Python with transformers and PEFT.
-    #[arg(long)]
-    python: PathBuf,
-    /// The folder with its torch.
-    #[arg(long)]
-    torch: PathBuf,
-    /// The folder with PyTorch's side.
-    #[arg(long)]
-    scripts: PathBuf,
-    /// Where Python keeps compiled modules.
-    #[arg(long)]
-    pycache: PathBuf,
+    #[command(flatten)]
+    torch_side: TorchSide,
     #[command(flatten)]
     selection: Selection,
 }
@@ -78,8 +68,8 @@ struct Arguments {
 #[derive(Debug, clap::Args)]
 struct Selection {
     /// Models and data.
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Size::value_variants().to_vec())]
-    sizes: Vec<Size>,
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = DemoSize::value_variants().to_vec())]
+    sizes: Vec<DemoSize>,
     /// How languages share adapters.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Adapters::value_variants().to_vec())]
     variants: Vec<Adapters>,
@@ -102,15 +92,6 @@ struct Selection {
 
 /// Utterances by language.
 type Corpus = Vec<Vec<Utterance>>;
-
-/// Models and data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Size {
-    /// Spoken numbers, a language model of 1.7 M parameters, a projector of the kind `stack`.
-    Quickstart,
-    /// Human speech in the languages with WAV files, SmolLM2-135M, a projector of the kind `conv`.
-    Smollm2,
-}
 
 /// How languages share adapters: what PEFT has, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -150,7 +131,7 @@ struct Finished {
 
 /// One run of one side.
 struct Run {
-    size: Size,
+    size: DemoSize,
     variant: Adapters,
     processes: u32,
     round: usize,
@@ -166,7 +147,7 @@ struct Run {
 
 /// A size with what belongs to it.
 struct Job {
-    size: Size,
+    size: DemoSize,
     config: RunConfig,
     /// By language ordinal.
     corpus: Vec<Vec<Utterance>>,
@@ -214,19 +195,22 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 impl Bench {
     /// Reads a size, lets Zipper make the projector that both sides begin with, and fill its cache.
-    fn prepare(&self, size: Size) -> Result<Job, Box<dyn Error>> {
+    fn prepare(&self, size: DemoSize) -> Result<Job, Box<dyn Error>> {
         let selection = &self.arguments.selection;
         let (config, corpus) = self.read(size)?;
         let mut job = Job {
             size,
             config,
             corpus,
-            projector: self.folder.path().join(format!("{}.safetensors", name(size))),
+            projector: self
+                .folder
+                .path()
+                .join(format!("{}.safetensors", value_name(size))),
             native_loss: f64::NAN,
             padded_loss: None,
         };
         let wants = |side| selection.programs.contains(&side);
-        println!("{}: initial values", name(size));
+        println!("{}: initial values", value_name(size));
         let cached = wants(Side::ZipperCached);
         let steps = if cached {
             selection.steps_of(size, Side::ZipperCached)
@@ -242,7 +226,7 @@ impl Bench {
             })?
             .first_loss()?;
         if wants(Side::PytorchPadded) {
-            println!("{}: the loss with windows of 30 s", name(size));
+            println!("{}: the loss with windows of 30 s", value_name(size));
             let mut config = without_learning(job.configuration(Adapters::Shared, 1, self.cores, false));
             config.model.encoder.context = EncoderContext::Padded30s;
             job.padded_loss = Some(self.run_zipper(&config, 1, |_| Ok(()))?.first_loss()?);
@@ -251,15 +235,12 @@ impl Bench {
     }
 
     /// The configuration of a size, and its corpus by language: what PyTorch's side can read, too.
-    fn read(&self, size: Size) -> Result<(RunConfig, Corpus), Box<dyn Error>> {
-        let path = size.config();
-        let mut config = zipper_config::load(Path::new(path), &[])?;
+    fn read(&self, size: DemoSize) -> Result<(RunConfig, Corpus), Box<dyn Error>> {
+        let mut config = zipper_config::load(size.config(), &[])?;
         let needed = [&config.model.encoder.path, &config.model.llm.path]
             .into_iter()
             .chain(&config.data.train);
-        if let Some(missing) = needed.into_iter().find(|path| !path.exists()) {
-            return Err(format!("`{}` is missing: {}", missing.display(), size.how_to_make()).into());
-        }
+        size.require(needed)?;
         let limits = DurationLimits {
             min_seconds: config.data.min_seconds,
             max_seconds: config.data.max_seconds,
@@ -273,7 +254,7 @@ impl Bench {
         };
         if !utterances.iter().all(is_wav) {
             utterances.retain(is_wav);
-            let manifest = self.folder.path().join(format!("{}.jsonl", name(size)));
+            let manifest = self.folder.path().join(format!("{}.jsonl", value_name(size)));
             fs::write(&manifest, manifest_of(&utterances))?;
             let all = std::mem::take(&mut config.data.languages);
             let is_left = |lang: &String| utterances.iter().any(|utterance| utterance.lang == *lang);
@@ -311,10 +292,10 @@ impl Bench {
         };
         let place = format!(
             "{}, {}, {processes} processes, round {}, {}",
-            name(job.size),
-            name(variant),
+            value_name(job.size),
+            value_name(variant),
             round + 1,
-            name(side)
+            value_name(side)
         );
         let expected = if side == Side::PytorchPadded {
             job.padded_loss
@@ -418,23 +399,16 @@ impl Bench {
         }
         let file = self.folder.path().join("plan.json");
         fs::write(&file, plan.to_string())?;
-        let arguments = &self.arguments;
-        let mut command = Command::new(&arguments.python);
+        let torch_side = &self.arguments.torch_side;
+        let mut command = torch_side.python(threads);
         command
             .args(["-m", "torch.distributed.run", "--standalone"])
             .args(["--nproc-per-node", &processes.to_string()])
-            .arg(arguments.scripts.join("train.py"))
+            .arg(torch_side.script("train.py"))
             .arg(&file)
             .arg("--projector")
             .arg(projector)
-            .args(["--encoder", encoder])
-            .env("PYTHONPATH", &arguments.torch)
-            .env("PYTHONPYCACHEPREFIX", &arguments.pycache)
-            // Else every start compiles all modules.
-            .env_remove("PYTHONDONTWRITEBYTECODE")
-            .env("OMP_NUM_THREADS", threads.to_string())
-            .env("HF_HUB_OFFLINE", "1")
-            .env("TOKENIZERS_PARALLELISM", "false");
+            .args(["--encoder", encoder]);
         let output = self.finish(&mut command, || ())?;
         let (lines, last) = output
             .trim_end()
@@ -496,16 +470,11 @@ impl Bench {
     }
 
     fn write(&self, jobs: &[Value], runs: &[Run]) -> Result<(), Box<dyn Error>> {
-        let profile = program("zipper-launch");
-        let profile = profile
-            .parent()
-            .and_then(Path::file_name)
-            .map(|name| name.to_string_lossy().into_owned());
         let report = json!({
             "command": "cargo xtask bench training",
             "flags": self.arguments.selection.flags(),
             "machine": {"cpu": cpu(), "cores": self.cores},
-            "profile": profile,
+            "profile": profile(),
             "uncounted_steps": {"padded_30s": WARM_UP_PADDED, "others": WARM_UP},
             "sizes": jobs,
             "table": self.table(runs),
@@ -521,26 +490,23 @@ impl Bench {
 
 impl Selection {
     /// All steps of a run.
-    fn steps_of(&self, size: Size, program: Side) -> usize {
+    fn steps_of(&self, size: DemoSize, program: Side) -> usize {
         let counted = match (program, size) {
             (Side::PytorchPadded, _) => self.padded_steps,
-            (_, Size::Quickstart) => self.steps.unwrap_or(10),
-            (_, Size::Smollm2) => self.steps.unwrap_or(3),
+            (_, DemoSize::Quickstart) => self.steps.unwrap_or(10),
+            (_, DemoSize::Smollm2) => self.steps.unwrap_or(3),
         };
         program.warm_up() + counted.max(1)
     }
 
     /// The selection as it is typed.
     fn flags(&self) -> String {
-        fn list<T>(values: &[T], text: impl Fn(&T) -> String) -> String {
-            values.iter().map(text).collect::<Vec<_>>().join(",")
-        }
         let mut flags = format!(
             "--sizes {} --variants {} --programs {} --processes {} --rounds {} --padded-steps {}",
-            list(&self.sizes, |&size| name(size)),
-            list(&self.variants, |&variant| name(variant)),
-            list(&self.programs, |&side| name(side)),
-            list(&self.processes, u32::to_string),
+            comma_list(&self.sizes, |&size| value_name(size)),
+            comma_list(&self.variants, |&variant| value_name(variant)),
+            comma_list(&self.programs, |&side| value_name(side)),
+            comma_list(&self.processes, u32::to_string),
             self.rounds,
             self.padded_steps
         );
@@ -548,26 +514,6 @@ impl Selection {
             let _ = write!(flags, " --steps {steps}");
         }
         flags
-    }
-}
-
-impl Size {
-    fn config(self) -> &'static str {
-        match self {
-            Self::Quickstart => "configs/quickstart.yaml",
-            Self::Smollm2 => "configs/smollm2.yaml",
-        }
-    }
-
-    fn how_to_make(self) -> &'static str {
-        match self {
-            Self::Quickstart => {
-                "`cargo xtask corpus numbers`, `cargo xtask model whisper-base` and `cargo xtask model numbers-lm` make it"
-            }
-            Self::Smollm2 => {
-                "`cargo xtask corpus human`, `cargo xtask model whisper-base` and `cargo xtask model smollm2` make it"
-            }
-        }
     }
 }
 
@@ -698,7 +644,7 @@ impl Job {
 
     fn to_json(&self) -> Value {
         json!({
-            "size": name(self.size), "config": self.size.config(), "languages": self.config.data.languages,
+            "size": value_name(self.size), "config": self.size.config(), "languages": self.config.data.languages,
             "utterances": self.corpus.iter().map(Vec::len).sum::<usize>(),
             "first_loss_of_zipper": {"native": self.native_loss, "padded_30s": self.padded_loss},
         })
@@ -724,8 +670,8 @@ impl Finished {
 impl Run {
     fn to_json(&self) -> Value {
         json!({
-            "size": name(self.size), "variant": name(self.variant), "processes": self.processes, "round": self.round + 1,
-            "program": name(self.side), "load_before": self.load_before,
+            "size": value_name(self.size), "variant": value_name(self.variant), "processes": self.processes, "round": self.round + 1,
+            "program": value_name(self.side), "load_before": self.load_before,
             "audio_seconds_per_second": self.audio_rate, "tokens_per_second": self.token_rate,
             "peak_kib": self.finished.peak_kib,
             "seconds": self.finished.steps.iter().map(|step| step.seconds).collect::<Vec<_>>(),
@@ -747,8 +693,8 @@ fn row(ours: &[&Run], theirs: &[&Run]) -> Value {
     };
     let run = ours[0];
     json!({
-        "size": name(run.size), "variant": name(run.variant), "processes": run.processes,
-        "zipper": name(run.side), "pytorch": name(theirs[0].side),
+        "size": value_name(run.size), "variant": value_name(run.variant), "processes": run.processes,
+        "zipper": value_name(run.side), "pytorch": value_name(theirs[0].side),
         "zipper_audio_seconds_per_second": over_rounds(&|ours, _| ours.audio_rate),
         "pytorch_audio_seconds_per_second": over_rounds(&|_, theirs| theirs.audio_rate),
         "audio_ratio": over_rounds(&|ours, theirs| ours.audio_rate / theirs.audio_rate),
@@ -789,15 +735,6 @@ fn print(rows: &[Value]) {
             ratio("memory_ratio"),
         );
     }
-}
-
-/// As it is typed.
-#[expect(clippy::needless_pass_by_value, reason = "values of an argument are copied")]
-fn name(value: impl ValueEnum) -> String {
-    value
-        .to_possible_value()
-        .map(|value| value.get_name().to_owned())
-        .unwrap_or_default()
 }
 
 /// The same run with steps that change nothing.

@@ -17,7 +17,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 pub use benchmark::{
-    BENCHMARK_LLM, BENCHMARK_UTTERANCES, benchmark_config, cpu, load, spread, write_benchmark,
+    BENCHMARK_LLM, BENCHMARK_UTTERANCES, DemoSize, Script, TorchSide, benchmark_config, comma_list, cpu,
+    load, profile, spread, spread_json, spread_text, value_name, write_benchmark,
 };
 pub use checkpoint::manifest;
 pub use compare::{Difference, Parameters};

@@ -19,6 +19,8 @@ pub(crate) enum Bench {
     Memory,
     /// How long it takes to the first step, against torchrun (5 minutes).
     Startup,
+    /// How fast checkpoints are written and read, against plain object_store, in S3 and in a folder (5 minutes).
+    Checkpoints,
     /// How fast a step is and how much memory it takes, against transformers, PEFT and DDP; needs the demo's data and models (hours).
     Training,
 }
@@ -28,22 +30,25 @@ pub(crate) enum Bench {
 /// # Errors
 /// What building or measuring fails with.
 pub(crate) fn run(workspace: &Workspace, bench: Bench, arguments: &[String]) -> anyhow::Result<()> {
-    if bench != Bench::Training && !arguments.is_empty() {
+    if !matches!(bench, Bench::Checkpoints | Bench::Training) && !arguments.is_empty() {
         let error = UserError::new(format!("unexpected: {}", arguments.join(" ")));
-        return Err(error.hint("only `cargo xtask bench training` takes more").into());
+        return Err(error
+            .hint("only `cargo xtask bench checkpoints` and `cargo xtask bench training` take more")
+            .into());
     }
     let (name, package) = match bench {
         Bench::Overlap => ("overlap", "zipper-tests"),
         Bench::Memory => ("memory", "zipper-train"),
         Bench::Startup => ("startup", "zipper-tests"),
+        Bench::Checkpoints => ("checkpoints", "zipper-tests"),
         Bench::Training => ("training", "zipper-tests"),
     };
     let torch = match bench {
         Bench::Startup => torch_side(workspace, "crates/xtask/scripts")?,
         Bench::Training => torch_side(workspace, "tests/baseline")?,
-        Bench::Overlap | Bench::Memory => Vec::new(),
+        Bench::Overlap | Bench::Memory | Bench::Checkpoints => Vec::new(),
     };
-    if bench != Bench::Memory {
+    if !matches!(bench, Bench::Memory | Bench::Checkpoints) {
         let packages = PACKAGES.iter().flat_map(|package| ["--package", package]);
         workspace::run(workspace.cargo().args(["build", "--release"]).args(packages))?;
     }

@@ -7,6 +7,7 @@ use std::{fs, io};
 use anyhow::Context;
 
 use crate::gpu;
+use crate::instructions;
 use crate::phases::Phases;
 use crate::setup;
 use crate::setup::python::{Environment, System};
@@ -70,6 +71,8 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
     phases.run("programs", || {
         workspace::run(workspace.cargo().args(["build", "--workspace"]))
     })?;
+    // With the example that building the tests makes too, so that only counting takes time.
+    phases.run("instructions", || instructions::check(workspace))?;
     // The direction of dependencies between crates is a test too: tests/tests/architecture.rs.
     // Last, so that the counts of passed and failed tests end the output.
     phases.run("tests", || {
@@ -126,7 +129,7 @@ pub(crate) fn install_tools(workspace: &Workspace) -> anyhow::Result<()> {
 }
 
 /// Whether a program can be asked its version.
-fn runs(command: &mut Command) -> bool {
+pub(crate) fn runs(command: &mut Command) -> bool {
     command
         .arg("--version")
         .stdout(Stdio::null())

@@ -4,13 +4,14 @@
 //! fetches or makes goes under `.deps/` and `demo/`.
 //!
 //! Reading order: `workspace` (folders, running programs), `setup`, `demo`, `quickstart`, `checks` (`cargo xtask test`),
-//! `gpu`, `bench`, `faults`, `load`, `simulate`.
+//! `gpu`, `bench`, `instructions`, `faults`, `load`, `simulate`.
 
 mod bench;
 mod checks;
 mod demo;
 mod faults;
 mod gpu;
+mod instructions;
 mod load;
 mod phases;
 mod quickstart;
@@ -25,6 +26,7 @@ use zipper_cli::ExitStatus;
 
 use crate::bench::Bench;
 use crate::demo::{Corpus, Model};
+use crate::instructions::Options;
 use crate::setup::Flavor;
 use crate::workspace::Workspace;
 
@@ -56,10 +58,12 @@ enum Command {
     Bench {
         #[arg(value_enum)]
         what: Bench,
-        /// Of `training`: what of it is measured; `--help` tells all.
+        /// Of `checkpoints` and `training`: what of it is measured; `--help` tells all.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Count the instructions of hot paths, and fail if one takes many more than docs/benchmarks/instructions.json has.
+    Instructions(Options),
     /// Break real runs at random, and compare each with the run that was left in peace.
     Faults {
         /// `--rounds N --seed S --only KIND`, `--soak-minutes M`; `--help` tells all.
@@ -99,6 +103,7 @@ fn main() -> ExitStatus {
         Command::Test => checks::run(&workspace),
         Command::Gpu => gpu::run(&workspace),
         Command::Bench { what, arguments } => bench::run(&workspace, what, &arguments),
+        Command::Instructions(options) => instructions::run(&workspace, options),
         Command::Faults { arguments } => faults::run(&workspace, &arguments),
         Command::Load { arguments } => load::run(&workspace, &arguments),
         Command::Simulate { arguments } => simulate::run(&workspace, &arguments),
