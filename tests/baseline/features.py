@@ -17,53 +17,14 @@ import argparse
 import json
 import sys
 import time
-from functools import cache
-from math import ceil, gcd
 
 import numpy as np
 import torch
 from safetensors.numpy import save_file
-from train import SAMPLE_RATE, low_pass, read, soundfile
+from train import SAMPLE_RATE, samples_of, soundfile
 from transformers import WhisperFeatureExtractor
 
 PADDINGS = {"native": {"padding": False}, "padded_30s": {}}
-
-
-@cache
-def without_large_factors(number):
-    """The next number that is a product of 2, 3, 5 and 7."""
-    while True:
-        left = number
-        for factor in (2, 3, 5, 7):
-            while left % factor == 0:
-                left //= factor
-        if left == 1:
-            return number
-        number += 1
-
-
-@cache
-def gain(block_in, block_out, blocks):
-    """What the filter makes of the spectrum of so many blocks: without its phase there is no delay."""
-    bins = blocks * min(block_in, block_out) // 2 + 1
-    response = np.fft.rfft(low_pass(block_in, block_out), blocks * block_in)
-    return (np.abs(response)[:bins] * (block_out / block_in)).astype(np.float32)
-
-
-def samples_of(line):
-    """An utterance's samples at 16 kHz."""
-    samples, rate = read(line["audio_filepath"], line["offset"], line["duration"])
-    if rate == SAMPLE_RATE:
-        return samples
-    common = gcd(rate, SAMPLE_RATE)
-    block_in, block_out = rate // common, SAMPLE_RATE // common
-    # As in train.py, with silence behind it; more of it does not matter.
-    blocks = ceil((len(samples) + len(low_pass(block_in, block_out))) / block_in)
-    blocks = without_large_factors(blocks)
-    kept = gain(block_in, block_out, blocks)
-    spectrum = np.fft.rfft(samples, blocks * block_in)[: len(kept)] * kept
-    resampled = np.fft.irfft(spectrum, blocks * block_out)
-    return resampled[: round(len(samples) * SAMPLE_RATE / rate)].astype(np.float32, copy=False)
 
 
 def features_of(extractor, samples, padding):

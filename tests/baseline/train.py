@@ -83,6 +83,27 @@ def low_pass(block_in, block_out):
     return response / response.sum()
 
 
+@cache
+def without_large_factors(number):
+    """The next number that is a product of 2, 3, 5 and 7."""
+    while True:
+        left = number
+        for factor in (2, 3, 5, 7):
+            while left % factor == 0:
+                left //= factor
+        if left == 1:
+            return number
+        number += 1
+
+
+@cache
+def gain(block_in, block_out, blocks):
+    """What the filter makes of the spectrum of so many blocks: without its phase there is no delay."""
+    bins = blocks * min(block_in, block_out) // 2 + 1
+    response = np.fft.rfft(low_pass(block_in, block_out), blocks * block_in)
+    return (np.abs(response)[:bins] * (block_out / block_in)).astype(np.float32)
+
+
 def samples_of(line):
     """An utterance's samples at 16 kHz."""
     samples, rate = read(line["audio_filepath"], line.get("offset") or 0.0, line["duration"])
@@ -90,15 +111,13 @@ def samples_of(line):
         return samples
     common = gcd(rate, SAMPLE_RATE)
     block_in, block_out = rate // common, SAMPLE_RATE // common
-    response = low_pass(block_in, block_out)
-    # With so much silence behind it that its end does not reach round to its beginning.
-    blocks = ceil((len(samples) + len(response)) / block_in)
-    bins = blocks * min(block_in, block_out) // 2 + 1
-    # Without the filter's phase there is no delay.
-    gain = np.abs(np.fft.rfft(response, blocks * block_in))[:bins] * (block_out / block_in)
-    spectrum = np.fft.rfft(samples, blocks * block_in)[:bins] * gain
-    resampled = np.fft.irfft(spectrum, blocks * block_out).astype(np.float32)
-    return resampled[: round(len(samples) * SAMPLE_RATE / rate)]
+    # With so much silence behind it that its end does not reach round to its beginning; more of it does not matter.
+    blocks = ceil((len(samples) + len(low_pass(block_in, block_out))) / block_in)
+    blocks = without_large_factors(blocks)
+    kept = gain(block_in, block_out, blocks)
+    spectrum = np.fft.rfft(samples, blocks * block_in)[: len(kept)] * kept
+    resampled = np.fft.irfft(spectrum, blocks * block_out)
+    return resampled[: round(len(samples) * SAMPLE_RATE / rate)].astype(np.float32, copy=False)
 
 
 class Encoder(nn.Module):

@@ -7,10 +7,7 @@ use crate::setup;
 use crate::setup::python::{Environment, System};
 use crate::workspace::{self, Workspace};
 
-/// Programs of a run, which `overlap`, `startup` and `training` start.
-const PACKAGES: [&str; 3] = ["zipper-launch", "zipper-coordinator", "zipper-worker"];
-
-/// What is measured.
+/// What is measured, each by the example of its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Bench {
     /// How long workers wait for gradients, with and without overlap (10 minutes).
@@ -21,8 +18,30 @@ pub(crate) enum Bench {
     Startup,
     /// How fast checkpoints are written and read, against plain object_store, in S3 and in a folder (5 minutes).
     Checkpoints,
+    /// What more languages cost a step (10 minutes).
+    Languages,
+    /// How fast audio files become features, against Python; needs the demo's data (5 minutes).
+    Features,
+    /// How fast transcripts are written, against transformers; needs the demo's data and models (half an hour).
+    Decoding,
     /// How fast a step is and how much memory it takes, against transformers, PEFT and DDP; needs the demo's data and models (hours).
     Training,
+}
+
+impl Bench {
+    /// The folder with the scripts of PyTorch's side, if there is one.
+    fn scripts(self) -> Option<&'static str> {
+        match self {
+            Self::Startup => Some("crates/xtask/scripts"),
+            Self::Features | Self::Decoding | Self::Training => Some("tests/baseline"),
+            Self::Overlap | Self::Memory | Self::Checkpoints | Self::Languages => None,
+        }
+    }
+
+    /// Whether it can be told what of it to measure.
+    fn has_parts(self) -> bool {
+        !matches!(self, Self::Overlap | Self::Memory | Self::Startup)
+    }
 }
 
 /// Measures with the release build and writes `docs/benchmarks/<name>.json`.
@@ -30,32 +49,28 @@ pub(crate) enum Bench {
 /// # Errors
 /// What building or measuring fails with.
 pub(crate) fn run(workspace: &Workspace, bench: Bench, arguments: &[String]) -> anyhow::Result<()> {
-    if !matches!(bench, Bench::Checkpoints | Bench::Training) && !arguments.is_empty() {
+    let name = bench
+        .to_possible_value()
+        .map(|value| value.get_name().to_owned())
+        .unwrap_or_default();
+    if !bench.has_parts() && !arguments.is_empty() {
         let error = UserError::new(format!("unexpected: {}", arguments.join(" ")));
         return Err(error
-            .hint("only `cargo xtask bench checkpoints` and `cargo xtask bench training` take more")
+            .hint(format!("`cargo xtask bench {name}` measures all of it"))
             .into());
     }
-    let (name, package) = match bench {
-        Bench::Overlap => ("overlap", "zipper-tests"),
-        Bench::Memory => ("memory", "zipper-train"),
-        Bench::Startup => ("startup", "zipper-tests"),
-        Bench::Checkpoints => ("checkpoints", "zipper-tests"),
-        Bench::Training => ("training", "zipper-tests"),
-    };
-    let torch = match bench {
-        Bench::Startup => torch_side(workspace, "crates/xtask/scripts")?,
-        Bench::Training => torch_side(workspace, "tests/baseline")?,
-        Bench::Overlap | Bench::Memory | Bench::Checkpoints => Vec::new(),
-    };
-    if !matches!(bench, Bench::Memory | Bench::Checkpoints) {
-        let packages = PACKAGES.iter().flat_map(|package| ["--package", package]);
-        workspace::run(workspace.cargo().args(["build", "--release"]).args(packages))?;
-    }
-    let mut measure = workspace.cargo();
-    measure.args(["run", "--release", "--package", package, "--example", name, "--"]);
-    let output = format!("docs/benchmarks/{name}.json");
-    workspace::run(measure.arg(output).args(torch).args(arguments))
+    let torch = bench
+        .scripts()
+        .map(|scripts| torch_side(workspace, scripts))
+        .transpose()?;
+    // The programs of a run as well, which some of them start; all with the features of the whole workspace.
+    let mut build = workspace.cargo();
+    build.args(["build", "--release", "--workspace", "--bins", "--example", &name]);
+    workspace::run(&mut build)?;
+    let program = workspace.root().join("target/release/examples").join(&name);
+    let mut measure = workspace.command(program);
+    measure.arg(format!("docs/benchmarks/{name}.json"));
+    workspace::run(measure.args(torch.unwrap_or_default()).args(arguments))
 }
 
 /// Installs what PyTorch's side needs, whose programs are in the folder `scripts`; the arguments that name it.

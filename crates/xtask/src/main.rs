@@ -58,7 +58,7 @@ enum Command {
     Bench {
         #[arg(value_enum)]
         what: Bench,
-        /// Of `checkpoints` and `training`: what of it is measured; `--help` tells all.
+        /// What of it is measured, where it has parts: `cargo xtask bench training --help` tells of its own.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
