@@ -198,7 +198,7 @@ fn main() -> ExitStatus {
     };
     let status = finish(runtime.block_on(async {
         match arguments.command {
-            None => run::run(arguments.run).await,
+            None => Box::pin(run::run(arguments.run)).await,
             Some(Command::Plan(arguments)) => plan::run(&arguments).await,
             Some(Command::Checkpoints(arguments)) => checkpoints::run(&arguments).await,
             Some(Command::Submit(arguments)) => slurm::submit::run(&arguments).await,

@@ -107,12 +107,16 @@ struct Difference {
 
 /// How long all utterances took, in seconds of a core but for the last.
 #[derive(Debug, Deserialize)]
+#[expect(clippy::struct_field_names, reason = "as the script calls them")]
 struct Turn {
     /// Decoding and resampling.
     reading_seconds: f64,
     feature_seconds: f64,
     wall_seconds: f64,
 }
+
+/// What is said of a corpus, and its turns.
+type Measured = (Value, Vec<Run>);
 
 /// A counted turn.
 struct Run {
@@ -167,7 +171,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 impl Bench {
     /// All turns with one corpus, and what is said of it; nothing if it is not there.
-    fn measure(&mut self, corpus: Corpus) -> Result<Option<(Value, Vec<Run>)>, Box<dyn Error>> {
+    fn measure(&mut self, corpus: Corpus) -> Result<Option<Measured>, Box<dyn Error>> {
         let name = value_name(corpus);
         let Some(utterances) = self.read(corpus)? else {
             return Ok(None);

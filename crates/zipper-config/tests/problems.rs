@@ -89,18 +89,6 @@ fn each_broken_relation_names_its_key_and_value() {
             "data.languages: empty: a run needs at least one language",
         ),
         (
-            "data.languages=[en, xx]",
-            "data.languages[1]: `xx` is not a language code of Whisper, nor has it a name in `model.prompt.language_names`",
-        ),
-        (
-            "model.prompt={language_names: {xx: Elvish}}",
-            "model.prompt.language_names.xx: `xx` is not in `data.languages`",
-        ),
-        (
-            "data.languages=[en, EN]",
-            "data.languages[1]: `EN` is no code: lower-case letters, digits and `-`",
-        ),
-        (
             "data.languages=[en, en]",
             "data.languages[1]: `en` is there twice",
         ),
@@ -309,6 +297,33 @@ fn text_that_is_not_yaml_says_where() {
         found[0].starts_with("not YAML:") && found[0].contains("line"),
         "{found:?}"
     );
+}
+
+#[test]
+fn languages_have_codes_and_names() {
+    let table = [
+        (
+            "data.languages=[en, xx]",
+            "data.languages[1]: `xx` is not a language code of Whisper, nor has it a name in `model.prompt.language_names`",
+        ),
+        (
+            "model.prompt={language_names: {xx: Elvish}}",
+            "model.prompt.language_names.xx: `xx` is not in `data.languages`",
+        ),
+        (
+            "data.languages=[en, EN]",
+            "data.languages[1]: `EN` is no code: lower-case letters, digits and `-`",
+        ),
+    ];
+    for (change, expected) in table {
+        assert_eq!(problems(MINIMAL, &[change]), [expected]);
+    }
+    let config = minimal(&[
+        "data.languages=[en, tlh]",
+        "model.prompt={language_names: {tlh: Klingon}}",
+    ]);
+    assert_eq!(config.model.prompt.name_of("tlh"), Some("Klingon"));
+    assert_eq!(config.model.prompt.name_of("en"), Some("English"));
 }
 
 #[test]

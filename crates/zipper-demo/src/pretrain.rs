@@ -40,8 +40,6 @@ const LOG_EVERY: u32 = 100;
 /// Bumped when the model or its training changes, so that directories made before are made again.
 const RECIPE: u32 = 1;
 const STAMP: &str = ".stamp";
-/// What a target that does not count is marked with: the prompt and the padding.
-const IGNORED: i64 = -100;
 
 /// Makes the directory `output` from the text in `words`, unless that has been done.
 pub(crate) fn run(words: &Path, output: &Path, steps: u32) -> anyhow::Result<()> {
@@ -132,15 +130,10 @@ fn train(model: &Trainable, sequences: &[Vec<Vec<i64>>], steps: u32) -> anyhow::
     let mut recent = 0.0;
     for step in 1..=steps {
         optimizer.set_lr(learning_rate(step, steps));
-        let (inputs, targets) = batch(sequences, &mut random);
-        let (rows, time) = inputs.size2()?;
-        let packing = Packing::uniform(rows, time, Device::Cpu);
-        let hidden = model
-            .model
-            .forward(&model.model.embed(&inputs.view(-1)), &packing, None);
+        let (inputs, targets, packing) = batch(sequences, &mut random);
+        let hidden = model.model.forward(&model.model.embed(&inputs), &packing, None);
         let logits = model.model.logits(&hidden);
-        let loss =
-            logits.cross_entropy_loss::<Tensor>(&targets.view(-1), None, tch::Reduction::Mean, IGNORED, 0.0);
+        let loss = logits.cross_entropy_loss::<Tensor>(&targets, None, tch::Reduction::Mean, -100, 0.0);
         optimizer.backward_step_clip_norm(&loss, CLIP_NORM);
         recent += loss.double_value(&[]) / f64::from(LOG_EVERY);
         if step % LOG_EVERY == 0 {
@@ -159,36 +152,24 @@ fn learning_rate(step: u32, steps: u32) -> f64 {
     PEAK_LR * rising.min(1.0) * falling
 }
 
-/// Inputs and targets, `[BATCH, time]` each: languages drawn evenly, then a text of the language.
-fn batch(sequences: &[Vec<Vec<i64>>], random: &mut impl RngExt) -> (Tensor, Tensor) {
+/// Inputs and targets, `[tokens]` each, row after row, and the length of each row: languages drawn evenly, then a text of the language.
+fn batch(sequences: &[Vec<Vec<i64>>], random: &mut impl RngExt) -> (Tensor, Tensor, Packing) {
     let rows: Vec<&Vec<i64>> = (0..BATCH)
         .map(|_| {
             let texts = sequences.choose(random).expect("there is a language");
             texts.choose(random).expect("a language has texts")
         })
         .collect();
-    let width = rows
-        .iter()
-        .map(|row| row.len())
-        .max()
-        .expect("a batch is not empty")
-        - 1;
-    let padded = |row: &[i64], padding: i64| {
-        let mut row = row.to_vec();
-        row.resize(width, padding);
-        row
+    let packed = |of_row: fn(&Vec<i64>) -> &[i64]| {
+        let tokens: Vec<i64> = rows.iter().flat_map(|row| of_row(row)).copied().collect();
+        Tensor::from_slice(&tokens)
     };
-    let inputs: Vec<i64> = rows
-        .iter()
-        .flat_map(|row| padded(&row[..row.len() - 1], 0))
-        .collect();
-    let targets: Vec<i64> = rows.iter().flat_map(|row| padded(&row[1..], IGNORED)).collect();
-    let tensor = |values: &[i64]| {
-        Tensor::from_slice(values)
-            .view([BATCH as i64, width as i64])
-            .to_kind(Kind::Int64)
-    };
-    (tensor(&inputs), tensor(&targets))
+    let lengths = rows.iter().map(|row| row.len() as i64 - 1).collect();
+    (
+        packed(|row| &row[..row.len() - 1]),
+        packed(|row| &row[1..]),
+        Packing::new(lengths, Device::Cpu),
+    )
 }
 
 #[cfg(test)]

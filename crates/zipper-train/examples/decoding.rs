@@ -292,7 +292,7 @@ impl Job {
         Ok(Some(tch::no_grad(|| {
             for param in adapters.params() {
                 // A is random already, and B is zero.
-                if !param.name.ends_with(".A") {
+                if param.name.rsplit('.').next() != Some("A") {
                     let _ = param.tensor.shallow_clone().normal_(0.0, DEVIATION);
                 }
             }

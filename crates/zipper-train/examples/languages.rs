@@ -4,9 +4,9 @@
 //! 12, 120 or 1,000 languages: the same audio, texts and batch, only the languages are others. Cases take turns, so that whatever else
 //! the machine does meets all.
 //!
-//! zipper-launch cannot do this: configurations and prompts know the hundred languages of Whisper. Here a session is made of a
-//! configuration whose list of codes is as long as it has to be; beyond a hundred, codes come again. Banks, owners, LID embeddings and
-//! the sampler go by a language's place in the list and never look at its code. The prompt has no language in it.
+//! There is neither coordinator nor worker: a session is made of a configuration whose list of codes is as long as it has to be; beyond
+//! a hundred, codes come again. Banks, owners, LID embeddings and the sampler go by a language's place in the list and never look at its
+//! code. The prompt has no language in it.
 //!
 //! Of four utterances out of 12 languages some often have the same one, out of 1,000 hardly ever, and a rank may get all of them. That is
 //! not what is asked. So each case has a seed with which many batches have four utterances of four languages, two of them for each rank,
@@ -17,11 +17,11 @@ use std::error::Error;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::str::FromStr;
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
+use clap::Parser;
 use serde_json::{Value, json};
 use tch::Device;
 use zipper_collectives::{GroupOptions, Store};
@@ -60,61 +60,44 @@ const SEEDS: u64 = 2000;
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     match arguments.as_slice() {
+        // One of the processes that a measurement starts.
         [command, task] if command == "rank" => train(&serde_json::from_str(task)?),
-        _ => measure(&Arguments::parse(arguments)?),
+        _ => measure(&Arguments::parse()),
     }
 }
 
-/// What is measured.
+/// Measures what more languages cost a step.
+#[derive(Debug, Parser)]
 struct Arguments {
+    /// The file that takes what was measured.
     output: PathBuf,
+    /// How often each case has its turn.
+    #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// Counted steps of a run.
+    #[arg(long, default_value_t = 30)]
     steps: usize,
+    /// Numbers of languages.
+    #[arg(long, value_delimiter = ',', value_parser = number_of_languages, default_values_t = LANGUAGES)]
     languages: Vec<usize>,
+    /// How languages share adapters.
+    #[arg(long, value_delimiter = ',', value_parser = variant, default_values_t = VARIANTS)]
     variants: Vec<Variant>,
 }
 
-impl Arguments {
-    fn parse(arguments: Vec<String>) -> Result<Self, Box<dyn Error>> {
-        const USAGE: &str = "usage: languages OUTPUT.json [--rounds 3] [--steps 30] [--languages 1,12,120,1000] [--variants soft,independent]";
-        let mut arguments = arguments.into_iter();
-        let mut parsed = Self {
-            output: arguments.next().ok_or(USAGE)?.into(),
-            rounds: 3,
-            steps: 30,
-            languages: LANGUAGES.to_vec(),
-            variants: VARIANTS.to_vec(),
-        };
-        while let Some(name) = arguments.next() {
-            let value = arguments.next().ok_or(USAGE)?;
-            match name.as_str() {
-                "--rounds" => parsed.rounds = value.parse()?,
-                "--steps" => parsed.steps = value.parse()?,
-                "--languages" => {
-                    parsed.languages = value.split(',').map(usize::from_str).collect::<Result<_, _>>()?
-                }
-                "--variants" => {
-                    let variant = |name| {
-                        let known = VARIANTS.into_iter().find(|variant| variant.to_string() == name);
-                        known.ok_or(USAGE)
-                    };
-                    parsed.variants = value.split(',').map(variant).collect::<Result<_, _>>()?;
-                }
-                _ => return Err(USAGE.into()),
-            }
-        }
-        if parsed
-            .languages
-            .iter()
-            .any(|&languages| languages == 0 || UTTERANCES % languages > 0)
-        {
-            return Err(format!(
-                "the {UTTERANCES} utterances cannot be shared out evenly among so many languages"
-            )
-            .into());
-        }
-        Ok(parsed)
+fn number_of_languages(text: &str) -> Result<usize, String> {
+    let languages: usize = text.parse().map_err(|_| "not a number".to_owned())?;
+    if languages == 0 || !UTTERANCES.is_multiple_of(languages) {
+        return Err(format!(
+            "{UTTERANCES} utterances cannot be shared out evenly among so many"
+        ));
     }
+    Ok(languages)
+}
+
+fn variant(text: &str) -> Result<Variant, String> {
+    let known = VARIANTS.into_iter().find(|variant| variant.to_string() == text);
+    known.ok_or_else(|| "it is `soft` or `independent`".to_owned())
 }
 
 /// A number of languages, and the batches that it gets.
@@ -414,7 +397,7 @@ fn config(folder: &Path, languages: usize, variant: Variant, seed: u64) -> Resul
     config.data.temperature = 1.0;
     config.seed = seed;
     config.adapter.variant = variant;
-    config.model.prompt.template = "listen".to_owned();
+    "listen".clone_into(&mut config.model.prompt.template);
     // The encoder is as tiny as its cache would be slow to fill.
     config.model.encoder.cache = None;
     config.training.batch_audio_seconds = UTTERANCES_OF_A_BATCH as f64 * SECONDS;
