@@ -10,7 +10,7 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::nn::{self, OptimizerConfig};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 use zipper_cli::UserError;
 use zipper_config::schema::{PromptConfig, PromptKind};
 use zipper_model::init;
@@ -174,6 +174,8 @@ fn batch(sequences: &[Vec<Vec<i64>>], random: &mut impl RngExt) -> (Tensor, Tens
 
 #[cfg(test)]
 mod tests {
+    use tch::Kind;
+
     use super::*;
 
     /// A short run writes a directory that the rest of Zipper reads, and whose model has learned something: after a
