@@ -4,11 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 use std::{fs, thread};
 
 use zipper_config::schema::{OnLossSpike, OnNonFinite, RunConfig};
 use zipper_tests::Fixture;
 use zipper_train::TrainError;
+use zipper_train::parts::StepParts;
 use zipper_train::session::Session;
 use zipper_train::step::{StepReport, Votes};
 use zipper_types::{Stage, Variant};
@@ -237,6 +239,38 @@ fn the_entry_into_a_stage_is_no_step() {
     assert!(matches!(error, TrainError::State(_)), "{error}");
     session.train_step(Votes::default()).expect("a step can be made");
     assert_eq!(session.capture().expect("it was").step().0, 3);
+}
+
+/// The time of a step is taken apart; where the encoder's outputs are kept, it has none of it.
+#[test]
+fn a_step_says_where_its_time_went() {
+    let fixture = Fixture::new();
+    let cached = config(&fixture, |config| {
+        config.model.encoder.cache = Some(fixture.path().join("cache"));
+    });
+    let parts_of_run = || -> Vec<StepParts> {
+        let of_step = |report: StepReport| {
+            let parts = report.own_parts;
+            let passes = parts.data + parts.encoder + parts.forward + parts.backward;
+            assert_eq!(passes, report.own_compute);
+            parts
+        };
+        reports(&mut alone(&cached), 2).into_iter().map(of_step).collect()
+    };
+    let (first, second) = (parts_of_run(), parts_of_run());
+    for parts in first.iter().chain(&second) {
+        for part in [
+            parts.data,
+            parts.forward,
+            parts.backward,
+            parts.exchange,
+            parts.update,
+        ] {
+            assert!(part > Duration::ZERO, "{parts:?}");
+        }
+    }
+    assert!(first[0].encoder > Duration::ZERO);
+    assert!(second.iter().all(|parts| parts.encoder == Duration::ZERO));
 }
 
 /// A checkpoint of format 1, whose state does not have what was added since, is gone on from.
