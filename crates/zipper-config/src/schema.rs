@@ -220,6 +220,12 @@ impl PromptConfig {
         let given = self.language_names.get(code).map(String::as_str);
         given.or_else(|| language_name(code))
     }
+
+    /// The template, filled in for a language; nothing if the language has no name.
+    pub fn instruction(&self, code: &str) -> Option<String> {
+        let template = self.template.replace("{language}", self.name_of(code)?);
+        Some(template.replace("{lang}", code))
+    }
 }
 
 impl Default for PromptConfig {

@@ -171,13 +171,8 @@ impl Prompt {
         {
             return Ok(frame);
         }
-        let language = self.config.name_of(lang);
-        let language = language.ok_or_else(|| ModelError::UnknownLanguage(lang.to_owned()))?;
-        let instruction = self
-            .config
-            .template
-            .replace("{language}", language)
-            .replace("{lang}", lang);
+        let instruction = self.config.instruction(lang);
+        let instruction = instruction.ok_or_else(|| ModelError::UnknownLanguage(lang.to_owned()))?;
         let frame = match self.config.kind {
             PromptKind::Plain => {
                 let mut before: Vec<i64> = self.bos.into_iter().collect();

@@ -33,7 +33,6 @@ use zipper_tests::{
 use zipper_train::frames::Frames;
 use zipper_train::state::to_safetensors;
 use zipper_types::Variant;
-use zipper_types::language::language_name;
 
 /// Deviation of the random values in LoRA's B: an adapter then changes a layer's output by a tenth or so.
 const DEVIATION: f64 = 0.02;
@@ -316,9 +315,8 @@ impl Job {
         let languages = &self.config.data.languages;
         let names = lora.names(languages);
         let prompts = languages.iter().map(|lang| {
-            let language = language_name(lang).ok_or_else(|| format!("`{lang}` is no language"))?;
-            let template = &self.config.model.prompt.template;
-            let prompt = template.replace("{language}", language).replace("{lang}", lang);
+            let prompt = self.config.model.prompt.instruction(lang);
+            let prompt = prompt.ok_or_else(|| format!("`{lang}` is no language"))?;
             Ok((lang.clone(), Value::from(prompt)))
         });
         let prompts = prompts.collect::<Result<serde_json::Map<_, _>, String>>()?;

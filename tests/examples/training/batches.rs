@@ -10,7 +10,6 @@ use zipper_plan::{
     expected_work, micro_batches,
 };
 use zipper_types::WorldSize;
-use zipper_types::language::language_name;
 
 use crate::Adapters;
 use crate::job::Job;
@@ -121,9 +120,8 @@ fn deal<'a>(
 /// The prompt of each language.
 fn prompts(config: &RunConfig) -> Result<Map<String, Value>, String> {
     let prompt = |lang: &String| {
-        let language = language_name(lang).ok_or_else(|| format!("`{lang}` is no language"))?;
-        let template = &config.model.prompt.template;
-        let prompt = template.replace("{language}", language).replace("{lang}", lang);
+        let prompt = config.model.prompt.instruction(lang);
+        let prompt = prompt.ok_or_else(|| format!("`{lang}` is no language"))?;
         Ok((lang.clone(), Value::from(prompt)))
     };
     config.data.languages.iter().map(prompt).collect()
