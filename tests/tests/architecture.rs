@@ -66,6 +66,7 @@ const PLACES: &[Place] = &[
             "zipper-types",
         ],
     ),
+    links_torch("zipper-aten", 2, &["zipper-build"]),
     links_torch("zipper-collectives-sys", 2, &["zipper-build"]),
     links_torch(
         "zipper-collectives",
@@ -81,6 +82,7 @@ const PLACES: &[Place] = &[
         "zipper-train",
         3,
         &[
+            "zipper-aten",
             "zipper-build",
             "zipper-collectives",
             "zipper-config",
@@ -331,7 +333,7 @@ fn torch_free_crates_do_not_reach_libtorch() {
     let metadata = Metadata::read();
     for Place { name, torch, .. } in PLACES {
         let reached = metadata.reachable_from(name);
-        let found: Vec<&str> = ["torch-sys", "tch", "zipper-collectives-sys"]
+        let found: Vec<&str> = ["torch-sys", "tch", "zipper-aten", "zipper-collectives-sys"]
             .into_iter()
             .filter(|torch| reached.contains(torch))
             .collect();

@@ -29,6 +29,11 @@ impl<'a> Augmentation<'a> {
         Self { config, seed }
     }
 
+    /// What it is drawn from.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
     /// `samples` (16 kHz) at the speed that is drawn, as [`at_speed`] makes them.
     pub fn samples(&self, samples: Vec<f32>) -> Vec<f32> {
         let factors = &self.config.speed;

@@ -2,8 +2,9 @@
 //!
 //! The rest of the demo, corpora and pretrained models, is made by the Python scripts beside this crate's sources.
 //!
-//! Reading order: [`words`] (the text), [`directory`] (the Hugging Face directory), [`pretrain`].
+//! Reading order: [`words`] (the text), [`directory`] (the Hugging Face directory), [`dictation`], [`pretrain`].
 
+mod dictation;
 mod directory;
 mod pretrain;
 mod words;
@@ -33,6 +34,10 @@ enum Command {
         /// Optimizer steps.
         #[arg(long, default_value_t = 600)]
         steps: u32,
+        /// Share of rows, 0 to 1, that are dictation: a blurred spelling, where speech will be, before its text. So a small model learns
+        /// to listen, where a large one knows how to repeat.
+        #[arg(long, default_value_t = 0.0)]
+        dictation: f64,
         /// Torch threads.
         #[arg(long, default_value_t = 2)]
         threads: u16,
@@ -45,8 +50,9 @@ fn main() -> ExitStatus {
         words,
         output,
         steps,
+        dictation,
         threads,
     } = Cli::parse().command;
     tch::set_num_threads(i32::from(threads));
-    zipper_cli::finish(pretrain::run(&words, &output, steps).map(|()| ExitStatus::Done))
+    zipper_cli::finish(pretrain::run(&words, &output, steps, dictation).map(|()| ExitStatus::Done))
 }

@@ -1,4 +1,4 @@
-//! Pretraining: next-token prediction on `<|lang|>`, text, end of text.
+//! Pretraining: next-token prediction on `<|lang|>`, text, end of text, and dictation (see [`crate::dictation`]).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,6 +18,7 @@ use zipper_model::llm::{CausalLm, LlmConfig};
 use zipper_model::packing::Packing;
 use zipper_model::prompt::Prompt;
 
+use crate::dictation::{Dictation, Input};
 use crate::directory::{self, Shape, Vocabulary};
 use crate::words::{self, Words};
 
@@ -36,16 +37,18 @@ const CLIP_NORM: f64 = 1.0;
 /// Standard deviation of the initial weights, as in transformers.
 const DEVIATION: f64 = 0.02;
 const SEED: u64 = 1;
+/// The target of positions whose successor is not to be predicted.
+const IGNORED: i64 = -100;
 const LOG_EVERY: u32 = 100;
 /// Bumped when the model or its training changes, so that directories made before are made again.
 const RECIPE: u32 = 1;
 const STAMP: &str = ".stamp";
 
-/// Makes the directory `output` from the text in `words`, unless that has been done.
-pub(crate) fn run(words: &Path, output: &Path, steps: u32) -> anyhow::Result<()> {
+/// Makes the directory `output` from the text in `words`, unless that has been done. A share of `dictation` of the rows is dictation.
+pub(crate) fn run(words: &Path, output: &Path, steps: u32, dictation: f64) -> anyhow::Result<()> {
     let text = fs::read_to_string(words)
         .map_err(|error| UserError::new(format!("cannot read `{}`: {error}", words.display())))?;
-    let settings = format!("{RECIPE} {steps} {}\n", blake3::hash(text.as_bytes()));
+    let settings = format!("{RECIPE} {steps} {dictation} {}\n", blake3::hash(text.as_bytes()));
     if fs::read_to_string(output.join(STAMP)).is_ok_and(|stamp| stamp == settings) {
         tracing::info!("kept {}", output.display());
         return Ok(());
@@ -57,7 +60,13 @@ pub(crate) fn run(words: &Path, output: &Path, steps: u32) -> anyhow::Result<()>
     let config = LlmConfig::read(&output.join("config.json"))?;
     let prompt = Prompt::load(output, &language_prompt(), &config)?;
     let model = Trainable::new(config)?;
-    train(&model, &sequences(&words, &prompt)?, steps)?;
+    let space = prompt.encode(" ")?;
+    let rows = Rows {
+        languages: tokenize(&words, &prompt)?,
+        dictation: Dictation::new(dictation, prompt.eos(), space[0]),
+        eos: prompt.eos(),
+    };
+    train(&model, &rows, steps)?;
     directory::write_weights(output, &model.tensors)?;
     let stamp = output.join(STAMP);
     fs::write(&stamp, settings).with_context(|| format!("cannot write `{}`", stamp.display()))
@@ -72,19 +81,22 @@ fn language_prompt() -> PromptConfig {
     }
 }
 
-/// Token ids of every text, by language.
-fn sequences(words: &Words, prompt: &Prompt) -> anyhow::Result<Vec<Vec<Vec<i64>>>> {
-    let sequence = |before: &[i64], text: &String| {
-        let mut ids = before.to_vec();
-        ids.extend(prompt.encode(text)?);
-        ids.push(prompt.eos());
-        Ok(ids)
-    };
+/// A language's texts, as token ids.
+struct Texts {
+    /// The tokens that name the language.
+    before: Vec<i64>,
+    texts: Vec<Vec<i64>>,
+}
+
+fn tokenize(words: &Words, prompt: &Prompt) -> anyhow::Result<Vec<Texts>> {
     words
         .iter()
         .map(|(lang, texts)| {
-            let before = prompt.frame(lang)?.before;
-            texts.iter().map(|text| sequence(&before, text)).collect()
+            let texts = texts.iter().map(|text| prompt.encode(text));
+            Ok(Texts {
+                before: prompt.frame(lang)?.before,
+                texts: texts.collect::<Result<_, _>>()?,
+            })
         })
         .collect()
 }
@@ -119,7 +131,7 @@ impl Trainable {
     }
 }
 
-fn train(model: &Trainable, sequences: &[Vec<Vec<i64>>], steps: u32) -> anyhow::Result<()> {
+fn train(model: &Trainable, rows: &Rows, steps: u32) -> anyhow::Result<()> {
     let mut optimizer = nn::AdamW {
         wd: WEIGHT_DECAY,
         ..nn::AdamW::default()
@@ -130,10 +142,11 @@ fn train(model: &Trainable, sequences: &[Vec<Vec<i64>>], steps: u32) -> anyhow::
     let mut recent = 0.0;
     for step in 1..=steps {
         optimizer.set_lr(learning_rate(step, steps));
-        let (inputs, targets, packing) = batch(sequences, &mut random);
-        let hidden = model.model.forward(&model.model.embed(&inputs), &packing, None);
+        let batch: Vec<Row> = (0..BATCH).map(|_| rows.draw(&mut random)).collect();
+        let (inputs, targets, packing) = pack(&model.model, &batch);
+        let hidden = model.model.forward(&inputs, &packing, None);
         let logits = model.model.logits(&hidden);
-        let loss = logits.cross_entropy_loss::<Tensor>(&targets, None, tch::Reduction::Mean, -100, 0.0);
+        let loss = logits.cross_entropy_loss::<Tensor>(&targets, None, tch::Reduction::Mean, IGNORED, 0.0);
         optimizer.backward_step_clip_norm(&loss, CLIP_NORM);
         recent += loss.double_value(&[]) / f64::from(LOG_EVERY);
         if step % LOG_EVERY == 0 {
@@ -152,22 +165,56 @@ fn learning_rate(step: u32, steps: u32) -> f64 {
     PEAK_LR * rising.min(1.0) * falling
 }
 
-/// Inputs and targets, `[tokens]` each, row after row, and the length of each row: languages drawn evenly, then a text of the language.
-fn batch(sequences: &[Vec<Vec<i64>>], random: &mut impl RngExt) -> (Tensor, Tensor, Packing) {
-    let rows: Vec<&Vec<i64>> = (0..BATCH)
-        .map(|_| {
-            let texts = sequences.choose(random).expect("there is a language");
-            texts.choose(random).expect("a language has texts")
-        })
-        .collect();
-    let packed = |of_row: fn(&Vec<i64>) -> &[i64]| {
-        let tokens: Vec<i64> = rows.iter().flat_map(|row| of_row(row)).copied().collect();
-        Tensor::from_slice(&tokens)
+/// What rows are drawn from.
+struct Rows {
+    languages: Vec<Texts>,
+    dictation: Dictation,
+    eos: i64,
+}
+
+/// One sequence to learn.
+struct Row {
+    inputs: Vec<Input>,
+    /// What follows each of the inputs; [`IGNORED`] within a spelling.
+    targets: Vec<i64>,
+}
+
+impl Rows {
+    /// Languages are drawn evenly, then a text of the language.
+    fn draw(&self, random: &mut impl RngExt) -> Row {
+        let language = self.languages.choose(random).expect("there is a language");
+        let text = language.texts.choose(random).expect("a language has texts");
+        let (text, spelling) = self
+            .dictation
+            .draw(text, random)
+            .unwrap_or_else(|| (text.clone(), Vec::new()));
+        let mut inputs: Vec<Input> = language.before.iter().copied().map(Input::clear).collect();
+        inputs.extend(spelling);
+        // The first character follows what stands last before the text.
+        let mut targets = vec![IGNORED; inputs.len() - 1];
+        inputs.extend(text.iter().copied().map(Input::clear));
+        targets.extend(text);
+        targets.push(self.eos);
+        Row { inputs, targets }
+    }
+}
+
+/// Embeddings `[tokens, hidden]`, targets `[tokens]`, and the length of each row.
+fn pack(model: &CausalLm, rows: &[Row]) -> (Tensor, Tensor, Packing) {
+    let ids = |of: fn(&Input) -> i64| {
+        let ids: Vec<i64> = rows.iter().flat_map(|row| row.inputs.iter().map(of)).collect();
+        model.embed(&Tensor::from_slice(&ids))
     };
-    let lengths = rows.iter().map(|row| row.len() as i64 - 1).collect();
+    let weights: Vec<f32> = rows
+        .iter()
+        .flat_map(|row| row.inputs.iter().map(|input| input.weight as f32))
+        .collect();
+    let weights = Tensor::from_slice(&weights).unsqueeze(1);
+    let targets: Vec<i64> = rows.iter().flat_map(|row| row.targets.iter().copied()).collect();
+    let lengths = rows.iter().map(|row| row.inputs.len() as i64).collect();
     (
-        packed(|row| &row[..row.len() - 1]),
-        packed(|row| &row[1..]),
+        ids(|input| input.other).lerp_tensor(&ids(|input| input.id), &weights),
+        Tensor::from_slice(&targets),
         Packing::new(lengths, Device::Cpu),
     )
 }
@@ -186,7 +233,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (text, output) = (folder.path().join("words.tsv"), folder.path().join("lm"));
         fs::write(&text, "en\tone\nen\tone two\nvi\tm\u{1ed9}t\n").unwrap();
-        run(&text, &output, 30).unwrap();
+        run(&text, &output, 30, 0.0).unwrap();
 
         let model = CausalLm::load(&output, Device::Cpu, Kind::Float).unwrap();
         let prompt = Prompt::load(&output, &language_prompt(), model.config()).unwrap();
@@ -205,7 +252,7 @@ mod tests {
 
         let weights = output.join("model.safetensors");
         let written = fs::metadata(&weights).unwrap().modified().unwrap();
-        run(&text, &output, 30).unwrap();
+        run(&text, &output, 30, 0.0).unwrap();
         assert_eq!(fs::metadata(&weights).unwrap().modified().unwrap(), written);
     }
 

@@ -3,7 +3,11 @@
 //! Follows `WhisperEncoder` of transformers (`modeling_whisper.py`): two convolutions, sinusoidal positions as stored,
 //! pre-norm transformer layers, a final layer norm.
 //!
-//! Dimensions: `n_mels` mel bins, `frames` mel frames (100 a second), `time` = ceil(frames / 2) encoder frames, `d_model`.
+//! Utterances lie one behind the other, so that each weight meets all of them in one product, and convolutions are such products, too:
+//! the windows of an utterance side by side. Each is encoded as if it were alone.
+//!
+//! Dimensions: `n_mels` mel bins, `frames` mel frames (100 a second), `time` = ceil(frames / 2) encoder frames, `tokens` = the `time` of
+//! all utterances together, `d_model`.
 
 use std::path::Path;
 
@@ -46,6 +50,26 @@ pub struct WhisperEncoder {
     chunks: Option<Chunks>,
 }
 
+/// What the encoder reads of one utterance.
+#[derive(Debug)]
+pub struct LogMelFrames {
+    /// `[n_mels, frames]`, f32.
+    pub mel: Tensor,
+    /// Mel frames that are speech; the output is cut to them, which matters for `padded_30s`.
+    pub valid_frames: i64,
+}
+
+impl LogMelFrames {
+    fn frames(&self) -> i64 {
+        self.mel.size()[1]
+    }
+
+    /// Encoder frames.
+    fn time(&self) -> i64 {
+        (self.frames() + 1) / 2
+    }
+}
+
 /// Lengths of a chunk and of what it sees to its left, in encoder frames.
 #[derive(Debug, Clone, Copy)]
 struct Chunks {
@@ -72,19 +96,19 @@ struct Layer {
 }
 
 impl WhisperEncoder {
-    /// Loads the encoder of the Whisper directory `config.path`, in f32.
+    /// Loads the encoder of the Whisper directory `config.path`, which then computes in `kind`.
     ///
     /// # Errors
     /// [`ModelError`] naming the file, and the key or tensor, that is missing or wrong.
-    pub fn load(config: &EncoderConfig, device: Device) -> Result<Self, ModelError> {
+    pub fn load(config: &EncoderConfig, device: Device, kind: Kind) -> Result<Self, ModelError> {
         let chunks = (config.context == EncoderContext::Chunked).then(|| Chunks {
             length: ((config.chunk_seconds * FRAME_RATE).round() as i64).max(1),
             left_context: (config.left_context_seconds * FRAME_RATE).round() as i64,
         });
-        Self::read(&config.path, chunks, device)
+        Self::read(&config.path, chunks, device, kind)
     }
 
-    fn read(folder: &Path, chunks: Option<Chunks>, device: Device) -> Result<Self, ModelError> {
+    fn read(folder: &Path, chunks: Option<Chunks>, device: Device, kind: Kind) -> Result<Self, ModelError> {
         let path = folder.join(hub::CONFIG);
         let config: WhisperConfig = hub::read_json(&path)?;
         if config.model_type != "whisper" {
@@ -101,7 +125,7 @@ impl WhisperEncoder {
             );
             return Err(ModelError::Invalid { path, problem });
         }
-        let weights = Weights::open(folder, device, Kind::Float)?;
+        let weights = Weights::open(folder, device, kind)?;
         let prefix = if weights.contains("encoder.conv1.weight") {
             "encoder"
         } else {
@@ -152,6 +176,11 @@ impl WhisperEncoder {
         self.config.d_model
     }
 
+    /// The kind of its weights and outputs.
+    pub fn kind(&self) -> Kind {
+        self.positions.kind()
+    }
+
     /// Mel bins that the encoder reads: 80, or 128 for large-v3.
     pub fn num_mel_bins(&self) -> usize {
         self.config.num_mel_bins as usize
@@ -186,54 +215,71 @@ impl WhisperEncoder {
         Ok(sites)
     }
 
-    /// Encodes one utterance.
+    /// Encodes utterances.
     ///
     /// With `context: chunked` a frame attends to its own chunk and the configured left context only.
     ///
     /// # Shapes
-    /// - `mel`: `[n_mels, frames]`, f32
-    /// - `valid_frames`: mel frames that are speech; the output is cut to them, which matters for `padded_30s`
-    /// - returns: `[ceil(valid_frames / 2), d_model]`
+    /// - returns: `[ceil(valid_frames / 2), d_model]` for each utterance
     ///
     /// # Errors
-    /// [`ModelError::TooLong`] if there are more frames than positions.
+    /// [`ModelError::TooLong`] if one has more frames than there are positions.
     pub fn encode(
         &self,
-        mel: &Tensor,
-        valid_frames: i64,
+        utterances: &[LogMelFrames],
         adapters: Option<&dyn LinearDelta>,
-    ) -> Result<Tensor, ModelError> {
-        let x = mel
-            .unsqueeze(0)
-            .conv1d(&self.conv1.0, Some(&self.conv1.1), 1, 1, 1, 1)
-            .gelu("none");
-        let x = x
-            .conv1d(&self.conv2.0, Some(&self.conv2.1), 2, 1, 1, 1)
-            .gelu("none");
-        let x = x.squeeze_dim(0).transpose(0, 1);
-        let (time, _) = x.size2()?;
+    ) -> Result<Vec<Tensor>, ModelError> {
         let positions = self.config.max_source_positions;
-        if time > positions {
+        let Some(longest) = utterances.iter().map(LogMelFrames::time).max() else {
+            return Ok(Vec::new());
+        };
+        if longest > positions {
             return Err(ModelError::TooLong {
-                frames: time,
+                frames: longest,
                 positions,
             });
         }
-        let mask = self.chunks.map(|chunks| chunks.mask(time, mel.device()));
-        let row = Packing::uniform(1, time, mel.device());
-        let mut x = x + self.positions.narrow(0, 0, time);
+        let device = utterances[0].mel.device();
+        let rows = Packing::new(utterances.iter().map(LogMelFrames::time).collect(), device);
+        let attention = Attention {
+            heads: self.config.encoder_attention_heads,
+            mask: self.chunks.map(|chunks| chunks.mask(longest, device)),
+            rows: &rows,
+        };
+        let mut x = self.convolve(utterances) + self.positions.index_select(0, rows.positions());
         for layer in &self.layers {
-            x = layer.forward(
-                &x,
-                &row,
-                self.config.encoder_attention_heads,
-                mask.as_ref(),
-                adapters,
-            );
+            x = layer.forward(&x, &attention, adapters);
         }
-        let x = self.final_norm.forward(&x);
-        Ok(x.narrow(0, 0, time.min((valid_frames + 1) / 2)))
+        let encoded = rows.split(&self.final_norm.forward(&x));
+        let cut = |(frames, utterance): (&Tensor, &LogMelFrames)| {
+            frames.narrow(0, 0, utterance.time().min((utterance.valid_frames + 1) / 2))
+        };
+        Ok(encoded.iter().zip(utterances).map(cut).collect())
     }
+
+    /// The two convolutions: `[tokens, d_model]`.
+    fn convolve(&self, utterances: &[LogMelFrames]) -> Tensor {
+        let product = |windows: Vec<Tensor>, (weight, bias): &(Tensor, Tensor)| {
+            let windows = Tensor::cat(&windows, 0);
+            windows.linear(&weight.flatten(1, 2), Some(bias)).gelu("none")
+        };
+        let of_mel = utterances
+            .iter()
+            .map(|utterance| windows(&utterance.mel.to_kind(self.kind()).transpose(0, 1), 1));
+        let x = product(of_mel.collect(), &self.conv1);
+        let frames: Vec<i64> = utterances.iter().map(LogMelFrames::frames).collect();
+        let of_first = x.split_with_sizes(&frames, 0);
+        product(of_first.iter().map(|x| windows(x, 2)).collect(), &self.conv2)
+    }
+}
+
+/// What a convolution of width 3 reads for each of its outputs, with zeros beyond the ends.
+///
+/// # Shapes
+/// - `x`: `[time, channels]`
+/// - returns: `[ceil(time / stride), channels * 3]`
+fn windows(x: &Tensor, stride: i64) -> Tensor {
+    x.constant_pad_nd([0, 0, 1, 1]).unfold(0, 3, stride).flatten(1, 2)
 }
 
 impl Chunks {
@@ -260,26 +306,68 @@ impl LayerNorm {
     }
 }
 
-impl Layer {
-    /// `x`: `[time, d_model]`, one `row`; `mask`: `[time, time]`.
-    fn forward(
-        &self,
-        x: &Tensor,
-        row: &Packing,
-        heads: i64,
-        mask: Option<&Tensor>,
-        adapters: Option<&dyn LinearDelta>,
-    ) -> Tensor {
-        let (time, d_model) = x.size2().expect("the encoder's activations are [time, d_model]");
-        let split = |x: &Tensor| x.view([1, time, heads, d_model / heads]).transpose(1, 2);
-        let normed = self.attention_norm.forward(x);
-        let q = split(&self.q_proj.forward(&normed, row, adapters));
-        let k = split(&self.k_proj.forward(&normed, row, adapters));
-        let v = split(&self.v_proj.forward(&normed, row, adapters));
+/// Who attends to whom.
+struct Attention<'a> {
+    heads: i64,
+    /// `[longest, longest]`; nothing where a frame attends to all of its utterance.
+    mask: Option<Tensor>,
+    rows: &'a Packing,
+}
+
+impl Attention<'_> {
+    /// Every frame attends to its own row.
+    ///
+    /// # Shapes
+    /// - `q`, `k`, `v`: `[tokens, d_model]`
+    /// - returns: `[tokens, d_model]`
+    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
+        if let Some(length) = self.rows.common_length() {
+            let [q, k, v] = [q, k, v].map(|x| x.unflatten(0, [-1, length]));
+            return self.within(&q, &k, &v, self.mask.as_ref()).flatten(0, 1);
+        }
+        if q.device() == Device::Cpu {
+            // Row by row there is no padding, and a call costs next to nothing.
+            let [q, k, v] = [q, k, v].map(|x| self.rows.split(x));
+            let attended = q.iter().zip(&k).zip(&v).map(|((q, k), v)| {
+                let time = q.size()[0];
+                let mask = self
+                    .mask
+                    .as_ref()
+                    .map(|mask| mask.narrow(0, 0, time).narrow(1, 0, time));
+                let row = |x: &Tensor| x.unsqueeze(0);
+                self.within(&row(q), &row(k), &row(v), mask.as_ref())
+                    .squeeze_dim(0)
+            });
+            return Tensor::cat(&attended.collect::<Vec<_>>(), 0);
+        }
+        let in_row = self.rows.in_row().unsqueeze(1).unsqueeze(1);
+        let mask = match &self.mask {
+            Some(mask) => in_row.logical_and(mask),
+            None => in_row,
+        };
+        let [q, k, v] = [q, k, v].map(|x| self.rows.pad(x));
+        self.rows.unpad(&self.within(&q, &k, &v, Some(&mask)))
+    }
+
+    /// `[batch, time, d_model]`, in and out.
+    fn within(&self, q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tensor {
+        let [q, k, v] = [q, k, v].map(|x| x.unflatten(-1, [self.heads, -1]).transpose(1, 2));
         let attended = Tensor::scaled_dot_product_attention(&q, &k, &v, mask, 0.0, false, None, false);
-        let attended = attended.transpose(1, 2).reshape([time, d_model]);
-        let x = x + self.out_proj.forward(&attended, row, adapters);
-        let hidden = self.fc1.forward(&self.ffn_norm.forward(&x), row, adapters);
-        &x + self.fc2.forward(&hidden.gelu("none"), row, adapters)
+        attended.transpose(1, 2).flatten(2, 3)
+    }
+}
+
+impl Layer {
+    /// `x`: `[tokens, d_model]`.
+    fn forward(&self, x: &Tensor, attention: &Attention<'_>, adapters: Option<&dyn LinearDelta>) -> Tensor {
+        let rows = attention.rows;
+        let normed = self.attention_norm.forward(x);
+        let q = self.q_proj.forward(&normed, rows, adapters);
+        let k = self.k_proj.forward(&normed, rows, adapters);
+        let v = self.v_proj.forward(&normed, rows, adapters);
+        let attended = attention.attend(&q, &k, &v);
+        let x = x + self.out_proj.forward(&attended, rows, adapters);
+        let hidden = self.fc1.forward(&self.ffn_norm.forward(&x), rows, adapters);
+        &x + self.fc2.forward(&hidden.gelu("none"), rows, adapters)
     }
 }

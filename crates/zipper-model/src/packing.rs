@@ -2,7 +2,7 @@
 
 use std::cell::OnceCell;
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Which tokens of a packed activation `[tokens, ..]` belong to which row: row after row, each as long as it is.
 #[derive(Debug)]
@@ -121,6 +121,14 @@ impl Packing {
         padded.flatten(0, 1).index_select(0, &self.padding().places)
     }
 
+    /// `[rows, longest]`, true where [`Packing::pad`] puts a token of the row itself.
+    pub(crate) fn in_row(&self) -> Tensor {
+        let longest = self.lengths.iter().copied().max().unwrap_or(0);
+        let device = self.positions.device();
+        let lengths = Tensor::from_slice(&self.lengths).to_device(device).unsqueeze(1);
+        Tensor::arange(longest, (Kind::Int64, device)).lt_tensor(&lengths)
+    }
+
     fn padding(&self) -> &Padding {
         self.padding.get_or_init(|| {
             let longest = self.lengths.iter().copied().max().unwrap_or(0);
@@ -169,6 +177,10 @@ mod tests {
             [[0, 1, 1], [10, 10, 10], [20, 21, 22]]
         );
         assert_eq!(packing.unpad(&padded), packed);
+        assert_eq!(
+            Vec::<Vec<bool>>::try_from(packing.in_row()).unwrap(),
+            [[true, true, false], [true, false, false], [true, true, true]]
+        );
         let rows = packing.split(&packed);
         assert_eq!(
             rows.iter().map(|row| row.size()[0]).collect::<Vec<_>>(),

@@ -258,11 +258,10 @@ impl Job {
                 ..model.encoder.clone()
             },
             Device::Cpu,
+            Kind::Float,
         )?;
-        let frames = utterances
-            .iter()
-            .map(|utterance| encoder.frozen(utterance, None))
-            .collect::<Result<_, _>>()?;
+        let heard: Vec<_> = utterances.iter().map(|utterance| (utterance, None)).collect();
+        let frames = encoder.frozen(&heard)?;
         let mut speech = SpeechLlm::load(model, encoder.width(), config.seed, Device::Cpu, Kind::Float)?;
         let sites = speech.lora_sites(&config.adapter.targets)?;
         Ok(Self {

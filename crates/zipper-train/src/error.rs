@@ -40,6 +40,9 @@ pub enum TrainError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The thread that reads ahead cannot be started.
+    #[error("cannot start the thread that reads utterances ahead: {0}")]
+    Thread(std::io::Error),
     /// A checkpoint's contents do not fit this configuration.
     #[error("{0}")]
     State(String),

@@ -1,11 +1,12 @@
 //! AdamW over named parameters, with the sparse update rule of DESIGN 3.
 //!
 //! tch's own optimizers keep their state inside libtorch, where it can be neither sharded nor written to a
-//! checkpoint by name; the update itself is four tensor operations.
+//! checkpoint by name; the update itself is libtorch's fused one, a call for all parameters with the same settings.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
+use zipper_aten::{AdamWParam, AdamWSettings};
 use zipper_config::schema::OptimizerConfig;
 use zipper_model::param::{Param, ParamRole, ParamScope};
 
@@ -61,36 +62,77 @@ impl AdamW {
     /// steps are counted whether or not its parameters are on this rank.
     ///
     /// # Shapes
-    /// - `params` in the order given to [`AdamW::new`]; the gradient of each is in its `grad`
-    pub fn step(&mut self, params: &[&Param], updated: &BTreeSet<ParamScope>, rates: LearningRates) {
-        let [beta1, beta2] = self.config.betas;
+    /// - `params` in the order given to [`AdamW::new`], all on one device; the gradient of each is in its `grad`
+    ///
+    /// # Errors
+    /// [`TchError`] of libtorch.
+    pub fn step(
+        &mut self,
+        params: &[&Param],
+        updated: &BTreeSet<ParamScope>,
+        rates: LearningRates,
+    ) -> Result<(), TchError> {
         for &scope in updated {
             *self.steps.entry(scope).or_insert(0) += 1;
         }
-        tch::no_grad(|| {
-            for (param, moments) in params.iter().zip(&mut self.moments) {
-                if !updated.contains(&param.scope) {
-                    continue;
-                }
-                let gradient = param.tensor.grad();
-                let step = self.steps[&param.scope] as f64;
-                let rate = match param.role {
+        let Some(first) = params.first() else {
+            return Ok(());
+        };
+        let steps = self.steps_on(first.tensor.device(), updated);
+        for (settings, of_group) in self.groups(params, updated, rates) {
+            let of_group: Vec<AdamWParam> = of_group
+                .into_iter()
+                .map(|(param, moments)| AdamWParam {
+                    value: param.tensor.shallow_clone(),
+                    grad: param.tensor.grad(),
+                    exp_avg: moments.exp_avg.shallow_clone(),
+                    exp_avg_sq: moments.exp_avg_sq.shallow_clone(),
+                    step: steps[&param.scope].shallow_clone(),
+                })
+                .collect();
+            zipper_aten::adamw(&of_group, settings)?;
+        }
+        Ok(())
+    }
+
+    /// The step count of each of `scopes` as a tensor `[]`, f32, copied to `device` at once.
+    fn steps_on(&self, device: Device, scopes: &BTreeSet<ParamScope>) -> BTreeMap<ParamScope, Tensor> {
+        let counts: Vec<f32> = scopes.iter().map(|scope| self.steps[scope] as f32).collect();
+        let counts = Tensor::from_slice(&counts).to_device(device).unbind(0);
+        scopes.iter().copied().zip(counts).collect()
+    }
+
+    /// The parameters of the `updated` scopes, those together that have the same learning rate and weight decay. Vectors do not decay.
+    fn groups<'a>(
+        &'a self,
+        params: &[&'a Param],
+        updated: &BTreeSet<ParamScope>,
+        rates: LearningRates,
+    ) -> Vec<(AdamWSettings, Vec<(&'a Param, &'a Moments)>)> {
+        let mut groups: Vec<(AdamWSettings, Vec<_>)> = Vec::new();
+        for (&param, moments) in params.iter().zip(&self.moments) {
+            if !updated.contains(&param.scope) {
+                continue;
+            }
+            let settings = AdamWSettings {
+                lr: match param.role {
                     ParamRole::Router => rates.router,
                     ParamRole::Projector | ParamRole::Lora | ParamRole::LidHead => rates.model,
-                };
-                let mut value = param.tensor.shallow_clone();
-                if self.config.weight_decay > 0.0 && value.dim() > 1 {
-                    let _ = value.g_mul_scalar_(1.0 - rate * self.config.weight_decay);
-                }
-                let _ = moments.exp_avg.lerp_(&gradient, 1.0 - beta1);
-                let _ = moments.exp_avg_sq.g_mul_scalar_(beta2);
-                let _ = moments.exp_avg_sq.g_add_(&(gradient.square() * (1.0 - beta2)));
-                let correction1 = 1.0 - beta1.powf(step);
-                let correction2 = (1.0 - beta2.powf(step)).sqrt();
-                let denominator = moments.exp_avg_sq.sqrt() / correction2 + self.config.eps;
-                let _ = value.g_sub_(&(&moments.exp_avg / denominator * (rate / correction1)));
+                },
+                betas: self.config.betas,
+                weight_decay: if param.tensor.dim() > 1 {
+                    self.config.weight_decay
+                } else {
+                    0.0
+                },
+                eps: self.config.eps,
+            };
+            match groups.iter_mut().find(|(of_group, _)| *of_group == settings) {
+                Some((_, of_group)) => of_group.push((param, moments)),
+                None => groups.push((settings, vec![(param, moments)])),
             }
-        });
+        }
+        groups
     }
 
     /// The scope of each parameter whose moments are here.

@@ -14,7 +14,7 @@ use zipper_model::param::{Param, ParamScope, trainable_kind};
 use zipper_model::speech_llm::{Example, Nll, SpeechLlm};
 use zipper_types::Stage;
 
-use crate::frames::Frames;
+use crate::frames::{Frames, Heard};
 use crate::{TrainError, state};
 
 /// One copy of the model on one device.
@@ -96,7 +96,7 @@ impl Replica {
             Dtype::Bf16 => Kind::BFloat16,
             Dtype::F64 => Kind::Double,
         };
-        let mut frames = Frames::load(&config.model.encoder, device)?;
+        let mut frames = Frames::load(&config.model.encoder, device, kind)?;
         let mut speech = SpeechLlm::load(&config.model, frames.width(), config.seed, device, kind)?;
         let mut sites = speech.lora_sites(&config.adapter.targets)?;
         let num_llm_sites = sites.len();
@@ -279,10 +279,8 @@ impl Replica {
     /// # Panics
     /// If there is no head; see [`Replica::detects_languages`].
     pub fn detect(&self, utterances: &[&Utterance]) -> Result<Vec<Vec<f64>>, TrainError> {
-        let frames = utterances
-            .iter()
-            .map(|utterance| self.frames.frozen(utterance, None));
-        self.posteriors(&frames.collect::<Result<Vec<_>, _>>()?)
+        let heard: Vec<Heard<'_>> = utterances.iter().map(|&utterance| (utterance, None)).collect();
+        self.posteriors(&self.frames.frozen(&heard)?)
     }
 
     /// Like [`Replica::detect`], of speech that belongs to no manifest: 16 kHz mono, at least 10 ms each.
@@ -293,8 +291,7 @@ impl Replica {
     /// # Panics
     /// If there is no head.
     pub fn detect_samples(&self, clips: &[&[f32]]) -> Result<Vec<Vec<f64>>, TrainError> {
-        let frames = clips.iter().map(|samples| self.frames.of_samples(samples, None));
-        self.posteriors(&frames.collect::<Result<Vec<_>, _>>()?)
+        self.posteriors(&tch::no_grad(|| self.frames.of_samples(clips, None))?)
     }
 
     fn posteriors(&self, frames: &[Tensor]) -> Result<Vec<Vec<f64>>, TrainError> {
@@ -340,14 +337,12 @@ impl Replica {
         options: GenerateOptions,
     ) -> Result<Vec<String>, TrainError> {
         let pass = Pass::Gather(merged);
-        let frames = clips.iter().map(|clip| {
-            let rows = self.adapts_encoder().then(|| pass.rows(&[clip.adapter], None));
-            let adapters = rows.as_ref().map(|rows| rows as &dyn LinearDelta);
-            self.frames.of_samples(clip.samples, adapters)
-        });
-        let frames = frames.collect::<Result<Vec<_>, _>>()?;
         let (languages, adapters): (Vec<_>, Vec<_>) =
             clips.iter().map(|clip| (clip.language, clip.adapter)).unzip();
+        let rows = self.adapts_encoder().then(|| pass.rows(&adapters, None));
+        let in_encoder = rows.as_ref().map(|rows| rows as &dyn LinearDelta);
+        let samples: Vec<&[f32]> = clips.iter().map(|clip| clip.samples).collect();
+        let frames = self.frames.of_samples(&samples, in_encoder)?;
         self.write(&languages, &adapters, &frames, pass, options)
     }
 
@@ -389,12 +384,12 @@ impl Replica {
         self.sites.len() > self.num_llm_sites
     }
 
-    /// Encoder frames of each utterance, with the encoder's adapters where there are any.
     /// What stands before the projector.
     pub(crate) fn frames(&self) -> &Frames {
         &self.frames
     }
 
+    /// Encoder frames of each utterance, with the encoder's adapters where there are any.
     fn frames_of(
         &self,
         utterances: &[&Utterance],
@@ -407,17 +402,14 @@ impl Replica {
             Some(Augmentation::new(config, seed))
         };
         let rows = utterances.iter().enumerate();
+        let heard: Vec<Heard<'_>> = rows
+            .map(|(row, &utterance)| (utterance, augmentation(row)))
+            .collect();
         if !self.adapts_encoder() {
-            return rows
-                .map(|(row, utterance)| self.frames.frozen(utterance, augmentation(row)))
-                .collect();
+            return self.frames.frozen(&heard);
         }
-        let one_by_one = rows.map(|(row, utterance)| {
-            let dropout = seeds.dropout.map(|seeds| &seeds[row..=row]);
-            let adapters = pass.rows(&[utterance.language], dropout);
-            self.frames.adapted(utterance, augmentation(row), Some(&adapters))
-        });
-        one_by_one.collect()
+        let adapters = pass.rows(&languages(utterances), seeds.dropout);
+        self.frames.adapted(&heard, &adapters)
     }
 }
 

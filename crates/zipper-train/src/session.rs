@@ -8,7 +8,7 @@ use zipper_collectives::CollectiveError;
 use zipper_config::schema::{RunConfig, StageConfig};
 use zipper_data::Utterance;
 use zipper_model::param::ParamScope;
-use zipper_plan::{Placement, PlacementProblem, Sampler, SamplerProblem};
+use zipper_plan::{GlobalBatch, Placement, PlacementProblem, Sampler, SamplerProblem, SamplerState};
 use zipper_types::{Rank, Stage, Step};
 
 use crate::TrainError;
@@ -33,6 +33,8 @@ pub struct Session {
     pub(crate) reduction: Option<Reduction>,
     pub(crate) optimizer: AdamW,
     pub(crate) sampler: Sampler,
+    /// What was drawn before its turn.
+    pub(crate) upcoming: Option<Upcoming>,
     /// Training utterances by language ordinal.
     pub(crate) corpus: Arc<Vec<Vec<Utterance>>>,
     pub(crate) step: Step,
@@ -44,6 +46,22 @@ pub struct Session {
     pub(crate) memory: Memory,
     /// Host memory for checkpoints.
     pub(crate) pool: Pool,
+}
+
+/// The batch of the next step, drawn while this one is made.
+pub(crate) struct Upcoming {
+    /// Where the sampler stood before it was drawn: what a checkpoint of this step holds.
+    pub(crate) drawn_from: SamplerState,
+    pub(crate) dealt: Dealt,
+}
+
+/// A global batch and this rank's part of it.
+pub(crate) struct Dealt {
+    pub(crate) batch: GlobalBatch,
+    /// Whether it was dealt to the owners of banks.
+    pub(crate) to_owners: bool,
+    /// Indices into the batch.
+    pub(crate) mine: Vec<usize>,
 }
 
 /// Where the state of a new team comes from.
@@ -90,6 +108,7 @@ impl Session {
             reduction: None,
             optimizer,
             sampler,
+            upcoming: None,
             corpus: Arc::new(corpus),
             step: Step(0),
             skipped_updates: 0,
@@ -217,7 +236,8 @@ impl Session {
                 self.lend(language, &placement)?;
             }
         }
-        Ok(self.team().hand(&placement, utterances))
+        let mine = self.team().hand(&placement, utterances);
+        Ok(mine.into_iter().map(|index| utterances[index]).collect())
     }
 
     /// Sends a bank to the ranks that need it and do not own it, if there are any.
@@ -304,6 +324,7 @@ impl Session {
         }
         let problem = sampler_problem(self.replica.config(), &self.corpus);
         self.sampler = Sampler::restore(problem, saved.sampler.clone())?;
+        self.upcoming = None;
         self.step = saved.step;
         self.skipped_updates = saved.skipped_updates;
         self.recent_losses = saved.recent_losses.clone();
@@ -341,7 +362,10 @@ impl Session {
         TrainState {
             stage: self.replica.stage(),
             step: self.step,
-            sampler: self.sampler.state(),
+            sampler: match &self.upcoming {
+                Some(upcoming) => upcoming.drawn_from.clone(),
+                None => self.sampler.state(),
+            },
             shared_optimizer_steps: steps.get(&ParamScope::Shared).copied().unwrap_or(0),
             bank_optimizer_steps: languages
                 .iter()

@@ -8,15 +8,16 @@ use tch::Tensor;
 use zipper_config::schema::{OnLossSpike, OnNonFinite, Schedule};
 use zipper_data::Utterance;
 use zipper_model::param::ParamScope;
-use zipper_plan::{LearningRate, Shape, micro_batches};
+use zipper_plan::{GlobalBatch, LearningRate, Shape, UtteranceRef, micro_batches};
 use zipper_types::{Stage, Step, Variant};
 
 use crate::TrainError;
 use crate::optimizer::{LearningRates, clip_factor, squared_norm};
 use crate::parts::{StepParts, Stopwatch};
+use crate::reading::Reading;
 use crate::reduction::{StepLanguages, Traffic};
 use crate::replica::{Losses, Pass, Seeds};
-use crate::session::Session;
+use crate::session::{Dealt, Session, Upcoming};
 
 /// What a step did; the same on all ranks, except for what begins with `own` and the time for memory.
 #[derive(Debug, Clone, PartialEq)]
@@ -108,15 +109,12 @@ impl Session {
     /// [`TrainError::Audio`] if an utterance became unreadable.
     pub fn train_step(&mut self, votes: Votes) -> Result<StepReport, TrainError> {
         let step = self.step.next();
-        let batch = self.sampler.next_batch();
+        let Dealt { batch, mine, .. } = self.next_batch();
+        self.read_ahead(step.next())?;
         let corpus = Arc::clone(&self.corpus);
-        let utterances: Vec<&Utterance> = batch
-            .utterances
-            .iter()
-            .map(|at| &corpus[at.language][at.index])
-            .collect();
+        let utterances = utterances_of(&corpus, &batch);
         let in_batch = languages_of(&utterances);
-        let mine = self.team().deal(&utterances, self.replica.has_banks());
+        let mine: Vec<&Utterance> = mine.into_iter().map(|index| utterances[index]).collect();
 
         // What was decoded since the last step is none of this one's.
         self.replica.frames().take_times();
@@ -144,7 +142,7 @@ impl Session {
             self.skipped_updates += 1;
         } else {
             let updating = Instant::now();
-            self.update(&in_batch, sums.tokens, grad_norm, rates);
+            self.update(&in_batch, sums.tokens, grad_norm, rates)?;
             parts.update = updating.elapsed();
         }
         self.step = step;
@@ -176,6 +174,51 @@ impl Session {
             cost: sums.cost,
         };
         Ok(report)
+    }
+
+    /// The global batch of this step, and this rank's part.
+    fn next_batch(&mut self) -> Dealt {
+        let to_owners = self.replica.has_banks();
+        match self.upcoming.take() {
+            Some(Upcoming { dealt, .. }) if dealt.to_owners == to_owners => dealt,
+            // A stage has begun since it was dealt.
+            Some(Upcoming { dealt, .. }) => self.deal(dealt.batch),
+            None => {
+                let batch = self.sampler.next_batch();
+                self.deal(batch)
+            }
+        }
+    }
+
+    fn deal(&self, batch: GlobalBatch) -> Dealt {
+        let to_owners = self.replica.has_banks();
+        let mine = self.team().deal(&utterances_of(&self.corpus, &batch), to_owners);
+        Dealt {
+            batch,
+            to_owners,
+            mine,
+        }
+    }
+
+    /// Draws the batch of `step`, the one after this, and begins to read this rank's part of it in another thread.
+    fn read_ahead(&mut self, step: Step) -> Result<(), TrainError> {
+        let drawn_from = self.sampler.state();
+        let batch = self.sampler.next_batch();
+        let dealt = self.deal(batch);
+        let config = self.replica.config();
+        let augment = &config.training.augment;
+        let seed = |at: UtteranceRef| {
+            let id = &self.corpus[at.language][at.index].id;
+            (!augment.is_off()).then(|| augment_seed(config.seed, step, id))
+        };
+        let mine = dealt.mine.iter().map(|&index| dealt.batch.utterances[index]);
+        self.replica.frames().read_ahead(Reading {
+            corpus: Arc::clone(&self.corpus),
+            utterances: mine.map(|at| (at, seed(at))).collect(),
+            augment: augment.clone(),
+        })?;
+        self.upcoming = Some(Upcoming { drawn_from, dealt });
+        Ok(())
     }
 
     /// Forward and backward passes that took `compute` together, taken apart.
@@ -369,21 +412,28 @@ impl Session {
 
     /// Divides the gradients by the tokens of the global batch, clips them, and makes the optimizer step. Banks of
     /// languages that do not occur in the batch stay as they are.
-    fn update(&mut self, in_batch: &BTreeSet<usize>, tokens: f64, grad_norm: f64, rates: LearningRates) {
+    fn update(
+        &mut self,
+        in_batch: &BTreeSet<usize>,
+        tokens: f64,
+        grad_norm: f64,
+        rates: LearningRates,
+    ) -> Result<(), TrainError> {
         let params = self.replica.params();
         let mut updated = BTreeSet::from([ParamScope::Shared]);
         if self.replica.has_banks() {
             updated.extend(in_batch.iter().map(|&language| ParamScope::Bank(language)));
         }
         let factor = clip_factor(grad_norm, self.replica.config().training.clip_grad_norm) / tokens;
-        tch::no_grad(|| {
-            for param in params.iter().filter(|param| updated.contains(&param.scope)) {
-                let _ = param.tensor.grad().g_mul_scalar_(factor);
-            }
-        });
-        self.optimizer.step(&params, &updated, rates);
+        let gradients = params
+            .iter()
+            .filter(|param| updated.contains(&param.scope))
+            .map(|param| param.tensor.grad());
+        zipper_aten::mul(&gradients.collect::<Vec<_>>(), factor)?;
+        self.optimizer.step(&params, &updated, rates)?;
         let settled = !self.makes_snapshots();
         self.memory.updated(&updated, settled);
+        Ok(())
     }
 
     fn rates(&self, step: Step) -> LearningRates {
@@ -511,6 +561,11 @@ struct Sums {
     squared_norm: f64,
     by_language: BTreeMap<usize, LanguageLoss>,
     cost: StepCost,
+}
+
+fn utterances_of<'a>(corpus: &'a [Vec<Utterance>], batch: &GlobalBatch) -> Vec<&'a Utterance> {
+    let refs = batch.utterances.iter();
+    refs.map(|at| &corpus[at.language][at.index]).collect()
 }
 
 fn languages_of(utterances: &[&Utterance]) -> BTreeSet<usize> {

@@ -120,21 +120,20 @@ impl Team {
     }
 
     /// This rank's part of `utterances`, in their order: only languages that it owns, if there are `banks`.
-    pub(crate) fn deal<'a>(&self, utterances: &[&'a Utterance], banks: bool) -> Vec<&'a Utterance> {
+    ///
+    /// Returns indices into `utterances`.
+    pub(crate) fn deal(&self, utterances: &[&Utterance], banks: bool) -> Vec<usize> {
         let placement = if banks { &self.placement } else { &self.everywhere };
         self.hand(placement, utterances)
     }
 
-    /// This rank's part of `utterances` under any placement.
-    pub(crate) fn hand<'a>(&self, placement: &Placement, utterances: &[&'a Utterance]) -> Vec<&'a Utterance> {
+    /// This rank's part of `utterances` under any placement, as indices into them.
+    pub(crate) fn hand(&self, placement: &Placement, utterances: &[&Utterance]) -> Vec<usize> {
         let costs: Vec<(usize, f64)> = utterances
             .iter()
             .map(|utterance| (utterance.language, self.cost(utterance)))
             .collect();
-        placement.deal(&costs)[self.rank().0 as usize]
-            .iter()
-            .map(|&index| utterances[index])
-            .collect()
+        placement.deal(&costs).swap_remove(self.rank().0 as usize)
     }
 
     /// Expected time of one utterance.

@@ -32,7 +32,6 @@ impl Job {
         steps: usize,
     ) -> Result<Value, Box<dyn Error>> {
         let corpus = &self.corpus;
-        let mut sampler = Sampler::new(sampler_problem(config, corpus))?;
         let model = WorkModel::unmeasured(corpus.len());
         let world_size = WorldSize(processes);
         let (placement, stage) = match variant {
@@ -45,19 +44,29 @@ impl Job {
                 &config.training.zipper,
             ),
         };
-        let steps: Vec<Dealt<'_>> = (0..steps)
-            .map(|_| {
-                let batch = sampler.next_batch().utterances;
-                let batch: Vec<&Utterance> = batch.iter().map(|at| &corpus[at.language][at.index]).collect();
-                deal(
-                    &batch,
-                    &placement,
-                    &model,
-                    config.training.micro_batch_audio_seconds,
-                )
-            })
+        let micro_batch_seconds = config.training.micro_batch_audio_seconds;
+        let batches = self.batches(config, steps)?;
+        let steps: Vec<Dealt<'_>> = batches
+            .iter()
+            .map(|batch| deal(batch, &placement, &model, micro_batch_seconds))
             .collect();
         Ok(json!({"config": config, "prompts": prompts(config)?, "lr": stage.lr, "steps": steps}))
+    }
+}
+
+impl Job {
+    /// The global batches of the first steps.
+    pub(crate) fn batches(
+        &self,
+        config: &RunConfig,
+        steps: usize,
+    ) -> Result<Vec<Vec<&Utterance>>, PlanError> {
+        let mut sampler = Sampler::new(sampler_problem(config, &self.corpus))?;
+        let mut batch = || {
+            let refs = sampler.next_batch().utterances.into_iter();
+            refs.map(|at| &self.corpus[at.language][at.index]).collect()
+        };
+        Ok((0..steps).map(|_| batch()).collect())
     }
 }
 

@@ -11,9 +11,11 @@
 //! --processes 1 --rounds 1`.
 //!
 //! Reading order: `job` (a size, what both sides begin with, and the configuration of its runs), `batches` (what PyTorch's side is told
-//! to train), `runs` (one run of one side), `report` (the table and the file).
+//! to train), `runs` (one run of one side), `flops` (what
+//! a step has to compute), `report` (the table and the file).
 
 mod batches;
+mod flops;
 mod job;
 mod report;
 mod runs;
@@ -120,6 +122,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     report::print(&bench.table(&runs));
+    report::print_steps(&bench.steps(&runs));
     println!("\nwritten: {}", bench.arguments.output.display());
     Ok(())
 }

@@ -1,9 +1,10 @@
 //! What was measured: a table with a row for each pair of sides, and the file that takes all of it.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use zipper_tests::{cpu, profile, spread, value_name};
 
 use crate::runs::Run;
@@ -45,6 +46,35 @@ impl Bench {
         rows
     }
 
+    /// Where the time of Zipper's steps went: a row for each kind of run, medians over its rounds.
+    pub(crate) fn steps(&self, runs: &[Run]) -> Vec<Value> {
+        let mut kinds: BTreeMap<_, Vec<&Run>> = BTreeMap::new();
+        for run in runs.iter().filter(|run| run.mfu.is_some()) {
+            let kind = [
+                value_name(run.size),
+                value_name(run.variant),
+                value_name(run.side),
+            ];
+            kinds.entry((kind, run.processes)).or_default().push(run);
+        }
+        let row = |(([size, variant, side], processes), of_kind): (([String; 3], u32), Vec<&Run>)| {
+            let median = |value: &dyn Fn(&Run) -> f64| {
+                let values: Vec<f64> = of_kind.iter().map(|run| value(run)).collect();
+                spread(&values)[1]
+            };
+            let shares: Map<String, Value> = of_kind[0]
+                .parts
+                .keys()
+                .map(|part| (part.clone(), json!(median(&|run| run.parts[part]))))
+                .collect();
+            json!({
+                "size": size, "variant": variant, "program": side, "processes": processes,
+                "mfu": median(&|run| run.mfu.unwrap_or(f64::NAN)), "shares_of_step": shares,
+            })
+        };
+        kinds.into_iter().map(row).collect()
+    }
+
     pub(crate) fn write(&self, jobs: &[Value], runs: &[Run]) -> Result<(), Box<dyn Error>> {
         let report = json!({
             "command": "cargo xtask bench training",
@@ -54,6 +84,7 @@ impl Bench {
             "uncounted_steps": {"padded_30s": WARM_UP_PADDED, "others": WARM_UP},
             "sizes": jobs,
             "table": self.table(runs),
+            "steps": self.steps(runs),
             "runs": runs.iter().map(Run::to_json).collect::<Vec<_>>(),
         });
         fs::write(
@@ -88,6 +119,29 @@ fn row(ours: &[&Run], theirs: &[&Run]) -> Value {
         "memory_ratio": over_rounds(&|ours, theirs| ours.peak_mib / theirs.peak_mib),
         "first_losses": {"zipper": run.finished.steps[0].loss, "pytorch": theirs[0].finished.steps[0].loss},
     })
+}
+
+pub(crate) fn print_steps(rows: &[Value]) {
+    let parts = ["data", "encoder", "forward", "backward", "exchange", "update"];
+    println!(
+        "\n| size | variant | Zipper | processes | MFU, % | % of a step: {} |",
+        parts.join(" | ")
+    );
+    println!("|{}", " --- |".repeat(5 + parts.len()));
+    for row in rows {
+        let text = |key: &str| row[key].as_str().unwrap_or_default();
+        let percent = |value: &Value| format!("{:.1}", 100.0 * value.as_f64().unwrap_or(f64::NAN));
+        let shares = parts.map(|part| percent(&row["shares_of_step"][part]));
+        println!(
+            "| {} | {} | {} | {} | {} | {} |",
+            text("size"),
+            text("variant"),
+            text("program").trim_start_matches("zipper-"),
+            row["processes"],
+            percent(&row["mfu"]),
+            shares.join(" | "),
+        );
+    }
 }
 
 pub(crate) fn print(rows: &[Value]) {

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use zipper_config::RunConfig;
 use zipper_tests::{DemoSize, load, program, value_name};
 
+use crate::flops::Flops;
 use crate::job::Job;
 use crate::{Adapters, Bench, Side};
 
@@ -29,6 +30,9 @@ pub(crate) struct Step {
     audio_seconds: f64,
     tokens: u64,
     pub(crate) loss: f64,
+    /// Seconds of the parts of a step; empty for PyTorch's side.
+    #[serde(default)]
+    parts: BTreeMap<String, f64>,
 }
 
 /// What a run did.
@@ -51,6 +55,10 @@ pub(crate) struct Run {
     pub(crate) token_rate: f64,
     /// Of the largest process, in MiB.
     pub(crate) peak_mib: f64,
+    /// Zipper's share of what the machine's cores reach in a matrix product.
+    pub(crate) mfu: Option<f64>,
+    /// Shares of the counted steps' time; empty for PyTorch's side.
+    pub(crate) parts: BTreeMap<String, f64>,
     pub(crate) finished: Finished,
 }
 
@@ -104,6 +112,18 @@ impl Bench {
         }
         let counted = &finished.steps[side.warm_up()..];
         let seconds: f64 = counted.iter().map(|step| step.seconds).sum();
+        let mfu = match side.encoder() {
+            None => {
+                let flops = Flops::of(&config, side == Side::ZipperNative)?;
+                let batches = job.batches(&config, steps)?;
+                let counted = batches.iter().zip(&finished.steps).skip(side.warm_up());
+                let operations: f64 = counted
+                    .map(|(batch, step)| flops.of_step(batch, step.tokens))
+                    .sum();
+                Some(operations / seconds / self.peak()?)
+            }
+            Some(_) => None,
+        };
         let run = Run {
             size: job.size,
             variant,
@@ -114,6 +134,8 @@ impl Bench {
             audio_rate: counted.iter().map(|step| step.audio_seconds).sum::<f64>() / seconds,
             token_rate: counted.iter().map(|step| step.tokens).sum::<u64>() as f64 / seconds,
             peak_mib: finished.peak_kib.iter().copied().max().unwrap_or(0) as f64 / 1024.0,
+            mfu,
+            parts: shares(counted, seconds),
             finished,
         };
         println!(
@@ -121,6 +143,14 @@ impl Bench {
             run.audio_rate, run.peak_mib
         );
         Ok(run)
+    }
+
+    /// Operations a second of all cores together in a matrix product, just now.
+    fn peak(&self) -> Result<f64, Box<dyn Error>> {
+        let torch_side = &self.arguments.torch_side;
+        let mut command = torch_side.python(self.cores);
+        let said = self.finish(command.arg(torch_side.script("peak.py")), || ())?;
+        Ok(said.trim().parse()?)
     }
 
     /// A run of zipper-launch; `look` sees its folder before that is removed.
@@ -242,11 +272,20 @@ impl Run {
             "size": value_name(self.size), "variant": value_name(self.variant), "processes": self.processes, "round": self.round + 1,
             "program": value_name(self.side), "load_before": self.load_before,
             "audio_seconds_per_second": self.audio_rate, "tokens_per_second": self.token_rate,
-            "peak_kib": self.finished.peak_kib,
+            "peak_kib": self.finished.peak_kib, "mfu": self.mfu, "shares_of_step": self.parts,
             "seconds": self.finished.steps.iter().map(|step| step.seconds).collect::<Vec<_>>(),
             "losses": self.finished.steps.iter().map(|step| step.loss).collect::<Vec<_>>(),
         })
     }
+}
+
+/// How much of `seconds` each part of the steps took.
+fn shares(steps: &[Step], seconds: f64) -> BTreeMap<String, f64> {
+    let mut shares = BTreeMap::new();
+    for (part, of_step) in steps.iter().flat_map(|step| &step.parts) {
+        *shares.entry(part.clone()).or_insert(0.0) += of_step / seconds;
+    }
+    shares
 }
 
 fn steps(lines: &str) -> Result<Vec<Step>, serde_json::Error> {

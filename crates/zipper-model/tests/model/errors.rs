@@ -10,7 +10,7 @@ use tch::{Device, Kind};
 use tempfile::TempDir;
 use zipper_config::schema::{EncoderContext, PromptConfig};
 use zipper_model::ModelError;
-use zipper_model::encoder::WhisperEncoder;
+use zipper_model::encoder::{LogMelFrames, WhisperEncoder};
 use zipper_model::llm::{CausalLm, LlmConfig};
 use zipper_model::prompt::Prompt;
 
@@ -39,7 +39,7 @@ fn llm(folder: &Path) -> Result<CausalLm, ModelError> {
 
 fn whisper(folder: &Path) -> Result<WhisperEncoder, ModelError> {
     let config = encoder_config(folder, EncoderContext::Native);
-    WhisperEncoder::load(&config, Device::Cpu)
+    WhisperEncoder::load(&config, Device::Cpu, Kind::Float)
 }
 
 /// The message must hold every part, and the fault must be one of configuration.
@@ -213,9 +213,11 @@ fn a_tokenizer_of_another_model_is_noticed() {
 fn more_frames_than_positions_are_refused() {
     let encoder = whisper(&models().join("whisper")).expect("a good directory");
     let mel = &tensors("whisper")["mel"];
-    let error = encoder
-        .encode(&mel.repeat([1, 3]), 141, None)
-        .expect_err("only 60 positions");
+    let too_long = LogMelFrames {
+        mel: mel.repeat([1, 3]),
+        valid_frames: 141,
+    };
+    let error = encoder.encode(&[too_long], None).expect_err("only 60 positions");
     assert_eq!(
         error.to_string(),
         "71 encoder frames are more than the 60 positions of the encoder (50 a second)"

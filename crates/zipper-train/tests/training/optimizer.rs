@@ -87,7 +87,7 @@ impl Optimized {
             model: self.golden.lr,
             router: self.golden.router_lr,
         };
-        self.optimizer.step(&params, &updated, rates);
+        self.optimizer.step(&params, &updated, rates).unwrap();
     }
 
     fn assert_expected(&self, step: usize) {

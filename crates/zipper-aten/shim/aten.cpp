@@ -1,0 +1,85 @@
+// Operations over lists of tensors, for Rust. Every tensor is an `at::Tensor*`, as `tch::Tensor::as_ptr` gives it, borrowed for the call.
+// Returned is null, or what went wrong: a string that `zipper_aten_string_free` frees.
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/_foreach_mul.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <c10/core/GradMode.h>
+
+namespace {
+
+std::vector<at::Tensor> list(void* const* tensors, size_t count) {
+  std::vector<at::Tensor> copies;
+  copies.reserve(count);
+  for (size_t i = 0; i < count; ++i) {
+    copies.push_back(*static_cast<at::Tensor*>(tensors[i]));
+  }
+  return copies;
+}
+
+// Runs `body` without recording gradients, and turns every exception into a message.
+template <class Body>
+char* guarded(Body&& body) noexcept {
+  const char* message = "an exception that is not a std::exception";
+  try {
+    try {
+      c10::NoGradGuard no_grad;
+      body();
+      return nullptr;
+    } catch (const c10::Error& e) {
+      return strdup(e.what_without_backtrace());
+    } catch (const std::exception& e) {
+      return strdup(e.what());
+    }
+  } catch (...) {
+    return strdup(message);
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+void zipper_aten_string_free(char* string) {
+  std::free(string);
+}
+
+char* zipper_aten_mul(void* const* tensors, size_t count, double factor) {
+  return guarded([&] { at::_foreach_mul_(list(tensors, count), factor); });
+}
+
+char* zipper_aten_adamw(
+    void* const* params,
+    void* const* grads,
+    void* const* exp_avgs,
+    void* const* exp_avg_sqs,
+    void* const* steps,
+    size_t count,
+    double lr,
+    double beta1,
+    double beta2,
+    double weight_decay,
+    double eps) {
+  return guarded([&] {
+    at::_fused_adamw_(
+        list(params, count),
+        list(grads, count),
+        list(exp_avgs, count),
+        list(exp_avg_sqs, count),
+        /*max_exp_avg_sqs=*/{},
+        list(steps, count),
+        lr,
+        beta1,
+        beta2,
+        weight_decay,
+        eps,
+        /*amsgrad=*/false,
+        /*maximize=*/false);
+  });
+}
+
+}  // extern "C"
