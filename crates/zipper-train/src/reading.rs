@@ -276,9 +276,9 @@ mod tests {
         assert_eq!(frames(ahead.take(utterance(0), None)), alone(0));
         assert!(ahead.take(utterance(0), None).is_none(), "it was taken");
         assert!(ahead.take(utterance(2), None).is_none(), "nobody asked for it");
-        let lost = ahead.take(utterance(last), None).expect("it was asked for");
-        let lost = lost.err().expect("its file is gone").to_string();
-        assert!(lost.contains(&utterance(last).id), "{lost}");
+        let gone = ahead.take(utterance(last), None).expect("it was asked for");
+        let problem = gone.err().expect("its file is gone").to_string();
+        assert!(problem.contains(&utterance(last).id), "{problem}");
 
         ahead.request(reading(&corpus, &[]));
         let slow = frames(ahead.take(utterance(0), Some(7))).unwrap();

@@ -122,7 +122,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     report::print(&bench.table(&runs));
-    report::print_steps(&bench.steps(&runs));
+    report::print_steps(&report::steps(&runs));
     println!("\nwritten: {}", bench.arguments.output.display());
     Ok(())
 }

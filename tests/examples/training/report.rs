@@ -46,35 +46,6 @@ impl Bench {
         rows
     }
 
-    /// Where the time of Zipper's steps went: a row for each kind of run, medians over its rounds.
-    pub(crate) fn steps(&self, runs: &[Run]) -> Vec<Value> {
-        let mut kinds: BTreeMap<_, Vec<&Run>> = BTreeMap::new();
-        for run in runs.iter().filter(|run| run.mfu.is_some()) {
-            let kind = [
-                value_name(run.size),
-                value_name(run.variant),
-                value_name(run.side),
-            ];
-            kinds.entry((kind, run.processes)).or_default().push(run);
-        }
-        let row = |(([size, variant, side], processes), of_kind): (([String; 3], u32), Vec<&Run>)| {
-            let median = |value: &dyn Fn(&Run) -> f64| {
-                let values: Vec<f64> = of_kind.iter().map(|run| value(run)).collect();
-                spread(&values)[1]
-            };
-            let shares: Map<String, Value> = of_kind[0]
-                .parts
-                .keys()
-                .map(|part| (part.clone(), json!(median(&|run| run.parts[part]))))
-                .collect();
-            json!({
-                "size": size, "variant": variant, "program": side, "processes": processes,
-                "mfu": median(&|run| run.mfu.unwrap_or(f64::NAN)), "shares_of_step": shares,
-            })
-        };
-        kinds.into_iter().map(row).collect()
-    }
-
     pub(crate) fn write(&self, jobs: &[Value], runs: &[Run]) -> Result<(), Box<dyn Error>> {
         let report = json!({
             "command": "cargo xtask bench training",
@@ -84,7 +55,7 @@ impl Bench {
             "uncounted_steps": {"padded_30s": WARM_UP_PADDED, "others": WARM_UP},
             "sizes": jobs,
             "table": self.table(runs),
-            "steps": self.steps(runs),
+            "steps": steps(runs),
             "runs": runs.iter().map(Run::to_json).collect::<Vec<_>>(),
         });
         fs::write(
@@ -119,6 +90,35 @@ fn row(ours: &[&Run], theirs: &[&Run]) -> Value {
         "memory_ratio": over_rounds(&|ours, theirs| ours.peak_mib / theirs.peak_mib),
         "first_losses": {"zipper": run.finished.steps[0].loss, "pytorch": theirs[0].finished.steps[0].loss},
     })
+}
+
+/// Where the time of Zipper's steps went: a row for each kind of run, medians over its rounds.
+pub(crate) fn steps(runs: &[Run]) -> Vec<Value> {
+    let mut kinds: BTreeMap<_, Vec<&Run>> = BTreeMap::new();
+    for run in runs.iter().filter(|run| run.mfu.is_some()) {
+        let kind = [
+            value_name(run.size),
+            value_name(run.variant),
+            value_name(run.side),
+        ];
+        kinds.entry((kind, run.processes)).or_default().push(run);
+    }
+    let row = |(([size, variant, side], processes), of_kind): (([String; 3], u32), Vec<&Run>)| {
+        let median = |value: &dyn Fn(&Run) -> f64| {
+            let values: Vec<f64> = of_kind.iter().map(|run| value(run)).collect();
+            spread(&values)[1]
+        };
+        let shares: Map<String, Value> = of_kind[0]
+            .parts
+            .keys()
+            .map(|part| (part.clone(), json!(median(&|run| run.parts[part]))))
+            .collect();
+        json!({
+            "size": size, "variant": variant, "program": side, "processes": processes,
+            "mfu": median(&|run| run.mfu.unwrap_or(f64::NAN)), "shares_of_step": shares,
+        })
+    };
+    kinds.into_iter().map(row).collect()
 }
 
 pub(crate) fn print_steps(rows: &[Value]) {
