@@ -24,6 +24,7 @@ use zipper_proto::v1::watch_response::Event;
 use zipper_tls::Credentials;
 use zipper_types::WorkerId;
 
+use crate::cores;
 use crate::processes::{beside, command, last_lines};
 use crate::route::own_address_towards;
 
@@ -60,12 +61,30 @@ pub(crate) struct Arguments {
     /// Torch threads of each worker.
     #[arg(long)]
     threads: usize,
+    /// Give each worker cores of its own, a share of the machine's among this many workers.
+    #[arg(long, value_name = "WORKERS")]
+    pin_cores: Option<usize>,
     /// Folder for the workers' logs.
     #[arg(long)]
     logs: PathBuf,
     /// Changes to the run's configuration.
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
     overrides: Vec<String>,
+}
+
+impl Arguments {
+    /// The worker's option for the cores that it may use, if it is to have its own. Agents that share a machine have nodes that follow each
+    /// other.
+    fn cores_of(&self, local_rank: u32) -> anyhow::Result<Option<String>> {
+        let Some(workers) = self.pin_cores else {
+            return Ok(None);
+        };
+        let index = self.node_rank as usize * self.devices.len() + local_rank as usize;
+        let cores = cores::of_this_process()?;
+        let own = cores::share(&cores, index % workers, workers).iter();
+        let own: Vec<String> = own.map(ToString::to_string).collect();
+        Ok(Some(format!("--cores={}", own.join(","))))
+    }
 }
 
 /// What the main loop is told by the tasks beside it.
@@ -276,6 +295,7 @@ impl Agent {
             .args(["--local-rank", &local_rank.to_string()])
             .args(["--incarnation", &incarnation.to_string()])
             .args(["--threads", &arguments.threads.to_string()])
+            .args(arguments.cores_of(local_rank)?)
             .args(["--host", &self.host])
             .args(["--device", &arguments.devices[local_rank as usize]])
             .args(["--backend", &arguments.backend])

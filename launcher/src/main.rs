@@ -9,6 +9,7 @@
 mod agent;
 mod checkpoints;
 mod container;
+mod cores;
 mod credentials;
 mod devices;
 mod display;

@@ -310,6 +310,9 @@ impl Starter {
         let mut agents = text(&["--run", prepared.store.url(), "--name", &config.name]);
         agents.extend(text(&["--patience", &patience, "--backend", crew.backend]));
         agents.extend(text(&["--threads", &prepared.threads.to_string()]));
+        if config.runtime.pin_cores {
+            agents.extend(text(&["--pin-cores", &crew.workers_per_machine().to_string()]));
+        }
         agents.extend(changes);
         let (container, program) = match &config.cluster.container {
             Some(container) => {

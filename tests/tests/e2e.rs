@@ -2,10 +2,12 @@
 //! talk gRPC and c10d on this machine, train both stages, write checkpoints, evaluate, and end with a table.
 //! Method: a tiny Speech-LLM with random weights and real audio files, in a temporary folder.
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use procfs::process::Process;
 use zipper_tests::{Finished, Fixture, Launched, processes, program, wait_until};
 
 fn launch(fixture: &Fixture, config: &str, run: &str, more: &[&str]) -> Vec<String> {
@@ -66,6 +68,46 @@ fn a_whole_run_ends_with_a_table_and_everything_on_disk() {
         );
     }
     assert!(run.join("run.yaml").exists() && run.join("eval/table.json").exists());
+}
+
+/// With `runtime.pin_cores` workers on one machine have cores of their own, or share them evenly where there are too few.
+#[test]
+fn workers_have_cores_of_their_own() {
+    let fixture = Fixture::new();
+    let cores = std::thread::available_parallelism()
+        .expect("there are cores")
+        .get();
+    let arguments = [
+        "--nodes",
+        "2",
+        "--set",
+        "runtime.pin_cores=true",
+        "--set",
+        "training.align.steps=100000",
+    ];
+    let arguments = launch(&fixture, "run.yaml", "run", &arguments);
+    let running = Launched::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    wait_until("a step is made", || {
+        fixture.path().join("run/metrics/train.jsonl").exists()
+    });
+    let of_workers = processes(&["zipper-worker", "train", &fixture.run_url("run")]);
+    let of_workers = of_workers.into_iter().map(|pid| {
+        let tasks = Process::new(pid)
+            .and_then(|process| process.tasks())
+            .expect("it trains");
+        // Every thread, libtorch's and tokio's too. Some may end meanwhile.
+        let allowed = tasks
+            .flatten()
+            .filter_map(|task| task.status().ok()?.cpus_allowed_list);
+        let allowed: BTreeSet<_> = allowed.collect();
+        assert_eq!(allowed.len(), 1, "all threads are on the same cores: {allowed:?}");
+        allowed
+    });
+    let of_workers: Vec<_> = of_workers.collect();
+    assert_eq!(of_workers.len(), 2);
+    assert_eq!(of_workers[0] == of_workers[1], cores == 1, "{of_workers:?}");
+    kill(Pid::from_raw(running.pid().cast_signed()), Signal::SIGTERM).expect("it runs");
+    assert_code(&running.wait(), 75);
 }
 
 /// `zipper-worker eval` on the last checkpoint gives the figures that the run itself reported.

@@ -5,11 +5,16 @@
 //! is how text without audio is given to speech models elsewhere: Chen et al., MAESTRO, arXiv 2204.03409; Sainath et al., JOIST,
 //! arXiv 2210.07353.
 
-use rand::RngExt;
-use rand::seq::{IndexedRandom, SliceRandom};
+use std::collections::BTreeSet;
 
-/// Of dictated texts, those whose words are shuffled: nobody knows them by heart.
-const SHUFFLED: f64 = 0.5;
+use rand::RngExt;
+use rand::seq::IndexedRandom;
+
+/// Words of a dictated text that are words of the language, each drawn by itself; the others are letters of the language at random. Nobody
+/// knows such a text by heart, and there is no other way to it than to read what is dictated.
+const KNOWN: f64 = 0.5;
+const WORDS: std::ops::RangeInclusive<usize> = 1..=6;
+const LETTERS: std::ops::RangeInclusive<usize> = 1..=8;
 /// How many frames a character lasts; none where it is swallowed.
 const FRAMES: [usize; 16] = [0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 3, 4];
 /// Characters that are heard as another one.
@@ -21,6 +26,9 @@ const CLEAREST: std::ops::Range<f64> = 0.5..1.0;
 /// Silences of up to [`SILENCE`] frames, by character.
 const SILENT: f64 = 0.05;
 const SILENCE: usize = 4;
+
+/// Share of the training in which a character is one frame, as clear as can be.
+const EASY: f64 = 0.4;
 
 /// What a position of a row holds.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -43,42 +51,62 @@ impl Input {
     }
 }
 
-/// Spells texts.
+/// Dictates texts of one language.
 pub(crate) struct Dictation {
-    /// Share of rows.
-    share: f64,
     silence: i64,
     space: i64,
+    words: Vec<Vec<i64>>,
+    letters: Vec<i64>,
 }
 
 impl Dictation {
-    /// Dictates a `share` of the texts; `silence` and `space` are token ids.
-    pub(crate) fn new(share: f64, silence: i64, space: i64) -> Self {
+    /// Dictates words and letters that occur in `texts`, as often as they do; `silence` and `space` are token ids.
+    ///
+    /// # Panics
+    /// If there is nothing but spaces in `texts`.
+    pub(crate) fn new(texts: &[Vec<i64>], silence: i64, space: i64) -> Self {
+        let words: Vec<Vec<i64>> = texts
+            .iter()
+            .flat_map(|text| text.split(|&id| id == space))
+            .filter(|word| !word.is_empty())
+            .map(<[i64]>::to_vec)
+            .collect();
+        assert!(!words.is_empty(), "a text has words");
         Self {
-            share,
             silence,
             space,
+            letters: words
+                .concat()
+                .into_iter()
+                .collect::<BTreeSet<i64>>()
+                .into_iter()
+                .collect(),
+            words,
         }
     }
 
-    /// A text to dictate in place of `text`, and its spelling, if this row is to be dictated.
-    pub(crate) fn draw(&self, text: &[i64], random: &mut impl RngExt) -> Option<(Vec<i64>, Vec<Input>)> {
-        if self.share == 0.0 || !random.random_bool(self.share) {
-            return None;
-        }
-        let text = if random.random_bool(SHUFFLED) {
-            self.shuffled(text, random)
+    /// A text, and its spelling.
+    pub(crate) fn draw(&self, progress: f64, random: &mut impl RngExt) -> (Vec<i64>, Vec<Input>) {
+        let words: Vec<Vec<i64>> = (0..random.random_range(WORDS))
+            .map(|_| self.word(random))
+            .collect();
+        let text = words.join(&self.space);
+        let spelling = if progress < EASY {
+            text.iter().copied().map(Input::clear).collect()
         } else {
-            text.to_vec()
+            self.spelling(&text, random)
         };
-        let spelling = self.spelling(&text, random);
-        Some((text, spelling))
+        (text, spelling)
     }
 
-    fn shuffled(&self, text: &[i64], random: &mut impl RngExt) -> Vec<i64> {
-        let mut words: Vec<&[i64]> = text.split(|&id| id == self.space).collect();
-        words.shuffle(random);
-        words.join(&self.space)
+    fn word(&self, random: &mut impl RngExt) -> Vec<i64> {
+        if random.random_bool(KNOWN) {
+            return self.words.choose(random).expect("a text has words").clone();
+        }
+        let letter = |random: &mut _| *self.letters.choose(random).expect("a word has letters");
+        (0..random.random_range(LETTERS))
+            .map(|_| letter(random))
+            .collect()
     }
 
     fn spelling(&self, text: &[i64], random: &mut impl RngExt) -> Vec<Input> {
@@ -114,22 +142,21 @@ mod tests {
 
     use super::*;
 
-    /// Texts stay what they are but for the order of their words, and a spelling is long enough to hear every character.
+    /// What is dictated is made of the language's words and letters, and a spelling is long enough to hear every character.
     #[test]
     fn spellings_stretch_their_text() {
-        let dictation = Dictation::new(1.0, 0, 1);
+        let texts = [vec![5, 6, 1, 7], vec![8, 9, 8]];
+        let dictation = Dictation::new(&texts, 0, 1);
         let mut random = ChaCha8Rng::seed_from_u64(1);
-        let text = [5, 6, 1, 7, 1, 8, 9, 8];
-        let (mut characters, mut frames) = (0, 0);
+        let (mut characters, mut frames, mut known) = (0, 0, 0);
         for _ in 0..200 {
-            let (dictated, spelling) = dictation.draw(&text, &mut random).unwrap();
-            let words = |text: &[i64]| {
-                let mut words: Vec<Vec<i64>> = text.split(|&id| id == 1).map(<[i64]>::to_vec).collect();
-                words.sort();
-                words
-            };
-            assert_eq!(words(&dictated), words(&text));
-            characters += dictated.len();
+            let (text, spelling) = dictation.draw(1.0, &mut random);
+            assert!(text.iter().all(|id| [1, 5, 6, 7, 8, 9].contains(id)), "{text:?}");
+            known += text
+                .split(|&id| id == 1)
+                .filter(|word| *word == [8, 9, 8])
+                .count();
+            characters += text.len();
             frames += spelling.len();
             assert!(
                 spelling
@@ -138,7 +165,7 @@ mod tests {
             );
             assert!(spelling.iter().all(|frame| (0.5..=1.0).contains(&frame.weight)));
         }
+        assert!(known > 50, "{known}");
         assert!(frames > characters);
-        assert!(Dictation::new(0.0, 0, 1).draw(&text, &mut random).is_none());
     }
 }

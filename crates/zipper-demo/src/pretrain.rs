@@ -1,16 +1,16 @@
 //! Pretraining: next-token prediction on `<|lang|>`, text, end of text, and dictation (see [`crate::dictation`]).
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 use std::time::Instant;
+use std::{fmt, fs};
 
 use anyhow::Context;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::nn::{self, OptimizerConfig};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 use zipper_cli::UserError;
 use zipper_config::schema::{PromptConfig, PromptKind};
 use zipper_model::init;
@@ -60,10 +60,9 @@ pub(crate) fn run(words: &Path, output: &Path, steps: u32, dictation: f64) -> an
     let config = LlmConfig::read(&output.join("config.json"))?;
     let prompt = Prompt::load(output, &language_prompt(), &config)?;
     let model = Trainable::new(config)?;
-    let space = prompt.encode(" ")?;
     let rows = Rows {
-        languages: tokenize(&words, &prompt)?,
-        dictation: Dictation::new(dictation, prompt.eos(), space[0]),
+        languages: languages(&words, &prompt)?,
+        dictated: dictation,
         eos: prompt.eos(),
     };
     train(&model, &rows, steps)?;
@@ -81,21 +80,25 @@ fn language_prompt() -> PromptConfig {
     }
 }
 
-/// A language's texts, as token ids.
-struct Texts {
-    /// The tokens that name the language.
+/// What is read of a language, as token ids.
+struct Language {
+    /// The tokens that name it.
     before: Vec<i64>,
     texts: Vec<Vec<i64>>,
+    dictation: Dictation,
 }
 
-fn tokenize(words: &Words, prompt: &Prompt) -> anyhow::Result<Vec<Texts>> {
+fn languages(words: &Words, prompt: &Prompt) -> anyhow::Result<Vec<Language>> {
+    let space = prompt.encode(" ")?[0];
     words
         .iter()
         .map(|(lang, texts)| {
             let texts = texts.iter().map(|text| prompt.encode(text));
-            Ok(Texts {
+            let texts: Vec<Vec<i64>> = texts.collect::<Result<_, _>>()?;
+            Ok(Language {
                 before: prompt.frame(lang)?.before,
-                texts: texts.collect::<Result<_, _>>()?,
+                dictation: Dictation::new(&texts, prompt.eos(), space),
+                texts,
             })
         })
         .collect()
@@ -139,23 +142,57 @@ fn train(model: &Trainable, rows: &Rows, steps: u32) -> anyhow::Result<()> {
     .build(&model.store, PEAK_LR)?;
     let mut random = ChaCha8Rng::seed_from_u64(SEED);
     let started = Instant::now();
-    let mut recent = 0.0;
+    let mut recent = Recent::default();
     for step in 1..=steps {
         optimizer.set_lr(learning_rate(step, steps));
-        let batch: Vec<Row> = (0..BATCH).map(|_| rows.draw(&mut random)).collect();
+        let batch: Vec<Row> = (0..BATCH)
+            .map(|_| rows.draw(f64::from(step) / f64::from(steps), &mut random))
+            .collect();
         let (inputs, targets, packing) = pack(&model.model, &batch);
         let hidden = model.model.forward(&inputs, &packing, None);
         let logits = model.model.logits(&hidden);
-        let loss = logits.cross_entropy_loss::<Tensor>(&targets, None, tch::Reduction::Mean, IGNORED, 0.0);
-        optimizer.backward_step_clip_norm(&loss, CLIP_NORM);
-        recent += loss.double_value(&[]) / f64::from(LOG_EVERY);
+        let losses = logits.cross_entropy_loss::<Tensor>(&targets, None, tch::Reduction::None, IGNORED, 0.0);
+        let predicted = targets.ne(IGNORED).sum(Kind::Float);
+        optimizer.backward_step_clip_norm(&(losses.sum(Kind::Float) / predicted), CLIP_NORM);
+        recent.add(&losses, &targets, &batch);
         if step % LOG_EVERY == 0 {
             let seconds = started.elapsed().as_secs_f64();
-            tracing::info!("language model: step {step} of {steps}, loss {recent:.3}, {seconds:.0} s");
-            recent = 0.0;
+            tracing::info!("language model: step {step} of {steps}, loss {recent}, {seconds:.0} s");
+            recent = Recent::default();
         }
     }
     Ok(())
+}
+
+/// Sums of losses in nats, and targets, of single texts and of dictated ones.
+#[derive(Default)]
+struct Recent {
+    sums: [(f64, f64); 2],
+}
+
+impl Recent {
+    /// Takes in the losses of packed rows, 0 where the target is [`IGNORED`].
+    fn add(&mut self, losses: &Tensor, targets: &Tensor, rows: &[Row]) {
+        let lengths: Vec<i64> = rows.iter().map(|row| row.inputs.len() as i64).collect();
+        let losses = losses.detach().split_with_sizes(&lengths, 0);
+        let targets = targets.ne(IGNORED).split_with_sizes(&lengths, 0);
+        for ((row, losses), targets) in rows.iter().zip(losses).zip(targets) {
+            let (loss, tokens) = &mut self.sums[usize::from(row.is_dictated)];
+            *loss += losses.sum(Kind::Double).double_value(&[]);
+            *tokens += targets.sum(Kind::Double).double_value(&[]);
+        }
+    }
+}
+
+impl fmt::Display for Recent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [texts, dictated] = self.sums.map(|(loss, tokens)| loss / tokens);
+        write!(f, "{texts:.3}")?;
+        if !dictated.is_nan() {
+            write!(f, ", dictated {dictated:.3}")?;
+        }
+        Ok(())
+    }
 }
 
 /// Rises in a line over the warm-up, then falls in a line to nearly 0.
@@ -167,8 +204,9 @@ fn learning_rate(step: u32, steps: u32) -> f64 {
 
 /// What rows are drawn from.
 struct Rows {
-    languages: Vec<Texts>,
-    dictation: Dictation,
+    languages: Vec<Language>,
+    /// Share of rows.
+    dictated: f64,
     eos: i64,
 }
 
@@ -177,17 +215,20 @@ struct Row {
     inputs: Vec<Input>,
     /// What follows each of the inputs; [`IGNORED`] within a spelling.
     targets: Vec<i64>,
+    is_dictated: bool,
 }
 
 impl Rows {
     /// Languages are drawn evenly, then a text of the language.
-    fn draw(&self, random: &mut impl RngExt) -> Row {
+    fn draw(&self, progress: f64, random: &mut impl RngExt) -> Row {
         let language = self.languages.choose(random).expect("there is a language");
-        let text = language.texts.choose(random).expect("a language has texts");
-        let (text, spelling) = self
-            .dictation
-            .draw(text, random)
-            .unwrap_or_else(|| (text.clone(), Vec::new()));
+        let is_dictated = self.dictated > 0.0 && random.random_bool(self.dictated);
+        let (text, spelling) = if is_dictated {
+            language.dictation.draw(progress, random)
+        } else {
+            let text = language.texts.choose(random).expect("a language has texts");
+            (text.clone(), Vec::new())
+        };
         let mut inputs: Vec<Input> = language.before.iter().copied().map(Input::clear).collect();
         inputs.extend(spelling);
         // The first character follows what stands last before the text.
@@ -195,7 +236,11 @@ impl Rows {
         inputs.extend(text.iter().copied().map(Input::clear));
         targets.extend(text);
         targets.push(self.eos);
-        Row { inputs, targets }
+        Row {
+            inputs,
+            targets,
+            is_dictated,
+        }
     }
 }
 
@@ -221,8 +266,6 @@ fn pack(model: &CausalLm, rows: &[Row]) -> (Tensor, Tensor, Packing) {
 
 #[cfg(test)]
 mod tests {
-    use tch::Kind;
-
     use super::*;
 
     /// A short run writes a directory that the rest of Zipper reads, and whose model has learned something: after a

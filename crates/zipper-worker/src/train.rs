@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tch::Device;
@@ -54,6 +55,9 @@ pub(crate) struct Arguments {
     /// Torch threads.
     #[arg(long)]
     threads: i32,
+    /// The cores that it may use, by number. Left out: those that zipper-launch may use.
+    #[arg(long, value_delimiter = ',')]
+    cores: Vec<usize>,
     /// Which process of its slot this is: higher than all before it.
     #[arg(long)]
     incarnation: u64,
@@ -90,7 +94,20 @@ fn backend(text: &str) -> Result<Backend, String> {
     }
 }
 
+/// Lets this thread, and all that it starts, run on `cores` only; anywhere if there are none.
+fn keep_to(cores: &[usize]) -> anyhow::Result<()> {
+    if cores.is_empty() {
+        return Ok(());
+    }
+    let mut set = CpuSet::new();
+    for &core in cores {
+        set.set(core).with_context(|| format!("core {core}"))?;
+    }
+    sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("the cores {cores:?} cannot be taken"))
+}
+
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
+    keep_to(&arguments.cores)?;
     tch::set_num_threads(arguments.threads);
     die_with_parent().context("this process cannot be tied to its node agent")?;
     when_parent_is_gone(|| {

@@ -45,6 +45,10 @@ pub struct RuntimeConfig {
     /// Torch threads of a worker. Left out: the machine's cores divided by its workers.
     #[serde(default)]
     pub threads_per_worker: Option<usize>,
+    /// Give each worker cores of its own, side by side on one socket where they fit: threads then stay near their memory. Not where other
+    /// work takes some of the cores.
+    #[serde(default)]
+    pub pin_cores: bool,
 }
 
 impl Default for RuntimeConfig {
@@ -62,6 +66,7 @@ impl Default for RuntimeConfig {
             check_collectives: false,
             bank_memory_mib: None,
             threads_per_worker: None,
+            pin_cores: false,
         }
     }
 }
