@@ -60,10 +60,13 @@ mod tests {
     #[test]
     fn workers_share_cores_evenly() {
         let cores = [0, 4, 1, 5, 2];
-        let shares = |count| (0..count).map(|index| share(&cores, index, count).to_vec());
-        assert_eq!(shares(1).collect::<Vec<_>>(), [cores.to_vec()]);
-        assert_eq!(shares(2).collect::<Vec<_>>(), [vec![0, 4], vec![1, 5, 2]]);
-        assert_eq!(shares(7).collect::<Vec<_>>(), [[0], [4], [1], [5], [2], [0], [4]]);
+        let shares = |count: usize| -> Vec<&[usize]> {
+            let indices = 0..count;
+            indices.map(|index| share(&cores, index, count)).collect()
+        };
+        assert_eq!(shares(1), [&cores[..]]);
+        assert_eq!(shares(2), [&[0, 4][..], &[1, 5, 2]]);
+        assert_eq!(shares(7), [[0], [4], [1], [5], [2], [0], [4]]);
     }
 
     #[test]

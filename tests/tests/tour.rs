@@ -17,7 +17,10 @@ fn every_stop_of_the_tour_is_there() {
         let name = name.rsplit("::").next().unwrap_or(name);
         let code = fs::read_to_string(docs.join(file)).unwrap_or_else(|error| panic!("`{file}`: {error}"));
         let definition = Regex::new(&format!(r"\b(fn|struct|trait) {name}\b")).expect("it compiles");
-        assert!(definition.is_match(&code), "docs/tour.md: `{name}` is not in `{file}`");
+        assert!(
+            definition.is_match(&code),
+            "docs/tour.md: `{name}` is not in `{file}`"
+        );
         stops += 1;
     }
     assert!(stops > 20, "{stops} stops are not the whole tour");

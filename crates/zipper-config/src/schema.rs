@@ -164,6 +164,11 @@ pub struct ProjectorConfig {
     /// Width of the hidden layer; only with `kind: stack`. Left out: the encoder's width.
     #[serde(default)]
     pub hidden: Option<usize>,
+    /// Weight of a second loss in training: CTC of the transcript's tokens, read off the projector's output by the LLM's own embeddings, with
+    /// the end of text as blank. It lets the projector say what is heard in the LLM's words from the first steps on, where the first loss
+    /// alone may take thousands of them to find out. Its scores are as many as frames times vocabulary. 0: none.
+    #[serde(default)]
+    pub ctc_weight: f64,
 }
 
 impl Default for ProjectorConfig {
@@ -172,6 +177,7 @@ impl Default for ProjectorConfig {
             kind: ProjectorKind::default(),
             stack: default_stack(),
             hidden: None,
+            ctc_weight: 0.0,
         }
     }
 }

@@ -116,6 +116,11 @@ fn model(check: &mut Check, config: &RunConfig) {
                 .to_owned()
         },
     );
+    check.at_least(
+        config.model.projector.ctc_weight,
+        0.0,
+        "model.projector.ctc_weight",
+    );
     check.require(config.model.projector.stack > 0, "model.projector.stack", || {
         "0 is not above 0".to_owned()
     });

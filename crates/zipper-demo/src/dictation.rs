@@ -10,25 +10,54 @@ use std::collections::BTreeSet;
 use rand::RngExt;
 use rand::seq::IndexedRandom;
 
-/// Words of a dictated text that are words of the language, each drawn by itself; the others are letters of the language at random. Nobody
-/// knows such a text by heart, and there is no other way to it than to read what is dictated.
-const KNOWN: f64 = 0.5;
-const WORDS: std::ops::RangeInclusive<usize> = 1..=6;
+/// What is dictated in a part of the training. Who begins with the last lesson learns nothing in as many steps.
+#[derive(Debug, Clone, Copy)]
+struct Lesson {
+    /// Share of the training at which it ends.
+    until: f64,
+    /// Most words of a text.
+    words: usize,
+    /// How many of them are words of the language, each drawn by itself; the others are letters at random. Nobody knows such a text by
+    /// heart, and there is no other way to it than to read what is dictated.
+    known: f64,
+    /// Whether a character lasts several frames, some of them blurred, between silences.
+    stretched: bool,
+    /// At most this share of the characters, drawn for each text, is heard as another one, not at all, or behind one that is not there.
+    misheard: f64,
+}
+
+const LESSONS: [Lesson; 3] = [
+    Lesson {
+        until: 0.3,
+        words: 6,
+        known: 0.5,
+        stretched: false,
+        misheard: 0.0,
+    },
+    Lesson {
+        until: 0.5,
+        words: 8,
+        known: 0.7,
+        stretched: true,
+        misheard: 0.05,
+    },
+    Lesson {
+        until: 1.0,
+        words: 14,
+        known: 0.9,
+        stretched: true,
+        misheard: 0.35,
+    },
+];
 const LETTERS: std::ops::RangeInclusive<usize> = 1..=8;
-/// How many frames a character lasts; none where it is swallowed.
-const FRAMES: [usize; 16] = [0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 3, 4];
-/// Characters that are heard as another one.
-const MISHEARD: f64 = 0.05;
-/// Frames that are blurred with another character.
+/// How many frames a stretched character lasts.
+const FRAMES: [usize; 8] = [1, 1, 1, 1, 2, 2, 2, 3];
+/// Frames that are blurred with another character, and the least weight of the right one.
 const BLURRED: f64 = 0.3;
-/// Least weight of the right character in a blurred frame.
 const CLEAREST: std::ops::Range<f64> = 0.5..1.0;
 /// Silences of up to [`SILENCE`] frames, by character.
-const SILENT: f64 = 0.05;
-const SILENCE: usize = 4;
-
-/// Share of the training in which a character is one frame, as clear as can be.
-const EASY: f64 = 0.4;
+const SILENT: f64 = 0.3;
+const SILENCE: usize = 3;
 
 /// What a position of a row holds.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -85,43 +114,60 @@ impl Dictation {
         }
     }
 
-    /// A text, and its spelling.
+    /// A text for someone who is at `progress`, 0 to 1, in the training, and its spelling.
     pub(crate) fn draw(&self, progress: f64, random: &mut impl RngExt) -> (Vec<i64>, Vec<Input>) {
-        let words: Vec<Vec<i64>> = (0..random.random_range(WORDS))
-            .map(|_| self.word(random))
+        let lesson = LESSONS.iter().find(|lesson| progress < lesson.until);
+        let lesson = lesson.unwrap_or(&LESSONS[LESSONS.len() - 1]);
+        let words: Vec<Vec<i64>> = (0..random.random_range(1..=lesson.words))
+            .map(|_| self.word(lesson, random))
             .collect();
         let text = words.join(&self.space);
-        let spelling = if progress < EASY {
-            text.iter().copied().map(Input::clear).collect()
+        let heard = self.heard(&text, lesson.misheard * random.random::<f64>(), random);
+        let spelling = if lesson.stretched {
+            self.stretched(&heard, random)
         } else {
-            self.spelling(&text, random)
+            heard.into_iter().map(Input::clear).collect()
         };
         (text, spelling)
     }
 
-    fn word(&self, random: &mut impl RngExt) -> Vec<i64> {
-        if random.random_bool(KNOWN) {
+    fn word(&self, lesson: &Lesson, random: &mut impl RngExt) -> Vec<i64> {
+        if random.random_bool(lesson.known) {
             return self.words.choose(random).expect("a text has words").clone();
         }
-        let letter = |random: &mut _| *self.letters.choose(random).expect("a word has letters");
         (0..random.random_range(LETTERS))
-            .map(|_| letter(random))
+            .map(|_| self.letter(random))
             .collect()
     }
 
-    fn spelling(&self, text: &[i64], random: &mut impl RngExt) -> Vec<Input> {
-        let other = |random: &mut _| *text.choose(random).expect("a text has characters");
-        let mut frames = Vec::new();
+    fn letter(&self, random: &mut impl RngExt) -> i64 {
+        *self.letters.choose(random).expect("a word has letters")
+    }
+
+    /// The text as it is understood, `misheard` of its characters wrongly.
+    fn heard(&self, text: &[i64], misheard: f64, random: &mut impl RngExt) -> Vec<i64> {
+        let mut heard = Vec::new();
         for &id in text {
-            let heard = if random.random_bool(MISHEARD) {
-                other(random)
-            } else {
-                id
-            };
+            if !random.random_bool(misheard) {
+                heard.push(id);
+                continue;
+            }
+            match random.random_range(0..5) {
+                0 | 1 => heard.push(self.letter(random)),
+                2 | 3 => {}
+                _ => heard.extend([self.letter(random), id]),
+            }
+        }
+        heard
+    }
+
+    fn stretched(&self, heard: &[i64], random: &mut impl RngExt) -> Vec<Input> {
+        let mut frames = Vec::new();
+        for &id in heard {
             for _ in 0..*FRAMES.choose(random).expect("there are lengths") {
-                let mut frame = Input::clear(heard);
+                let mut frame = Input::clear(id);
                 if random.random_bool(BLURRED) {
-                    frame.other = other(random);
+                    frame.other = self.letter(random);
                     frame.weight = random.random_range(CLEAREST);
                 }
                 frames.push(frame);
@@ -142,30 +188,37 @@ mod tests {
 
     use super::*;
 
-    /// What is dictated is made of the language's words and letters, and a spelling is long enough to hear every character.
+    /// What is dictated is made of the language's words and letters: first character by character, in the end stretched and with mistakes.
     #[test]
-    fn spellings_stretch_their_text() {
+    fn lessons_become_harder() {
         let texts = [vec![5, 6, 1, 7], vec![8, 9, 8]];
         let dictation = Dictation::new(&texts, 0, 1);
         let mut random = ChaCha8Rng::seed_from_u64(1);
-        let (mut characters, mut frames, mut known) = (0, 0, 0);
+        let ids = |spelling: &[Input]| spelling.iter().map(|frame| frame.id).collect::<Vec<i64>>();
+        for _ in 0..50 {
+            let (text, spelling) = dictation.draw(0.1, &mut random);
+            assert!(text.iter().all(|id| [1, 5, 6, 7, 8, 9].contains(id)), "{text:?}");
+            assert_eq!(ids(&spelling), text);
+        }
+        let (mut characters, mut frames, mut known, mut mistaken) = (0, 0, 0, 0);
         for _ in 0..200 {
             let (text, spelling) = dictation.draw(1.0, &mut random);
-            assert!(text.iter().all(|id| [1, 5, 6, 7, 8, 9].contains(id)), "{text:?}");
             known += text
                 .split(|&id| id == 1)
                 .filter(|word| *word == [8, 9, 8])
                 .count();
             characters += text.len();
             frames += spelling.len();
-            assert!(
-                spelling
-                    .iter()
-                    .all(|frame| frame.id == 0 || text.contains(&frame.id))
-            );
+            let mut heard = ids(&spelling);
+            heard.retain(|&id| id != 0);
+            heard.dedup();
+            let mut dictated = text;
+            dictated.dedup();
+            mistaken += usize::from(heard != dictated);
             assert!(spelling.iter().all(|frame| (0.5..=1.0).contains(&frame.weight)));
         }
-        assert!(known > 50, "{known}");
-        assert!(frames > characters);
+        assert!(known > 200, "{known}");
+        assert!(frames > characters, "{frames} of {characters}");
+        assert!((100..200).contains(&mistaken), "{mistaken}");
     }
 }

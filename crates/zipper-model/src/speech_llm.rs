@@ -21,6 +21,7 @@ pub struct SpeechLlm {
     prompt: Prompt,
     device: Device,
     d_encoder: i64,
+    has_ctc: bool,
 }
 
 /// One utterance as the Speech-LLM sees it.
@@ -39,6 +40,9 @@ pub struct Nll {
     pub sums: Tensor,
     /// Target tokens of each row.
     pub tokens: Vec<i64>,
+    /// `[]`, differentiable: CTC of the texts, summed over the rows, in nats; nothing unless the configuration weighs it, or without
+    /// gradients.
+    pub ctc: Option<Tensor>,
 }
 
 /// Rows as the LLM reads them.
@@ -46,6 +50,8 @@ pub(crate) struct Rows {
     /// `[tokens, hidden]`.
     pub(crate) embeddings: Tensor,
     pub(crate) packing: Packing,
+    /// `[time, hidden]` each: what the projector made of the speech, in its own element type.
+    speech: Vec<Tensor>,
 }
 
 impl SpeechLlm {
@@ -76,6 +82,7 @@ impl SpeechLlm {
             prompt,
             device,
             d_encoder,
+            has_ctc: config.projector.ctc_weight > 0.0,
         })
     }
 
@@ -147,10 +154,41 @@ impl SpeechLlm {
             0.0,
         );
         let zeros = Tensor::zeros([examples.len() as i64], (losses.kind(), self.device));
+        let wants_ctc = self.has_ctc && rows.speech.iter().any(Tensor::requires_grad);
         Ok(Nll {
+            ctc: wants_ctc.then(|| self.ctc(&rows.speech, &texts)),
             sums: zeros.index_add(0, &tensor(&row_of_target), &losses),
             tokens: texts.iter().map(|text| text.len() as i64 + 1).collect(),
         })
+    }
+
+    /// Connectionist temporal classification (Graves et al., ICML 2006) with the LLM's embeddings as those of the classes, as in CJST (arXiv
+    /// 2411.07607): the score of a token at a frame is how much the projector's output is like its embedding. A text that is longer than
+    /// its speech has no alignment, and counts as 0.
+    ///
+    /// # Shapes
+    /// - `speech`: `[time, hidden]` each
+    /// - returns: `[]`, summed over the utterances
+    fn ctc(&self, speech: &[Tensor], texts: &[Vec<i64>]) -> Tensor {
+        let lengths: Vec<i64> = speech.iter().map(|speech| speech.size()[0]).collect();
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let side_by_side: Vec<Tensor> = speech
+            .iter()
+            .map(|speech| speech.constant_pad_nd([0, 0, 0, longest - speech.size()[0]]))
+            .collect();
+        let speech = Tensor::stack(&side_by_side, 1);
+        let scores = self.llm.likeness(&speech.to_kind(self.llm.kind()));
+        let text_lengths: Vec<i64> = texts.iter().map(|text| text.len() as i64).collect();
+        let targets = Tensor::from_slice(&texts.concat()).to_device(self.device);
+        Tensor::ctc_loss(
+            &scores.log_softmax(-1, speech.kind()),
+            &targets,
+            &lengths[..],
+            &text_lengths[..],
+            self.prompt.eos(),
+            Reduction::Sum,
+            true,
+        )
     }
 
     /// The embeddings of `[before][speech][after][text]` for each example.
@@ -173,23 +211,24 @@ impl SpeechLlm {
             .map(|example| example.frames.shallow_clone())
             .collect();
         let speech = self.projector.forward(&frames);
-        let speech: Vec<Tensor> = speech
+        let of_llm: Vec<Tensor> = speech
             .iter()
             .map(|speech| speech.to_kind(self.llm.kind()))
             .collect();
         let around = embedded.chunks_exact(2);
-        let lengths = around.clone().zip(&speech).map(|(around, speech)| {
+        let lengths = around.clone().zip(&of_llm).map(|(around, speech)| {
             let length = |piece: &Tensor| piece.size()[0];
             length(&around[0]) + length(speech) + length(&around[1])
         });
         let packing = Packing::new(lengths.collect(), self.device);
         let all: Vec<&Tensor> = around
-            .zip(&speech)
+            .zip(&of_llm)
             .flat_map(|(around, speech)| [&around[0], speech, &around[1]])
             .collect();
         Ok(Rows {
             embeddings: Tensor::cat(&all, 0),
             packing,
+            speech,
         })
     }
 }

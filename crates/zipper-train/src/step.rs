@@ -323,6 +323,9 @@ impl Session {
         };
         let Losses { nll, lid } = self.replica.losses(micro_batch, pass, seeds)?;
         let mut loss = nll.sums.sum(nll.sums.kind());
+        if let Some(ctc) = nll.ctc {
+            loss += ctc * config.model.projector.ctc_weight;
+        }
         if let (Some(lid), Some(head)) = (lid, &config.model.lid_head) {
             loss += lid * head.loss_weight;
         }

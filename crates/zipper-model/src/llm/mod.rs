@@ -12,6 +12,7 @@ mod cache;
 mod config;
 mod rope;
 
+use std::cell::OnceCell;
 use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
@@ -37,6 +38,9 @@ const TARGETS: [&str; 7] = [
     "down_proj",
 ];
 
+/// See [`CausalLm::likeness`]: nats, enough to tell a token from all others of a large vocabulary.
+const LIKENESS: f64 = 12.0;
+
 /// A causal language model.
 #[derive(Debug)]
 pub struct CausalLm {
@@ -48,6 +52,8 @@ pub struct CausalLm {
     /// `[vocab, hidden]`; the embedding itself where they are tied.
     lm_head: Tensor,
     rope: Rope,
+    /// What makes likeness of products; known when it is asked for first.
+    likeness_scale: OnceCell<f64>,
 }
 
 #[derive(Debug)]
@@ -121,6 +127,7 @@ impl CausalLm {
             final_norm,
             lm_head,
             rope,
+            likeness_scale: OnceCell::new(),
         })
     }
 
@@ -162,6 +169,21 @@ impl CausalLm {
     /// - returns: that shape with `hidden` behind it
     pub fn embed(&self, ids: &Tensor) -> Tensor {
         Tensor::embedding(&self.embedding, ids, -1, false, false)
+    }
+
+    /// How much `x` is like each token's embedding: their products, in a measure in which the embedding of a token is [`LIKENESS`] more like
+    /// itself than like one at a right angle to it. So what is to be like a token need not be longer than its embedding.
+    ///
+    /// # Shapes
+    /// - `x`: `[.., hidden]`
+    /// - returns: `[.., vocab]`, f32 (f64 in an f64 model)
+    pub(crate) fn likeness(&self, x: &Tensor) -> Tensor {
+        let scale = self.likeness_scale.get_or_init(|| {
+            let of_all = self.embedding.norm().double_value(&[]);
+            LIKENESS * self.config.vocab_size as f64 / of_all.powi(2)
+        });
+        let products = x.linear(&self.embedding, None::<&Tensor>);
+        products.to_kind(trainable_kind(x.kind())) * *scale
     }
 
     /// Runs the layers over packed rows, each of which attends to itself alone.
