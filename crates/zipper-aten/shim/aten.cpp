@@ -1,6 +1,5 @@
 // Operations over lists of tensors, for Rust. Every tensor is an `at::Tensor*`, as `tch::Tensor::as_ptr` gives it, borrowed for the call.
 // Returned is null, or what went wrong: a string that `zipper_aten_string_free` frees.
-#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
@@ -24,19 +23,16 @@ std::vector<at::Tensor> list(void* const* tensors, size_t count) {
 // Runs `body` without recording gradients, and turns every exception into a message.
 template <class Body>
 char* guarded(Body&& body) noexcept {
-  const char* message = "an exception that is not a std::exception";
   try {
-    try {
-      c10::NoGradGuard no_grad;
-      body();
-      return nullptr;
-    } catch (const c10::Error& e) {
-      return strdup(e.what_without_backtrace());
-    } catch (const std::exception& e) {
-      return strdup(e.what());
-    }
+    c10::NoGradGuard no_grad;
+    body();
+    return nullptr;
+  } catch (const c10::Error& e) {
+    return strdup(e.what_without_backtrace());
+  } catch (const std::exception& e) {
+    return strdup(e.what());
   } catch (...) {
-    return strdup(message);
+    return strdup("an exception that is not a std::exception");
   }
 }
 

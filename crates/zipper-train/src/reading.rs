@@ -87,6 +87,15 @@ struct Key {
     seed: Option<u64>,
 }
 
+impl Key {
+    fn new(utterance: &Utterance, seed: Option<u64>) -> Self {
+        Self {
+            id: utterance.id.clone(),
+            seed,
+        }
+    }
+}
+
 /// The utterances that one rank takes at one step, each with the seed of its augmentation.
 pub(crate) struct Reading {
     pub(crate) corpus: Arc<Vec<Vec<Utterance>>>,
@@ -142,10 +151,10 @@ impl ReadAhead {
     /// Begins to read for the step after the one that is made now. What was asked for before is what this one takes.
     pub(crate) fn request(&mut self, reading: Reading) {
         self.current = std::mem::take(&mut self.next);
-        let keys = reading.utterances.iter().map(|&(at, seed)| Key {
-            id: reading.corpus[at.language][at.index].id.clone(),
-            seed,
-        });
+        let keys = reading
+            .utterances
+            .iter()
+            .map(|&(at, seed)| Key::new(&reading.corpus[at.language][at.index], seed));
         let outstanding = keys.collect();
         let (results, receiver) = mpsc::channel();
         if self.jobs.send(Job { reading, results }).is_ok() {
@@ -163,11 +172,7 @@ impl ReadAhead {
         utterance: &Utterance,
         seed: Option<u64>,
     ) -> Option<Result<Input, TrainError>> {
-        let key = Key {
-            id: utterance.id.clone(),
-            seed,
-        };
-        self.current.take(&key)
+        self.current.take(&Key::new(utterance, seed))
     }
 }
 
@@ -188,10 +193,7 @@ fn read(reader: &Reader, job: &Job) {
     let mut done = HashSet::new();
     for &(at, seed) in &job.reading.utterances {
         let utterance = &job.reading.corpus[at.language][at.index];
-        let key = Key {
-            id: utterance.id.clone(),
-            seed,
-        };
+        let key = Key::new(utterance, seed);
         if !done.insert(key.clone()) {
             continue;
         }
