@@ -321,32 +321,19 @@ impl Attention<'_> {
     /// - `q`, `k`, `v`: `[tokens, d_model]`
     /// - returns: `[tokens, d_model]`
     fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
-        if let Some(length) = self.rows.common_length() {
-            let [q, k, v] = [q, k, v].map(|x| x.unflatten(0, [-1, length]));
-            return self.within(&q, &k, &v, self.mask.as_ref()).flatten(0, 1);
-        }
-        if q.device() == Device::Cpu {
-            // Row by row there is no padding, and a call costs next to nothing.
-            let [q, k, v] = [q, k, v].map(|x| self.rows.split(x));
-            let attended = q.iter().zip(&k).zip(&v).map(|((q, k), v)| {
-                let time = q.size()[0];
-                let mask = self
-                    .mask
-                    .as_ref()
-                    .map(|mask| mask.narrow(0, 0, time).narrow(1, 0, time));
-                let row = |x: &Tensor| x.unsqueeze(0);
-                self.within(&row(q), &row(k), &row(v), mask.as_ref())
-                    .squeeze_dim(0)
-            });
-            return Tensor::cat(&attended.collect::<Vec<_>>(), 0);
-        }
-        let in_row = self.rows.in_row().unsqueeze(1).unsqueeze(1);
-        let mask = match &self.mask {
-            Some(mask) => in_row.logical_and(mask),
-            None => in_row,
-        };
-        let [q, k, v] = [q, k, v].map(|x| self.rows.pad(x));
-        self.rows.unpad(&self.within(&q, &k, &v, Some(&mask)))
+        self.rows.attend([q, k, v], |[q, k, v], padded| {
+            let time = q.size()[1];
+            let mask = self
+                .mask
+                .as_ref()
+                .map(|mask| mask.narrow(0, 0, time).narrow(1, 0, time));
+            let in_row = padded.then(|| self.rows.in_row().unsqueeze(1).unsqueeze(1));
+            let mask = match (mask, in_row) {
+                (Some(mask), Some(in_row)) => Some(in_row.logical_and(&mask)),
+                (mask, in_row) => mask.or(in_row),
+            };
+            self.within(&q, &k, &v, mask.as_ref())
+        })
     }
 
     /// `[batch, time, d_model]`, in and out.

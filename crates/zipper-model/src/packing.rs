@@ -102,6 +102,28 @@ impl Packing {
         packed.split_with_sizes(&self.lengths, 0)
     }
 
+    /// Attention of every row to itself: side by side where rows are equally long or on a GPU, else one after the other.
+    ///
+    /// # Shapes
+    /// - `qkv`: `[tokens, ..]` each
+    /// - `within` takes rows side by side, `[batch, time, ..]`, and whether they are padded, and returns the same shape
+    /// - returns: `[tokens, ..]`
+    pub(crate) fn attend(&self, qkv: [&Tensor; 3], within: impl Fn([Tensor; 3], bool) -> Tensor) -> Tensor {
+        if let Some(length) = self.common_length() {
+            let rows = qkv.map(|x| x.unflatten(0, [-1, length]));
+            return within(rows, false).flatten(0, 1);
+        }
+        if self.positions.device() == Device::Cpu {
+            // Row by row there is no padding, and a call costs next to nothing.
+            let [q, k, v] = qkv.map(|x| self.split(x));
+            let rows = q.iter().zip(&k).zip(&v);
+            let attended =
+                rows.map(|((q, k), v)| within([q, k, v].map(|x| x.unsqueeze(0)), false).squeeze_dim(0));
+            return Tensor::cat(&attended.collect::<Vec<_>>(), 0);
+        }
+        self.unpad(&within(qkv.map(|x| self.pad(x)), true))
+    }
+
     /// The rows of `packed` side by side, each followed by copies of its last token up to the longest.
     ///
     /// # Shapes

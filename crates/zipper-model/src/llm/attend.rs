@@ -1,6 +1,6 @@
 //! Causal attention over packed rows, and over what was read so far.
 
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 use crate::packing::Packing;
 
@@ -13,21 +13,8 @@ use crate::packing::Packing;
 pub(super) fn to_own_row(q: &Tensor, k: &Tensor, v: &Tensor, rows: &Packing) -> Tensor {
     let heads = q.size()[1];
     let (k, v) = (for_every_head(k, heads), for_every_head(v, heads));
-    if let Some(length) = rows.common_length() {
-        let batch = |x: &Tensor| x.unflatten(0, [-1, length]);
-        return causal(&batch(q), &batch(&k), &batch(&v)).flatten(0, 1);
-    }
-    if q.device() == Device::Cpu {
-        // Row by row there is no padding, and a call costs next to nothing.
-        let [q, k, v] = [q, &k, &v].map(|x| rows.split(x));
-        let attended = q.iter().zip(&k).zip(&v).map(|((q, k), v)| {
-            let row = |x: &Tensor| x.unsqueeze(0);
-            causal(&row(q), &row(k), &row(v)).squeeze_dim(0)
-        });
-        return Tensor::cat(&attended.collect::<Vec<_>>(), 0);
-    }
     // What follows a row in its padding is behind all of its tokens, which therefore do not see it.
-    rows.unpad(&causal(&rows.pad(q), &rows.pad(&k), &rows.pad(&v)))
+    rows.attend([q, &k, &v], |[q, k, v], _padded| causal(&q, &k, &v))
 }
 
 /// `[batch, time, heads, head_dim]`, in and out.
