@@ -8,8 +8,8 @@ use zipper_types::language::language_codes;
 
 use crate::problems::{Problem, suggest};
 use crate::schema::{
-    AugmentConfig, ByLanguage, DEFAULT, ElasticConfig, EncoderContext, ProjectorKind, RunConfig, StageConfig,
-    StartFrom,
+    AugmentConfig, ByLanguage, CtcOutput, DEFAULT, ElasticConfig, EncoderContext, ProjectorKind, RunConfig,
+    StageConfig, StartFrom,
 };
 
 /// Whisper's positions.
@@ -120,6 +120,14 @@ fn model(check: &mut Check, config: &RunConfig) {
         config.model.projector.ctc_weight,
         0.0,
         "model.projector.ctc_weight",
+    );
+    check.require(
+        config.model.projector.ctc_output == CtcOutput::Frames || config.model.projector.ctc_weight > 0.0,
+        "model.projector.ctc_output",
+        || {
+            "needs a `model.projector.ctc_weight` above 0: nothing else teaches the projector tokens"
+                .to_owned()
+        },
     );
     check.require(config.model.projector.stack > 0, "model.projector.stack", || {
         "0 is not above 0".to_owned()
@@ -338,8 +346,13 @@ fn start_from(check: &mut Check, start: &StartFrom, align_steps: u64) {
 
 fn stage(check: &mut Check, stage: &StageConfig, key: &str) {
     check.positive(stage.lr, &format!("{key}.lr"));
-    if let Some(rate) = stage.router_lr {
-        check.at_least(rate, 0.0, &format!("{key}.router_lr"));
+    for (rate, name) in [
+        (stage.projector_lr, "projector_lr"),
+        (stage.router_lr, "router_lr"),
+    ] {
+        if let Some(rate) = rate {
+            check.at_least(rate, 0.0, &format!("{key}.{name}"));
+        }
     }
     check.require(
         stage.warmup_steps <= stage.steps,

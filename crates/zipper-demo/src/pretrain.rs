@@ -41,7 +41,7 @@ const SEED: u64 = 1;
 const IGNORED: i64 = -100;
 const LOG_EVERY: u32 = 100;
 /// Bumped when the model or its training changes, so that directories made before are made again.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 const STAMP: &str = ".stamp";
 
 /// Makes the directory `output` from the text in `words`, unless that has been done. A share of `dictation` of the rows is dictation.
@@ -97,7 +97,7 @@ fn languages(words: &Words, prompt: &Prompt) -> anyhow::Result<Vec<Language>> {
             let texts: Vec<Vec<i64>> = texts.collect::<Result<_, _>>()?;
             Ok(Language {
                 before: prompt.frame(lang)?.before,
-                dictation: Dictation::new(&texts, prompt.eos(), space),
+                dictation: Dictation::new(&texts, space),
                 texts,
             })
         })

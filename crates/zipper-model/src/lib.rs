@@ -6,6 +6,8 @@
 //! Reading order: [`param`], [`packing`], [`linear`], [`hub`] (directories), [`encoder`], [`projector`], [`llm`], [`adapter`],
 //! [`prompt`], [`speech_llm`] (the whole), [`generate`].
 
+mod cross_entropy;
+mod ctc;
 mod error;
 
 pub mod adapter;

@@ -2,12 +2,14 @@
 //!
 //! A row is `[bos][prompt][speech][text]`, and the loss is on the text and the eos that follows it.
 
-use tch::{Device, Kind, Reduction, Tensor};
-use zipper_config::schema::ModelConfig;
+use tch::{Device, Kind, Tensor};
+use zipper_config::schema::{CtcOutput, ModelConfig};
 
 use crate::ModelError;
+use crate::cross_entropy::{CrossEntropy, cross_entropy};
+use crate::ctc;
 use crate::linear::{LinearDelta, LoraSite};
-use crate::llm::CausalLm;
+use crate::llm::{CausalLm, LayerInputs};
 use crate::packing::Packing;
 use crate::param::trainable_kind;
 use crate::projector::Projector;
@@ -22,6 +24,8 @@ pub struct SpeechLlm {
     device: Device,
     d_encoder: i64,
     has_ctc: bool,
+    ctc_output: CtcOutput,
+    recomputes_activations: bool,
 }
 
 /// One utterance as the Speech-LLM sees it.
@@ -36,13 +40,31 @@ pub struct Example<'a> {
 /// Loss of a micro batch.
 #[derive(Debug)]
 pub struct Nll {
-    /// `[batch]`, f32 (f64 in an f64 model), differentiable: negative log-likelihood of each row's text and eos, in nats.
+    /// `[batch]`, f32 (f64 in an f64 model), without history: negative log-likelihood of each row's text and eos, in nats.
     pub sums: Tensor,
+    /// `[]`: their sum, differentiable.
+    pub total: Total,
     /// Target tokens of each row.
     pub tokens: Vec<i64>,
     /// `[]`, differentiable: CTC of the texts, summed over the rows, in nats; nothing unless the configuration weighs it, or without
     /// gradients.
     pub ctc: Option<Tensor>,
+}
+
+/// The sum of a micro batch's losses, for the backward pass.
+#[derive(Debug)]
+pub enum Total {
+    /// `[]`, differentiable by everything that is trained.
+    Whole(Tensor),
+    /// The loss has been taken back to the LLM's last layer; [`SpeechLlm::take_back`] does the rest.
+    Recomputed(Recomputed),
+}
+
+/// What is kept of the forward pass of an LLM whose layers are computed again in the backward pass.
+#[derive(Debug)]
+pub struct Recomputed {
+    inputs: LayerInputs,
+    packing: Packing,
 }
 
 /// Rows as the LLM reads them.
@@ -83,6 +105,8 @@ impl SpeechLlm {
             device,
             d_encoder,
             has_ctc: config.projector.ctc_weight > 0.0,
+            ctc_output: config.projector.ctc_output,
+            recomputes_activations: false,
         })
     }
 
@@ -91,6 +115,11 @@ impl SpeechLlm {
         let kind = self.projector.params()[0].tensor.kind();
         let d_llm = self.llm.config().hidden_size;
         self.projector = Projector::new(&config.projector, self.d_encoder, d_llm, seed, self.device, kind);
+    }
+
+    /// From now on losses keep of the LLM's layers only what goes into them: less memory, and their forward passes twice.
+    pub fn recompute_activations(&mut self) {
+        self.recomputes_activations = true;
     }
 
     /// The trained part.
@@ -135,7 +164,14 @@ impl SpeechLlm {
             .map(|text| self.prompt.encode(text))
             .collect::<Result<Vec<_>, _>>()?;
         let rows = self.rows(examples, Some(&texts))?;
-        let hidden = self.llm.forward(&rows.embeddings, &rows.packing, adapters);
+        let (hidden, inputs) = if self.recomputes_activations && rows.embeddings.requires_grad() {
+            let (hidden, inputs) = self
+                .llm
+                .forward_keeping_inputs(&rows.embeddings, &rows.packing, adapters);
+            (hidden, Some(inputs))
+        } else {
+            (self.llm.forward(&rows.embeddings, &rows.packing, adapters), None)
+        };
         let (mut positions, mut targets, mut row_of_target) = (Vec::new(), Vec::new(), Vec::new());
         for (row, (text, end)) in texts.iter().zip(rows.packing.ends()).enumerate() {
             // The first is what follows the last token before the text.
@@ -146,49 +182,45 @@ impl SpeechLlm {
         }
         let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(self.device);
         let hidden = hidden.index_select(0, &tensor(&positions));
-        let losses = self.llm.logits(&hidden).cross_entropy_loss(
-            &tensor(&targets),
-            None::<&Tensor>,
-            Reduction::None,
-            -100,
-            0.0,
-        );
+        let vocab = self.llm.config().vocab_size;
+        let CrossEntropy { losses, total } = cross_entropy(&hidden, &tensor(&targets), vocab, |hidden| {
+            self.llm.logits(hidden)
+        });
         let zeros = Tensor::zeros([examples.len() as i64], (losses.kind(), self.device));
         let wants_ctc = self.has_ctc && rows.speech.iter().any(Tensor::requires_grad);
         Ok(Nll {
-            ctc: wants_ctc.then(|| self.ctc(&rows.speech, &texts)),
+            ctc: wants_ctc.then(|| ctc::loss(&self.llm, self.prompt.eos(), &rows.speech, &texts)),
             sums: zeros.index_add(0, &tensor(&row_of_target), &losses),
             tokens: texts.iter().map(|text| text.len() as i64 + 1).collect(),
+            total: match inputs {
+                None => Total::Whole(total),
+                Some(inputs) => {
+                    total.f_backward()?;
+                    Total::Recomputed(Recomputed {
+                        inputs,
+                        packing: rows.packing,
+                    })
+                }
+            },
         })
     }
 
-    /// Connectionist temporal classification (Graves et al., ICML 2006) with the LLM's embeddings as those of the classes, as in CJST (arXiv
-    /// 2411.07607): the score of a token at a frame is how much the projector's output is like its embedding. A text that is longer than
-    /// its speech has no alignment, and counts as 0.
+    /// Computes the LLM's layers again, the last one first, and takes the loss back through each of them into its `adapters`, with
+    /// what `joining` returns, which is asked once for each layer.
     ///
     /// # Shapes
-    /// - `speech`: `[time, hidden]` each
-    /// - returns: `[]`, summed over the utterances
-    fn ctc(&self, speech: &[Tensor], texts: &[Vec<i64>]) -> Tensor {
-        let lengths: Vec<i64> = speech.iter().map(|speech| speech.size()[0]).collect();
-        let longest = lengths.iter().copied().max().unwrap_or(0);
-        let side_by_side: Vec<Tensor> = speech
-            .iter()
-            .map(|speech| speech.constant_pad_nd([0, 0, 0, longest - speech.size()[0]]))
-            .collect();
-        let speech = Tensor::stack(&side_by_side, 1);
-        let scores = self.llm.likeness(&speech.to_kind(self.llm.kind()));
-        let text_lengths: Vec<i64> = texts.iter().map(|text| text.len() as i64).collect();
-        let targets = Tensor::from_slice(&texts.concat()).to_device(self.device);
-        Tensor::ctc_loss(
-            &scores.log_softmax(-1, speech.kind()),
-            &targets,
-            &lengths[..],
-            &text_lengths[..],
-            self.prompt.eos(),
-            Reduction::Sum,
-            true,
-        )
+    /// - returns: `[]`, differentiable by what is below the LLM; its value means nothing
+    ///
+    /// # Errors
+    /// [`ModelError::Torch`] if a backward pass fails.
+    pub fn take_back(
+        &self,
+        recomputed: Recomputed,
+        adapters: Option<&dyn LinearDelta>,
+        joining: impl FnMut() -> Option<Tensor>,
+    ) -> Result<Tensor, ModelError> {
+        let Recomputed { inputs, packing } = recomputed;
+        self.llm.take_back(inputs, &packing, adapters, joining)
     }
 
     /// The embeddings of `[before][speech][after][text]` for each example.
@@ -211,10 +243,8 @@ impl SpeechLlm {
             .map(|example| example.frames.shallow_clone())
             .collect();
         let speech = self.projector.forward(&frames);
-        let of_llm: Vec<Tensor> = speech
-            .iter()
-            .map(|speech| speech.to_kind(self.llm.kind()))
-            .collect();
+        let of_llm = speech.iter().map(|speech| speech.to_kind(self.llm.kind()));
+        let of_llm = ctc::read(&self.llm, self.prompt.eos(), self.ctc_output, of_llm.collect());
         let around = embedded.chunks_exact(2);
         let lengths = around.clone().zip(&of_llm).map(|(around, speech)| {
             let length = |piece: &Tensor| piece.size()[0];

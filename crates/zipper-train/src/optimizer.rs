@@ -34,8 +34,10 @@ pub struct AdamW {
 /// Learning rates of one step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LearningRates {
-    /// Of projector and LoRA matrices.
-    pub model: f64,
+    /// Of LoRA matrices and the LID head.
+    pub lora: f64,
+    /// Of the projector.
+    pub projector: f64,
     /// Of routers and LID embeddings.
     pub router: f64,
 }
@@ -117,7 +119,8 @@ impl AdamW {
             let settings = AdamWSettings {
                 lr: match param.role {
                     ParamRole::Router => rates.router,
-                    ParamRole::Projector | ParamRole::Lora | ParamRole::LidHead => rates.model,
+                    ParamRole::Projector => rates.projector,
+                    ParamRole::Lora | ParamRole::LidHead => rates.lora,
                 },
                 betas: self.config.betas,
                 weight_decay: if param.tensor.dim() > 1 {

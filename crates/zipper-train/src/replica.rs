@@ -11,7 +11,7 @@ use zipper_model::generate::GenerateOptions;
 use zipper_model::lid_head::LidHead;
 use zipper_model::linear::{LinearDelta, LoraSite};
 use zipper_model::param::{Param, ParamScope, trainable_kind};
-use zipper_model::speech_llm::{Example, Nll, SpeechLlm};
+use zipper_model::speech_llm::{Example, Nll, SpeechLlm, Total};
 use zipper_types::Stage;
 
 use crate::frames::{Frames, Heard};
@@ -57,6 +57,13 @@ impl Pass<'_> {
             Self::Last(last) => last.rows(languages, dropout_seeds),
         }
     }
+
+    fn carried_so_far(&self) -> Option<Tensor> {
+        match self {
+            Self::Gather(_) => None,
+            Self::Last(last) => last.carried_so_far(),
+        }
+    }
 }
 
 /// Losses of one micro batch.
@@ -98,6 +105,9 @@ impl Replica {
         };
         let mut frames = Frames::load(&config.model.encoder, device, kind)?;
         let mut speech = SpeechLlm::load(&config.model, frames.width(), config.seed, device, kind)?;
+        if config.runtime.recompute_activations {
+            speech.recompute_activations();
+        }
         let mut sites = speech.lora_sites(&config.adapter.targets)?;
         let num_llm_sites = sites.len();
         if !config.adapter.encoder_targets.is_empty() {
@@ -255,12 +265,60 @@ impl Replica {
             .collect();
         let texts: Vec<&str> = targets.iter().map(AsRef::as_ref).collect();
         let languages = languages(utterances);
-        let rows = pass.rows(&languages, seeds.dropout);
+        let rows = match pass {
+            // History is made when layers are computed again.
+            Pass::Last(last) if self.config.runtime.recompute_activations => {
+                last.merged().rows(&languages, seeds.dropout)
+            }
+            _ => pass.rows(&languages, seeds.dropout),
+        };
         let examples = self.examples(&languages, &frames);
         Ok(Losses {
             nll: self.speech.nll(&examples, &texts, Some(&rows))?,
             lid: self.lid_head.as_ref().map(|head| head.loss(&frames, &languages)),
         })
+    }
+
+    /// The backward pass of `losses`, which are of the same utterances, pass and seeds, each with its configured weight. Gradients are added
+    /// to those of the parameters, and in a pass that gathers to those of the merged matrices.
+    ///
+    /// # Errors
+    /// [`TrainError::Torch`] if it fails.
+    pub fn backward(
+        &self,
+        utterances: &[&Utterance],
+        pass: Pass<'_>,
+        seeds: Seeds<'_>,
+        losses: Losses,
+    ) -> Result<(), TrainError> {
+        let model = &self.config.model;
+        // Of the encoder's layers, whose forward pass is over; their backward pass comes last.
+        let carried_below = pass.carried_so_far();
+        let mut loss = match losses.nll.total {
+            Total::Whole(total) => total,
+            Total::Recomputed(recomputed) => {
+                let rows = pass.rows(&languages(utterances), seeds.dropout);
+                self.speech
+                    .take_back(recomputed, Some(&rows), || pass.carried_so_far())?
+            }
+        };
+        if let Some(ctc) = losses.nll.ctc {
+            loss += ctc * model.projector.ctc_weight;
+        }
+        if let (Some(lid), Some(head)) = (losses.lid, &model.lid_head) {
+            loss += lid * head.loss_weight;
+        }
+        let Pass::Last(last) = pass else {
+            return Ok(loss.f_backward()?);
+        };
+        for carried in [carried_below, last.carried()].into_iter().flatten() {
+            loss += carried;
+        }
+        loss.f_backward()?;
+        if let Some(routers) = last.routers() {
+            routers.f_backward()?;
+        }
+        Ok(())
     }
 
     /// Whether the run trains a head that tells languages apart.

@@ -16,7 +16,8 @@ use crate::optimizer::{LearningRates, clip_factor, squared_norm};
 use crate::parts::{StepParts, Stopwatch};
 use crate::reading::Reading;
 use crate::reduction::{StepLanguages, Traffic};
-use crate::replica::{Losses, Pass, Seeds};
+use crate::replica::{Pass, Seeds};
+use crate::seeds::StepSeeds;
 use crate::session::{Dealt, Session, Upcoming};
 
 /// What a step did; the same on all ranks, except for what begins with `own` and the time for memory.
@@ -32,7 +33,7 @@ pub struct StepReport {
     pub stage: Stage,
     /// Negative log-likelihood per target token of the global batch, in nats.
     pub loss: f64,
-    /// Learning rate of projector and LoRA.
+    /// Learning rate of LoRA.
     pub lr: f64,
     /// Norm of the gradient before clipping.
     pub grad_norm: f64,
@@ -158,7 +159,7 @@ impl Session {
             step,
             stage: self.replica.stage(),
             loss,
-            lr: rates.model,
+            lr: rates.lora,
             grad_norm,
             tokens: sums.tokens as u64,
             audio_seconds: utterances.iter().map(|utterance| utterance.duration).sum(),
@@ -206,16 +207,13 @@ impl Session {
         let batch = self.sampler.next_batch();
         let dealt = self.deal(batch);
         let config = self.replica.config();
-        let augment = &config.training.augment;
-        let seed = |at: UtteranceRef| {
-            let id = &self.corpus[at.language][at.index].id;
-            (!augment.is_off()).then(|| augment_seed(config.seed, step, id))
-        };
+        let seeds = StepSeeds { config, step };
+        let seed = |at: UtteranceRef| seeds.augment(&self.corpus[at.language][at.index].id);
         let mine = dealt.mine.iter().map(|&index| dealt.batch.utterances[index]);
         self.replica.frames().read_ahead(Reading {
             corpus: Arc::clone(&self.corpus),
             utterances: mine.map(|at| (at, seed(at))).collect(),
-            augment: augment.clone(),
+            augment: config.training.augment.clone(),
         })?;
         self.upcoming = Some(Upcoming { drawn_from, dealt });
         Ok(())
@@ -263,7 +261,10 @@ impl Session {
         let languages: Vec<usize> = languages_of(mine).into_iter().collect();
         let mut losses = BTreeMap::new();
         let merged = self.replica.adapters().merge(&languages);
-        let last_pass = merged.last_pass(self.replica.adapters());
+        let mut last_pass = merged.last_pass(self.replica.adapters());
+        if config.runtime.recompute_activations {
+            last_pass = last_pass.layer_by_layer();
+        }
         let seconds: Vec<f64> = mine.iter().map(|utterance| utterance.duration).collect();
         let mut micro_batches = micro_batches(&seconds, config.training.micro_batch_audio_seconds);
         let last = micro_batches.pop();
@@ -309,35 +310,20 @@ impl Session {
         before_backward: impl FnOnce() -> Result<(), TrainError>,
     ) -> Result<(), TrainError> {
         let config = self.replica.config();
-        let seeds_of = |on: bool, seed: fn(u64, Step, &str) -> u64| -> Option<Vec<u64>> {
-            let seeds = micro_batch
-                .iter()
-                .map(|utterance| seed(config.seed, step, &utterance.id));
-            on.then(|| seeds.collect())
-        };
-        let dropout = seeds_of(config.adapter.dropout > 0.0, dropout_seed);
-        let augment = seeds_of(!config.training.augment.is_off(), augment_seed);
+        let of_step = StepSeeds { config, step };
+        let ids = micro_batch.iter().map(|utterance| &utterance.id);
+        let dropout: Option<Vec<u64>> = ids.clone().map(|id| of_step.dropout(id)).collect();
+        let augment: Option<Vec<u64>> = ids.map(|id| of_step.augment(id)).collect();
         let seeds = Seeds {
             dropout: dropout.as_deref(),
             augment: augment.as_deref(),
         };
-        let Losses { nll, lid } = self.replica.losses(micro_batch, pass, seeds)?;
-        let mut loss = nll.sums.sum(nll.sums.kind());
-        if let Some(ctc) = nll.ctc {
-            loss += ctc * config.model.projector.ctc_weight;
-        }
-        if let (Some(lid), Some(head)) = (lid, &config.model.lid_head) {
-            loss += lid * head.loss_weight;
-        }
-        if let Pass::Last(last) = pass
-            && let Some(carried) = last.carried()
-        {
-            loss += carried;
-        }
+        let of_pass = self.replica.losses(micro_batch, pass, seeds)?;
+        let (sums, tokens) = (of_pass.nll.sums.shallow_clone(), of_pass.nll.tokens.clone());
         before_backward()?;
-        backward.time(|| loss.f_backward())?;
-        let sums = Vec::<f64>::try_from(nll.sums.detach().to_kind(tch::Kind::Double))?;
-        for ((utterance, nll), tokens) in micro_batch.iter().zip(sums).zip(nll.tokens) {
+        backward.time(|| self.replica.backward(micro_batch, pass, seeds, of_pass))?;
+        let sums = Vec::<f64>::try_from(sums.to_kind(tch::Kind::Double))?;
+        for ((utterance, nll), tokens) in micro_batch.iter().zip(sums).zip(tokens) {
             let loss = losses.entry(utterance.language).or_default();
             loss.nll += nll;
             loss.tokens += tokens as u64;
@@ -462,7 +448,8 @@ impl Session {
             rate.at(step_in_stage)
         };
         LearningRates {
-            model: rate(settings.lr),
+            lora: rate(settings.lr),
+            projector: rate(settings.projector_lr.unwrap_or(settings.lr)),
             router: rate(settings.router_lr.unwrap_or(settings.lr)),
         }
     }
@@ -580,45 +567,4 @@ fn pick<'a>(utterances: &[&'a Utterance], indices: &[usize]) -> Vec<&'a Utteranc
     let mut picked: Vec<&Utterance> = indices.iter().map(|&index| utterances[index]).collect();
     picked.sort_by_key(|utterance| utterance.language);
     picked
-}
-
-/// The seed of an utterance's dropout masks at a step: the same on whichever rank the utterance lands.
-fn dropout_seed(seed: u64, step: Step, id: &str) -> u64 {
-    seed_of(blake3::Hasher::new(), seed, step, id)
-}
-
-/// The seed of what is changed about an utterance at a step: the same on whichever rank it lands, and nothing to do with dropout's.
-fn augment_seed(seed: u64, step: Step, id: &str) -> u64 {
-    let purpose = "zipper-train: augmentation of an utterance at a step";
-    seed_of(blake3::Hasher::new_derive_key(purpose), seed, step, id)
-}
-
-fn seed_of(mut hasher: blake3::Hasher, seed: u64, step: Step, id: &str) -> u64 {
-    hasher.update(&seed.to_le_bytes());
-    hasher.update(&step.0.to_le_bytes());
-    hasher.update(id.as_bytes());
-    let mut bytes = [0; 8];
-    hasher.finalize_xof().fill(&mut bytes);
-    u64::from_le_bytes(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What is drawn for an utterance depends on the run, the step, the utterance and what it is for, each by itself.
-    #[test]
-    fn seeds_are_of_run_step_utterance_and_purpose() {
-        let mut seeds = BTreeSet::new();
-        for seed in 0..4 {
-            for step in 0..4 {
-                for id in ["a", "b", "ab", ""] {
-                    seeds.insert(dropout_seed(seed, Step(step), id));
-                    seeds.insert(augment_seed(seed, Step(step), id));
-                }
-            }
-        }
-        assert_eq!(seeds.len(), 2 * 4 * 4 * 4);
-        assert_eq!(augment_seed(1, Step(2), "a"), augment_seed(1, Step(2), "a"));
-    }
 }

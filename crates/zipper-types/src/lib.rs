@@ -8,6 +8,7 @@ mod text;
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use text::{Normalizer, Scoring, TextNormalization};
@@ -101,7 +102,7 @@ impl fmt::Display for Stage {
 }
 
 /// How the B matrices of an adapter are shared between languages (DESIGN 2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Variant {
     /// Plain LoRA: one A and one B for all languages.

@@ -1,9 +1,10 @@
 //! In what form transcripts are learnt and compared. What each name does to a text is in `zipper-score`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What is done to a reference and a hypothesis before they are compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Normalizer {
     /// Whisper's rules for English.
@@ -47,7 +48,7 @@ impl Scoring {
 }
 
 /// What is done to the transcripts that are learnt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TextNormalization {
     /// Nothing: the model learns to write as the manifests do.

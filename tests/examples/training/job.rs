@@ -156,6 +156,7 @@ impl Job {
 fn without_learning(mut config: RunConfig) -> RunConfig {
     for stage in [&mut config.training.align, &mut config.training.zipper] {
         stage.lr = NO_RATE;
+        stage.projector_lr = None;
         stage.router_lr = None;
     }
     config

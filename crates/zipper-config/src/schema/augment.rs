@@ -1,5 +1,6 @@
 //! The section `training.augment`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What training changes about its utterances, so that it never hears one twice in the same way. Left out: nothing. Validation, tests and
@@ -7,7 +8,7 @@ use serde::{Deserialize, Serialize};
 ///
 /// What is drawn depends on (seed, step, utterance) alone, as dropout does: any number of workers, and a run that was stopped and
 /// resumed, hear the same. Encoder outputs cannot be cached.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AugmentConfig {
     /// Masks over the features. Left out: none.
@@ -30,7 +31,7 @@ impl AugmentConfig {
 
 /// SpecAugment (Park et al., arXiv 1904.08779) without time warping: bands and spans of the log-mel features are replaced by the mean
 /// of the utterance's features. Each width is drawn from 0 to the maximum given here, both included, and each place where it fits.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SpecAugmentConfig {
     /// Masks over mel bands, for the whole utterance.

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// When checkpoints are written, and which are kept.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CheckpointConfig {
     /// Every how many steps; 0: only at the end of each stage and when the run is stopped.
@@ -25,6 +26,7 @@ pub struct CheckpointConfig {
     pub multipart_mib: u64,
     /// How long training goes on while the object store cannot be written, before the run stops.
     #[serde(default = "default_outage_limit", with = "crate::duration")]
+    #[schemars(with = "String")]
     pub outage_limit: Duration,
 }
 

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What `zipper-launch submit` asks Slurm for, and how a job of it goes on. What is left out is the cluster's own default.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClusterConfig {
     /// Slurm partition.
@@ -20,6 +21,7 @@ pub struct ClusterConfig {
     pub qos: Option<String>,
     /// Time limit of one life of the job, in whole minutes: after it the job is queued again.
     #[serde(default, with = "crate::duration::optional")]
+    #[schemars(with = "Option<String>")]
     pub time: Option<Duration>,
     /// GPUs on each node, one worker for each unless `--workers-per-node` says otherwise. Left out: none are asked for.
     #[serde(default)]
@@ -32,6 +34,7 @@ pub struct ClusterConfig {
     pub constraint: Option<String>,
     /// How long before the time limit a job is told to stop with a checkpoint. Slurm may be a minute early or late.
     #[serde(default = "default_stop_before", with = "crate::duration")]
+    #[schemars(with = "String")]
     pub stop_before: Duration,
     /// How often a job is queued again, by its time limit, pre-emption and lost nodes together, before it ends.
     #[serde(default = "default_max_requeues")]
@@ -42,6 +45,7 @@ pub struct ClusterConfig {
     pub interface: Option<String>,
     /// For how long the certificates of a launch are valid: longer than it lasts. Each launch and each requeue makes new ones.
     #[serde(default = "default_certificate_lifetime", with = "crate::duration")]
+    #[schemars(with = "String")]
     pub certificate_lifetime: Duration,
     /// More arguments for sbatch: `--exclusive`.
     #[serde(default)]
@@ -72,7 +76,7 @@ impl Default for ClusterConfig {
 }
 
 /// A container with `zipper-launch` and `zipper-worker` in it; the coordinator and `zipper-launch` itself stay outside.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ContainerConfig {
     /// The program that runs it.
@@ -91,7 +95,7 @@ pub struct ContainerConfig {
 }
 
 /// A program that runs containers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ContainerRuntime {
     /// `apptainer exec`.

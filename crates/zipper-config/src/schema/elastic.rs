@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What happens when workers, nodes or the coordinator are lost, come back, hang or are slow.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ElasticConfig {
     /// What to do when a worker is lost and no spare is ready.
@@ -13,12 +14,15 @@ pub struct ElasticConfig {
     pub on_loss: OnLoss,
     /// With `on_loss: wait`: how long to wait for a replacement before going on with fewer workers.
     #[serde(default = "default_replacement_wait", with = "crate::duration")]
+    #[schemars(with = "String")]
     pub replacement_wait: Duration,
     /// How long to wait at the start for the rest of `--nodes MIN:MAX` once MIN nodes are there.
     #[serde(default = "default_join_wait", with = "crate::duration")]
+    #[schemars(with = "String")]
     pub join_wait: Duration,
     /// How long survivors of a loss may take to come together again; one that does not is given up.
     #[serde(default = "default_regroup_timeout", with = "crate::duration")]
+    #[schemars(with = "String")]
     pub regroup_timeout: Duration,
     /// Every how many steps the banks of a rank are copied to the memory of another one; 0: never, then losing a rank that
     /// alone owned a bank goes back to the newest checkpoint.
@@ -26,21 +30,24 @@ pub struct ElasticConfig {
     pub snapshot_every: u64,
     /// Failures older than this no longer count against the next two limits.
     #[serde(default = "default_restart_window", with = "crate::duration")]
+    #[schemars(with = "String")]
     pub restart_window: Duration,
     /// How often the workers of one node may fail before the node is left out.
     #[serde(default = "default_restarts_per_node")]
     pub restarts_per_node: u32,
-    /// How often workers may fail in the whole run before it ends.
+    /// How often the run may lose workers before it ends; several that are lost together count once.
     #[serde(default = "default_restarts_per_run")]
     pub restarts_per_run: u32,
     /// Pause before a failed worker is started again; it doubles with every failure of the node, up to a minute.
     #[serde(default = "default_restart_backoff", with = "crate::duration")]
+    #[schemars(with = "String")]
     pub restart_backoff: Duration,
     /// A run hangs when no step is completed for this many times the longest of the recent steps.
     #[serde(default = "default_hang_factor")]
     pub hang_factor: f64,
     /// But never before this long.
     #[serde(default = "default_hang_min", with = "crate::duration")]
+    #[schemars(with = "String")]
     pub hang_min: Duration,
     /// A rank that takes this many times as long for its work as the median of all is a straggler.
     #[serde(default = "default_straggler_factor")]
@@ -50,9 +57,11 @@ pub struct ElasticConfig {
     pub straggler_steps: u64,
     /// How long workers go on without a coordinator.
     #[serde(default = "default_coordinator_timeout", with = "crate::duration")]
+    #[schemars(with = "String")]
     pub coordinator_timeout: Duration,
     /// How long a coordinator that was not ended in order keeps others from the run.
     #[serde(default = "default_lease_ttl", with = "crate::duration")]
+    #[schemars(with = "String")]
     pub lease_ttl: Duration,
 }
 
@@ -79,7 +88,7 @@ impl Default for ElasticConfig {
 }
 
 /// What to do when a worker is lost and no spare is ready.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnLoss {
     /// Go on at once with those that are left, if they are enough.

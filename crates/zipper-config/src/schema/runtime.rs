@@ -2,29 +2,40 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How the workers of the run work together: timeouts, collectives, memory.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "keys that do not depend on each other"
+)]
 pub struct RuntimeConfig {
     /// How often a worker tells the coordinator that it lives and how far it is.
     #[serde(default = "default_heartbeat_interval", with = "crate::duration")]
+    #[schemars(with = "String")]
     pub heartbeat_interval: Duration,
     /// Silence after which a worker is taken for dead.
     #[serde(default = "default_heartbeat_timeout", with = "crate::duration")]
+    #[schemars(with = "String")]
     pub heartbeat_timeout: Duration,
     /// How long to wait for all workers to join.
     #[serde(default = "default_rendezvous_timeout", with = "crate::duration")]
+    #[schemars(with = "String")]
     pub rendezvous_timeout: Duration,
     /// Longest wait in one collective operation.
     #[serde(default = "default_collective_timeout", with = "crate::duration")]
+    #[schemars(with = "String")]
     pub collective_timeout: Duration,
     /// The same for a worker's first one, if that is longer: until then others may still be loading the model.
     #[serde(default = "default_first_collective_timeout", with = "crate::duration")]
+    #[schemars(with = "String")]
     pub first_collective_timeout: Duration,
     /// How long a run that was asked to stop may take to write its checkpoint.
     #[serde(default = "default_grace", with = "crate::duration")]
+    #[schemars(with = "String")]
     pub grace: Duration,
     /// What sums gradients over the workers.
     #[serde(default)]
@@ -35,6 +46,10 @@ pub struct RuntimeConfig {
     /// Gradients that are summed together, in MiB.
     #[serde(default = "default_bucket_mib")]
     pub bucket_mib: f64,
+    /// Keep of the LLM's layers only what goes into them, and compute them again in the backward pass (activation checkpointing): less memory,
+    /// and their forward passes twice.
+    #[serde(default)]
+    pub recompute_activations: bool,
     /// Compare operation, name and shape between the workers before each collective operation. For looking for bugs; always
     /// on in debug builds.
     #[serde(default)]
@@ -63,6 +78,7 @@ impl Default for RuntimeConfig {
             backend: Backend::default(),
             overlap: default_overlap(),
             bucket_mib: default_bucket_mib(),
+            recompute_activations: false,
             check_collectives: false,
             bank_memory_mib: None,
             threads_per_worker: None,
@@ -104,7 +120,7 @@ fn default_bucket_mib() -> f64 {
 }
 
 /// What sums gradients over the workers: one of libtorch's own process groups.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Backend {
     /// NCCL if every worker has a GPU of its own, else Gloo.

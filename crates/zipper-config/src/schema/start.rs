@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What a run begins with instead of initial values from its seed: the result of stage 1, made by another run (`run`, `step`) or as
 /// a PEFT LoRA (`peft`, `projector`). With `training.align.steps: 0` it begins with stage 2.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StartFrom {
     /// URL of another run with the same models, projector, rank and targets.

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The key of the languages that are not named.
 pub(crate) const DEFAULT: &str = "default";
 
 /// A value for each language by its code, `default` for those that are not named: `{en: english, default: basic}`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct ByLanguage<T>(BTreeMap<String, T>);
 

@@ -16,15 +16,28 @@ use crate::linear::SiteId;
 /// Every layer's B(l) is merged anew when the forward pass reaches it. Backward runs what was recorded last first, so
 /// the gradients of a layer's parameters are complete before the layer below has been reached. What earlier micro
 /// batches have gathered in B(l) joins in through [`LastPass::carried`].
+///
+/// Where every layer has a backward pass of its own ([`LastPass::layer_by_layer`]), gradients of gates, which layers may share, gather
+/// until [`LastPass::routers`] takes them on.
 #[derive(Debug)]
 pub struct LastPass<'a> {
     adapters: &'a Adapters,
     merged: &'a MergedAdapters,
+    layer_by_layer: bool,
     lid: OnceCell<Tensor>,
-    /// `[P, r]` by router.
-    gates: RefCell<BTreeMap<usize, Tensor>>,
+    /// By router.
+    gates: RefCell<BTreeMap<usize, Gates>>,
     sites: RefCell<BTreeMap<SiteId, Rc<Matrices>>>,
     carried: RefCell<Vec<Tensor>>,
+}
+
+/// What a router says, `[P, r]`.
+#[derive(Debug)]
+struct Gates {
+    /// Connected to the router.
+    connected: Tensor,
+    /// What layers multiply by: the same, or a leaf in which their gradients gather.
+    used: Tensor,
 }
 
 impl<'a> LastPass<'a> {
@@ -32,11 +45,27 @@ impl<'a> LastPass<'a> {
         Self {
             adapters,
             merged,
+            layer_by_layer: false,
             lid: OnceCell::new(),
             gates: RefCell::default(),
             sites: RefCell::default(),
             carried: RefCell::default(),
         }
+    }
+
+    /// The same for layers that have backward passes of their own, one after the other: [`LastPass::carried_so_far`] is asked after
+    /// the forward pass of each of them, and [`LastPass::routers`] in the end.
+    #[must_use]
+    pub fn layer_by_layer(self) -> Self {
+        Self {
+            layer_by_layer: true,
+            ..self
+        }
+    }
+
+    /// What it goes back to.
+    pub fn merged(&self) -> &'a MergedAdapters {
+        self.merged
     }
 
     /// The adapters as the rows of the last micro batch see them; otherwise as [`MergedAdapters::rows`].
@@ -54,9 +83,30 @@ impl<'a> LastPass<'a> {
         for site in 0..self.merged.sites.len() {
             self.b(site);
         }
-        let carried = self.carried.borrow();
+        self.carried_so_far()
+    }
+
+    /// Like [`LastPass::carried`], of the layers that the forward pass has reached; of each of them only once.
+    pub fn carried_so_far(&self) -> Option<Tensor> {
+        let carried = self.carried.take();
         let kind = carried.first()?.kind();
         Some(Tensor::stack(&carried, 0).sum(kind))
+    }
+
+    /// After the backward passes of all layers, the loss whose backward pass takes the gradients of gates on into the routers. Nothing
+    /// where there are none, or where layers have had their backward pass together. Its value means nothing.
+    pub fn routers(&self) -> Option<Tensor> {
+        if !self.layer_by_layer {
+            return None;
+        }
+        let gates = self.gates.borrow();
+        let losses: Vec<Tensor> = gates
+            .values()
+            .filter(|gates| gates.used.grad().defined())
+            .map(|gates| (&gates.connected * gates.used.grad()).sum(gates.used.kind()))
+            .collect();
+        let kind = losses.first()?.kind();
+        Some(Tensor::stack(&losses, 0).sum(kind))
     }
 
     /// B(l) of a layer, connected to the parameters.
@@ -91,9 +141,15 @@ impl<'a> LastPass<'a> {
             .lid
             .get_or_init(|| self.adapters.lid_of(router, &self.merged.languages));
         let mut gates = self.gates.borrow_mut();
-        let gates = gates
-            .entry(unit)
-            .or_insert_with(|| self.adapters.gates_of_unit(router, unit, lid));
-        Some(gates.shallow_clone())
+        let gates = gates.entry(unit).or_insert_with(|| {
+            let connected = self.adapters.gates_of_unit(router, unit, lid);
+            let used = if self.layer_by_layer {
+                connected.detach().set_requires_grad(true)
+            } else {
+                connected.shallow_clone()
+            };
+            Gates { connected, used }
+        });
+        Some(gates.used.shallow_clone())
     }
 }

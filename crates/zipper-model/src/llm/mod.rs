@@ -10,6 +10,7 @@
 mod attend;
 mod cache;
 mod config;
+mod recompute;
 mod rope;
 
 use std::cell::OnceCell;
@@ -20,6 +21,7 @@ use tch::{Device, Kind, Tensor};
 pub use cache::KvCache;
 pub use config::LlmConfig;
 pub(crate) use config::token_ids;
+pub(crate) use recompute::LayerInputs;
 use rope::Rope;
 
 use crate::ModelError;
@@ -184,6 +186,15 @@ impl CausalLm {
         });
         let products = x.linear(&self.embedding, None::<&Tensor>);
         products.to_kind(trainable_kind(x.kind())) * *scale
+    }
+
+    /// Means of all token embeddings.
+    ///
+    /// # Shapes
+    /// - `weights`: `[.., vocab]`, adding up to 1
+    /// - returns: `[.., hidden]`
+    pub(crate) fn mean_embeddings(&self, weights: &Tensor) -> Tensor {
+        weights.to_kind(self.kind()).matmul(&self.embedding)
     }
 
     /// Runs the layers over packed rows, each of which attends to itself alone.

@@ -17,6 +17,8 @@ struct Run {
     losses: Vec<f64>,
     /// Steps whose gradient was clipped.
     clipped: usize,
+    /// Buckets of gradients that were summed after the backward passes, and not during them.
+    late_buckets: usize,
     parameters: BTreeMap<String, Vec<f64>>,
 }
 
@@ -48,14 +50,14 @@ fn run(config: &RunConfig, world_size: u32) -> Run {
     Run {
         losses: reports.iter().map(|report| report.loss).collect(),
         clipped: reports.iter().filter(|report| report.grad_norm > limit).count(),
+        late_buckets: reports.iter().map(|report| report.cost.late_buckets).sum(),
         parameters,
     }
 }
 
-/// Compares runs on `worlds` ranks with the run on one, to `tolerance` relative to each loss and each tensor's norm.
-fn check(variant: Variant, dtype: Dtype, steps_of_a_stage: u64, worlds: &[u32], tolerance: f64) {
-    let fixture = Fixture::new();
-    let config = config(&fixture, |config| {
+/// Both stages, with accumulation, dropout, clipping and a LID head.
+fn both_stages(fixture: &Fixture, variant: Variant, dtype: Dtype, steps_of_a_stage: u64) -> RunConfig {
+    config(fixture, |config| {
         config.adapter.variant = variant;
         config.model.dtype = dtype;
         config.model.lid_head = Some(LidHeadConfig { loss_weight: 0.5 });
@@ -67,7 +69,13 @@ fn check(variant: Variant, dtype: Dtype, steps_of_a_stage: u64, worlds: &[u32], 
         config.training.optimizer.eps = 1e-6;
         // Several buckets, so that reductions overlap.
         config.runtime.bucket_mib = 0.002;
-    });
+    })
+}
+
+/// Compares runs on `worlds` ranks with the run on one, to `tolerance` relative to each loss and each tensor's norm.
+fn check(variant: Variant, dtype: Dtype, steps_of_a_stage: u64, worlds: &[u32], tolerance: f64) {
+    let fixture = Fixture::new();
+    let config = both_stages(&fixture, variant, dtype, steps_of_a_stage);
     let one = run(&config, 1);
     let boundary = steps_of_a_stage as usize;
     assert!(
@@ -97,6 +105,26 @@ fn independent_is_the_same_on_one_and_three_ranks() {
 fn every_variant_is_the_same_in_f64() {
     for variant in Variant::ALL {
         check(variant, Dtype::F64, 8, &[2, 4], 1e-9);
+    }
+}
+
+/// Layers that are computed again in the backward pass take memory from nobody, and change nothing else: not what comes out, and not which
+/// gradients are summed while the backward pass goes on. With everything that joins in a backward pass: adapters of the encoder, which
+/// is not computed again, CTC and the LID head.
+#[test]
+fn recomputed_activations_change_nothing() {
+    for variant in Variant::ALL {
+        let fixture = Fixture::new();
+        let mut config = both_stages(&fixture, variant, Dtype::F64, 4);
+        config.adapter.encoder_targets = vec!["q_proj".to_owned(), "fc1".to_owned()];
+        config.model.projector.ctc_weight = 0.3;
+        let kept = run(&config, 2);
+        config.runtime.recompute_activations = true;
+        let recomputed = run(&config, 2);
+        let what = format!("{variant}, recomputed");
+        assert_close(&kept.losses, &recomputed.losses, 1e-9, &what);
+        assert_same_parameters(&kept.parameters, &recomputed.parameters, 1e-9, &what);
+        assert_eq!(kept.late_buckets, recomputed.late_buckets, "{what}: late buckets");
     }
 }
 

@@ -84,7 +84,8 @@ impl Optimized {
             "norm of step {step}"
         );
         let rates = LearningRates {
-            model: self.golden.lr,
+            lora: self.golden.lr,
+            projector: self.golden.lr,
             router: self.golden.router_lr,
         };
         self.optimizer.step(&params, &updated, rates).unwrap();

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use zipper_config::schema::{EncoderContext, ProjectorKind};
+use zipper_config::schema::{CtcOutput, EncoderContext, ProjectorKind};
 use zipper_score::Headline;
 
 use super::Export;
@@ -115,6 +115,21 @@ fn usage(export: &Export<'_>, language: &str, folders: (&str, &str), load: &str,
         },
         model.prompt.template,
     );
+    let joined = match model.projector.ctc_output {
+        CtcOutput::Frames => None,
+        CtcOutput::Posteriors => Some(""),
+        CtcOutput::Tokens => Some(
+            " Before the product with `E`, neighbours whose likeliest token is the same are averaged, and those where it is the end of \
+             text are left out.",
+        ),
+    };
+    if let Some(joined) = joined {
+        let _ = write!(
+            text,
+            "\nThe LLM is not given the projector's output `x` but means of its own input embeddings `E`: \
+             `softmax(12 / mean(|e|^2) * x E^T) E`, where the mean is over the rows `e` of `E`.{joined}\n"
+        );
+    }
     if model.encoder.context != EncoderContext::Padded30s {
         let _ = write!(
             text,
