@@ -17,26 +17,22 @@ use zipper_collectives::memory::gpu_peak_bytes;
 use zipper_collectives::{Backend, FlightRecorder, GroupOptions, RollCall, Store};
 use zipper_config::RunConfig;
 use zipper_data::{Corpus, DurationLimits, Utterance, load_corpus};
-use zipper_model::adapter::GateShares;
-use zipper_plan::{Placement, WorkModel};
 use zipper_proto::v1::complete_task_request::Outcome;
 use zipper_proto::v1::{self, evaluate_task, task, verdict};
 use zipper_tls::Credentials;
 use zipper_train::TrainError;
 use zipper_train::evaluate::{DecodeOptions, decode};
-use zipper_train::memory::HeldState;
-use zipper_train::parts::StepParts;
 use zipper_train::replica::Replica;
 use zipper_train::session::{Origin, Session};
-use zipper_train::step::StepReport;
 use zipper_train::team::Team;
-use zipper_types::{Rank, Stage, Step, WorkerId, WorldSize};
+use zipper_types::{Rank, Stage, Step, WorkerId};
 
 use crate::checkpoint::Parts;
 use crate::control::{Control, Failure, Identity, Joined, Refused};
 use crate::diagnosis;
 use crate::model::user_error_if_config;
 use crate::start;
+use crate::wire;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -237,7 +233,7 @@ impl Worker {
             Err(error) => return Err(self.fail(error, false)),
         };
         loop {
-            let held: Vec<v1::HeldState> = session.held().iter().map(wire_held).collect();
+            let held: Vec<v1::HeldState> = session.held().iter().map(wire::held).collect();
             let assignment = match self.control.join(&store_address, &held)? {
                 Joined::Assigned(assignment) => assignment,
                 Joined::Finished(verdict) => return exit_status(&verdict),
@@ -288,7 +284,7 @@ impl Worker {
         let step = Step(assignment.step);
         let team = self.form_team(assignment)?;
         self.control.shared().abort_when_over(team.abort_handles());
-        let origin = origin(assignment)?;
+        let origin = wire::origin(assignment)?;
         session
             .regroup(team, step, &origin)
             .map_err(user_error_if_config)?;
@@ -393,11 +389,11 @@ impl Worker {
             let leaves = report.stop || (report.regroup && !last);
             if report.step.0.is_multiple_of(self.config.training.log_every) || last || leaves {
                 let gates = session.replica().adapters().gate_shares();
-                let gates = gates.map(|gates| wire_gates(gates, &self.config.data.languages));
+                let gates = gates.map(|gates| wire::gates(gates, &self.config.data.languages));
                 let line = v1::StepMetrics {
                     gates,
                     memory_peak_bytes: peak_memory(session.replica().device()).unwrap_or_default(),
-                    ..metrics(&report, started.elapsed() + held_up, held_up, world_size)
+                    ..wire::metrics(&report, started.elapsed() + held_up, held_up, world_size)
                 };
                 if rank.0 == 0 {
                     self.control.report_step(line);
@@ -491,7 +487,7 @@ impl Worker {
             device,
             backend,
         } = &self.place;
-        let (placement, work) = placement(assignment, self.config.data.languages.len())?;
+        let (placement, work) = wire::placement(assignment, self.config.data.languages.len())?;
         let runtime = &self.config.runtime;
         let address = &assignment.store_address;
         let (store_host, port) = address
@@ -503,7 +499,7 @@ impl Worker {
         let options = GroupOptions {
             backend: *backend,
             device: *device,
-            first_timeout: match origin(assignment)? {
+            first_timeout: match wire::origin(assignment)? {
                 // Everyone has loaded its model and remembers something: who does not come now is lost.
                 Origin::Memory { .. } => self.config.elastic.regroup_timeout,
                 Origin::Fresh | Origin::Checkpoint => runtime.first_collective_timeout,
@@ -540,62 +536,6 @@ impl Worker {
     }
 }
 
-/// The coordinator's placement.
-fn placement(assignment: &v1::Assignment, num_languages: usize) -> anyhow::Result<(Placement, WorkModel)> {
-    let world_size = WorldSize(assignment.world_size);
-    let sent = assignment.placement.clone().unwrap_or_default();
-    let placement = if sent.owners.is_empty() {
-        Placement::everywhere(num_languages, world_size)
-    } else {
-        let owners: Vec<(u32, u32)> = sent
-            .owners
-            .iter()
-            .map(|owners| (owners.first_rank, owners.last_rank))
-            .collect();
-        Placement::from_owners(owners, world_size)?
-    };
-    let work = match sent.work {
-        Some(work) => WorkModel {
-            per_audio_second: work.per_audio_second,
-            per_token: work.per_token,
-            tokens_per_character: work.tokens_per_character,
-            measured: work.measured,
-        },
-        None => WorkModel::unmeasured(num_languages),
-    };
-    anyhow::ensure!(
-        placement.num_languages() == num_languages && work.tokens_per_character.len() == num_languages,
-        "the coordinator placed {} languages and weighed {}, the configuration has {num_languages}",
-        placement.num_languages(),
-        work.tokens_per_character.len()
-    );
-    Ok((placement, work))
-}
-
-fn origin(assignment: &v1::Assignment) -> anyhow::Result<Origin> {
-    use v1::assignment::Origin as Wire;
-    let origin = assignment.origin.as_ref();
-    Ok(
-        match origin.context("the coordinator does not say where the state comes from")? {
-            Wire::Fresh(v1::FreshOrigin {}) => Origin::Fresh,
-            Wire::Checkpoint(v1::CheckpointOrigin {}) => Origin::Checkpoint,
-            Wire::Memory(memory) => Origin::Memory {
-                shared: Rank(memory.shared_rank),
-                banks: memory.bank_ranks.iter().copied().map(Rank).collect(),
-            },
-        },
-    )
-}
-
-fn wire_held(held: &HeldState) -> v1::HeldState {
-    v1::HeldState {
-        step: held.step.0,
-        stage: v1::Stage::from(held.stage).into(),
-        shared: held.shared,
-        banks: held.banks.iter().map(|&bank| bank as u32).collect(),
-    }
-}
-
 /// Whether the coordinator says that the generation is over.
 fn is_over(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(Refused::Over(_)))
@@ -619,64 +559,4 @@ fn peak_memory(device: Device) -> Option<u64> {
     }
     let status = procfs::process::Process::myself().and_then(|process| process.status());
     Some(status.ok()?.vmhwm? * 1024)
-}
-
-fn wire_gates(gates: GateShares, languages: &[String]) -> v1::GateShares {
-    let by_language = languages.iter().cloned().zip(gates.by_language);
-    v1::GateShares {
-        layers: gates.layers,
-        by_language: by_language
-            .map(|(lang, shares)| (lang, v1::LayerShares { shares }))
-            .collect(),
-    }
-}
-
-fn wire_parts(parts: &StepParts) -> v1::StepParts {
-    v1::StepParts {
-        data: parts.data.as_secs_f64(),
-        encoder: parts.encoder.as_secs_f64(),
-        forward: parts.forward.as_secs_f64(),
-        backward: parts.backward.as_secs_f64(),
-        exchange: parts.exchange.as_secs_f64(),
-        update: parts.update.as_secs_f64(),
-    }
-}
-
-fn metrics(
-    report: &StepReport,
-    seconds: Duration,
-    held_up: Duration,
-    world_size: WorldSize,
-) -> v1::StepMetrics {
-    let by_language = report.by_language.iter().map(|(lang, loss)| {
-        let loss = v1::LanguageMetrics {
-            nll: loss.nll,
-            tokens: loss.tokens,
-            utterances: loss.utterances,
-        };
-        (lang.clone(), loss)
-    });
-    v1::StepMetrics {
-        step: report.step.0,
-        stage: v1::Stage::from(report.stage).into(),
-        loss: report.loss,
-        lr: report.lr,
-        grad_norm: report.grad_norm,
-        tokens: report.tokens,
-        audio_seconds: report.audio_seconds,
-        seconds: seconds.as_secs_f64(),
-        skipped: report.skipped,
-        by_language: by_language.collect(),
-        comm_bytes_shared: report.cost.shared_bytes,
-        comm_bytes_banks: report.cost.bank_bytes,
-        comm_exposed_seconds: report.cost.exposed.as_secs_f64(),
-        compute_seconds: report.cost.compute.as_secs_f64(),
-        world_size: world_size.0,
-        spike: report.spike,
-        checkpoint_seconds: held_up.as_secs_f64(),
-        memory_seconds: report.memory.as_secs_f64(),
-        gates: None,
-        memory_peak_bytes: 0,
-        parts: Some(wire_parts(&report.own_parts)),
-    }
 }

@@ -1,5 +1,6 @@
 //! The shell around [`State`]: one task owns the state and applies events in turn (`owner`), another writes
-//! what it decides (`scribe`), a third keeps the lease, and the gRPC services (`service`) ask and tell.
+//! what it decides (`scribe`), a third keeps the lease, and the gRPC services (`service`, with
+//! `wire` for its words) ask and tell.
 
 mod bounds;
 mod history;
@@ -8,6 +9,7 @@ mod scribe;
 mod service;
 mod transport;
 mod watcher;
+mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;

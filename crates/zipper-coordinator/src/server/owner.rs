@@ -14,7 +14,7 @@ use zipper_types::{Generation, Step, WorkerId};
 
 use super::history::History;
 use super::scribe::{Told, Work};
-use super::{FAREWELL, service};
+use super::{FAREWELL, wire};
 use crate::clock::Clock;
 use crate::evaluation::score_set;
 use crate::journal::JournalEntry;
@@ -182,7 +182,7 @@ impl Owner {
         let task = self.state.task();
         let new = View {
             generation: self.state.together(),
-            task: task.map(|(id, planned)| service::wire_task(id, planned)),
+            task: task.map(|(id, planned)| wire::task(id, planned)),
             stop_requested: self.state.stop_requested(),
             regroup_requested: self.state.regroup_requested(),
             verdict: self.state.verdict().cloned(),
@@ -411,7 +411,7 @@ impl Owner {
                 .context("the run's results could not be written")?;
         }
         self.history.add(Watched::Summary(summary(accounts)));
-        self.history.add(Watched::Verdict(service::wire_verdict(verdict)));
+        self.history.add(Watched::Verdict(wire::verdict(verdict)));
         Ok(())
     }
 

@@ -1,6 +1,6 @@
-//! The gRPC services: wire to domain, long polls, and nothing else.
+//! The gRPC services: requests to events, long polls, and nothing else.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,23 +10,22 @@ use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tonic::{Request, Response, Status};
 use zipper_checkpoint::lease::Lease;
 use zipper_checkpoint::{Checkpoints, PartRecord};
+use zipper_proto::MissingField;
 use zipper_proto::v1;
 use zipper_proto::v1::agent_service_server::AgentService;
 use zipper_proto::v1::run_service_server::RunService;
 use zipper_proto::v1::watch_response::Event as Watched;
 use zipper_proto::v1::worker_service_server::WorkerService;
-use zipper_proto::{MissingField, v1::complete_task_request::Outcome as WireOutcome};
 use zipper_types::{Generation, Incarnation, Rank, Step, WorkerId};
 
 use super::bounds::Bounds;
 use super::history::{History, Recent};
 use super::owner::{Message, View};
 use super::watcher::Watcher;
+use super::wire;
 use crate::placement;
-use crate::schedule::{EvaluationSet, Planned};
 use crate::state::{
-    Advice, Agent, Assignment, Collective, Decoded, Ended, Event, Failure, HeldState, Joining, Origin,
-    Outcome, Sign, Standing, State, Trouble, Verdict,
+    Advice, Agent, Ended, Event, Failure, HeldState, Joining, Sign, Standing, State, Trouble, Verdict,
 };
 
 /// Longest that a long poll stays open; the worker asks again.
@@ -173,7 +172,7 @@ impl WorkerService for Services {
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
         let request = self.bounds.checked(request)?;
         let claim = self.claim(request.member)?;
-        let held: Result<Vec<HeldState>, MissingField> = request.held.iter().map(held).collect();
+        let held: Result<Vec<HeldState>, MissingField> = request.held.iter().map(wire::held).collect();
         let joining = Joining {
             worker: claim.worker.clone(),
             incarnation: claim.incarnation,
@@ -203,7 +202,7 @@ impl WorkerService for Services {
                             .assignment(&worker, incarnation)
                             .map_or(Answer::Wait, |assignment| {
                                 let placement = placement::wire(state.placement(), state.basis().model());
-                                Answer::Assigned(Box::new(wire_assignment(assignment, placement)))
+                                Answer::Assigned(Box::new(wire::assignment(assignment, placement)))
                             }),
                     })
                     .await?;
@@ -227,7 +226,7 @@ impl WorkerService for Services {
             Answer::GivenUp => return Err(given_up(&claim)),
             Answer::Over(verdict) => {
                 self.send(Message::TookVerdict(claim.worker)).await?;
-                response.verdict = Some(wire_verdict(&verdict));
+                response.verdict = Some(wire::verdict(&verdict));
             }
         }
         Ok(Response::new(response))
@@ -277,7 +276,7 @@ impl WorkerService for Services {
                 self.send(Message::TookVerdict(claim.worker)).await?;
             }
             let finish = v1::FinishTask {
-                verdict: Some(wire_verdict(verdict)),
+                verdict: Some(wire::verdict(verdict)),
             };
             response.task = Some(v1::Task {
                 id: u64::MAX,
@@ -297,7 +296,7 @@ impl WorkerService for Services {
     ) -> Result<Response<v1::CompleteTaskResponse>, Status> {
         let request = self.bounds.checked(request)?;
         let (_, rank) = self.check(request.member).await?;
-        let outcome = domain_outcome(request.outcome.ok_or(MissingField("outcome"))?);
+        let outcome = wire::outcome(request.outcome.ok_or(MissingField("outcome"))?);
         self.apply(Event::Completed {
             rank,
             task: request.task_id,
@@ -320,7 +319,7 @@ impl WorkerService for Services {
             config: request.config,
             fatal: request.fatal,
             message: request.message,
-            collective: request.failed_collective.map(collective),
+            collective: request.failed_collective.map(wire::collective),
         }))
         .await?;
         Ok(Response::new(v1::ReportFailureResponse {}))
@@ -341,7 +340,7 @@ impl WorkerService for Services {
             hostname: request.hostname,
             step: Step(request.last_completed_step),
             idle: zipper_proto::duration(request.idle).unwrap_or_default(),
-            collective: request.latest_collective.map(collective),
+            collective: request.latest_collective.map(wire::collective),
             compute_seconds: request.compute_seconds,
             work: request.work,
             store_reads: request.store_reads,
@@ -361,7 +360,7 @@ impl WorkerService for Services {
             stop_requested: view.stop_requested,
             regroup_requested: view.regroup_requested,
             generation_over: claim.generation.is_some() && !matches!(standing, Standing::Member(_)),
-            verdict: view.verdict.as_ref().map(wire_verdict),
+            verdict: view.verdict.as_ref().map(wire::verdict),
             epoch: self.lease.epoch(),
             committed_step: view.committed.map(|step| step.0),
         }))
@@ -517,7 +516,7 @@ impl AgentService for Services {
             worker_id: worker.0,
             incarnation: incarnation.0,
         });
-        let verdict = self.views.borrow().verdict.as_ref().map(wire_verdict);
+        let verdict = self.views.borrow().verdict.as_ref().map(wire::verdict);
         if verdict.is_some() {
             self.send(Message::AgentTookVerdict(node)).await?;
         }
@@ -589,122 +588,5 @@ impl RunService for Services {
         };
         let responses = stream::unfold((self.history.subscribe(), seen, false), more).flatten();
         Ok(Response::new(Box::pin(responses)))
-    }
-}
-
-fn held(wire: &v1::HeldState) -> Result<HeldState, MissingField> {
-    Ok(HeldState {
-        step: Step(wire.step),
-        stage: zipper_proto::stage(wire.stage)?,
-        shared: wire.shared,
-        banks: wire
-            .banks
-            .iter()
-            .map(|&bank| bank as usize)
-            .collect::<BTreeSet<_>>(),
-    })
-}
-
-fn wire_assignment(assignment: Assignment, placement: v1::Placement) -> v1::Assignment {
-    use v1::assignment::Origin as Wire;
-    let origin = match assignment.origin {
-        Origin::Fresh => Wire::Fresh(v1::FreshOrigin {}),
-        Origin::Checkpoint => Wire::Checkpoint(v1::CheckpointOrigin {}),
-        Origin::Memory { shared, banks } => Wire::Memory(v1::MemoryOrigin {
-            shared_rank: shared.0,
-            bank_ranks: banks.into_iter().map(|rank| rank.0).collect(),
-        }),
-    };
-    v1::Assignment {
-        generation: assignment.generation.0,
-        rank: assignment.rank.0,
-        world_size: assignment.world_size.0,
-        store_address: assignment.store_address,
-        placement: Some(placement),
-        step: assignment.step.0,
-        origin: Some(origin),
-    }
-}
-
-/// A task as workers see it.
-pub(super) fn wire_task(id: u64, planned: &Planned) -> v1::Task {
-    let kind = match planned {
-        Planned::Train {
-            stage,
-            from,
-            until,
-            ends_stage,
-        } => v1::task::Kind::Train(v1::TrainTask {
-            stage: v1::Stage::from(*stage).into(),
-            from_step: from.0,
-            until_step: until.0,
-            checkpoint_at_end: *ends_stage,
-        }),
-        Planned::Evaluate { set, silenced, step } => v1::task::Kind::Evaluate(v1::EvaluateTask {
-            step: step.0,
-            set: Some(match set {
-                EvaluationSet::Validation => v1::evaluate_task::Set::Validation(v1::ValidationSet {}),
-                EvaluationSet::Test(name) => v1::evaluate_task::Set::Test(name.clone()),
-            }),
-            silenced: *silenced,
-        }),
-        Planned::Save { stage, step } => v1::task::Kind::Save(v1::SaveTask {
-            step: step.0,
-            stage: v1::Stage::from(*stage).into(),
-        }),
-    };
-    v1::Task { id, kind: Some(kind) }
-}
-
-/// A verdict as everybody else sees it.
-pub(super) fn wire_verdict(verdict: &Verdict) -> v1::Verdict {
-    use v1::verdict::Outcome;
-    let (outcome, reason) = match verdict {
-        Verdict::Done => (Outcome::Done, String::new()),
-        Verdict::Failed(reason) => (Outcome::Failed, reason.clone()),
-        Verdict::Config(reason) => (Outcome::Config, reason.clone()),
-        Verdict::Stopped(reason) => (Outcome::Stopped, reason.clone()),
-    };
-    v1::Verdict {
-        outcome: outcome.into(),
-        reason,
-    }
-}
-
-fn collective(wire: v1::CollectiveState) -> Collective {
-    Collective {
-        group: wire.group,
-        sequence: wire.sequence,
-        operation: wire.operation,
-        what: wire.what,
-        finished: wire.finished,
-        age: zipper_proto::duration(wire.age).unwrap_or_default(),
-        missing: wire.missing.into_iter().map(Rank).collect(),
-        arrived: wire.arrived.into_iter().map(Rank).collect(),
-    }
-}
-
-fn domain_outcome(outcome: WireOutcome) -> Outcome {
-    match outcome {
-        WireOutcome::Trained(trained) => Outcome::Trained {
-            reached: Step(trained.reached_step),
-        },
-        WireOutcome::Stopped(stopped) => Outcome::Stopped {
-            reached: Step(stopped.reached_step),
-        },
-        WireOutcome::Yielded(yielded) => Outcome::Yielded {
-            reached: Step(yielded.reached_step),
-        },
-        WireOutcome::Saved(v1::Saved {}) => Outcome::Saved,
-        WireOutcome::Evaluated(evaluated) => {
-            let utterances = evaluated.utterances.into_iter().map(|utterance| Decoded {
-                id: utterance.id,
-                lang: utterance.lang,
-                reference: utterance.reference,
-                hypothesis: utterance.hypothesis,
-                nll: utterance.nll.zip(utterance.tokens),
-            });
-            Outcome::Evaluated(utterances.collect())
-        }
     }
 }
