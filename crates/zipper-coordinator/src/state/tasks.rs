@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use zipper_types::{Rank, Step};
 
 use super::checkpoints::Closing;
-use super::{Decoded, Effect, Failure, Now, Outcome, Phase, State, Verdict};
+use super::{Decoded, Effect, Failure, Now, Outcome, Phase, State, Stop, Verdict};
 use crate::schedule::{self, Planned};
 
 /// The task that ranks work on.
@@ -127,8 +127,15 @@ impl State {
             self.end(now, Verdict::Failed(reason), effects);
             return;
         }
-        self.cut_short |= matches!(outcome, Outcome::Stopped { .. });
+        let is_cut_short = matches!(outcome, Outcome::Stopped { .. });
         running.outcomes.insert(rank, outcome);
+        if is_cut_short {
+            self.cut_short = true;
+            // A signal may reach a worker alone, whose vote then stops all of them.
+            let reason = format!("{} was asked to stop", self.describe(rank));
+            self.stop_requested.get_or_insert(Stop { reason, since: now });
+        }
+        let Some(running) = &self.running else { return };
         if running.outcomes.len() < world_size.0 as usize {
             return;
         }

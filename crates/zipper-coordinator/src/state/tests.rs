@@ -481,6 +481,25 @@ fn a_stop_while_training_waits_for_the_checkpoint() {
     assert_eq!(play.state.verdict(), Some(&stopped()));
 }
 
+/// A signal may reach one worker and nobody else.
+#[test]
+fn a_worker_that_was_asked_to_stop_stops_the_run() {
+    let mut play = Play::formed("", 5);
+    play.complete(0, Outcome::Stopped { reached: Step(6) });
+    assert!(play.state.stop_requested(), "nobody begins anything else");
+    play.complete(1, Outcome::Stopped { reached: Step(6) });
+    play.store(0, 6);
+    play.store(1, 6);
+    play.publish(6);
+    let Some(Verdict::Stopped(reason)) = play.state.verdict() else {
+        panic!("{:?}", play.state.verdict());
+    };
+    assert!(
+        reason.contains("rank 0") && reason.ends_with("was asked to stop"),
+        "{reason}"
+    );
+}
+
 #[test]
 fn a_stop_while_evaluating_what_is_stored_ends_at_once() {
     let mut play = Play::formed("", 0);
