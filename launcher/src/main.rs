@@ -33,9 +33,12 @@ mod stop;
 mod sweep;
 mod table;
 
-use clap::{Parser, Subcommand};
+use std::io::Write;
+
+use anyhow::Context;
+use clap::{CommandFactory, Parser, Subcommand};
 use tokio::runtime::Runtime;
-use zipper_cli::{ExitStatus, finish, init_tracing_as};
+use zipper_cli::{About, ExitStatus, finish, init_tracing_as};
 
 /// Train Zipper-LoRA adapters for multilingual speech recognition on many workers, from one YAML file.
 ///
@@ -182,6 +185,14 @@ enum Command {
     /// Data for runs.
     #[command(subcommand)]
     Data(import::Command),
+    /// Print the JSON Schema of configurations, with which editors complete keys and show what they mean.
+    ///
+    /// Examples:
+    ///   zipper-launch schema > zipper.schema.json
+    #[command(verbatim_doc_comment)]
+    Schema,
+    #[command(flatten)]
+    About(About),
     /// Start and watch the workers of one node; zipper-launch starts this.
     #[command(hide = true)]
     Agent(agent::Arguments),
@@ -210,6 +221,8 @@ fn main() -> ExitStatus {
             Some(Command::Sweep(arguments)) => sweep::run(&arguments).await,
             Some(Command::Inspect(arguments)) => inspect::run(&arguments).await,
             Some(Command::Data(command)) => import::run(command).await,
+            Some(Command::Schema) => print_schema(),
+            Some(Command::About(about)) => about.run(Arguments::command()),
             Some(Command::Agent(arguments)) => agent::run(&arguments).await,
             Some(Command::Node(arguments)) => node::run(&arguments).await,
         }
@@ -217,4 +230,10 @@ fn main() -> ExitStatus {
     // A check of audio that was given up may still be at work.
     runtime.shutdown_background();
     status
+}
+
+fn print_schema() -> anyhow::Result<ExitStatus> {
+    let schema = serde_json::to_string_pretty(&zipper_config::reference::run_schema())?;
+    writeln!(std::io::stdout().lock(), "{schema}").context("stdout is closed")?;
+    Ok(ExitStatus::Done)
 }

@@ -10,17 +10,17 @@ use crate::workspace::{self, Workspace};
 /// What is measured, each by the example of its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Bench {
-    /// How long workers wait for gradients, with and without overlap (10 minutes).
+    /// How long workers wait for gradients, with and without overlap (3 minutes).
     Overlap,
     /// What it costs to remember states for recovery and to capture checkpoints (3 minutes).
     Memory,
-    /// How long it takes to the first step, against torchrun (5 minutes).
+    /// How long it takes to the first step, against torchrun (4 minutes).
     Startup,
     /// How fast checkpoints are written and read, against plain object_store, in S3 and in a folder (5 minutes).
     Checkpoints,
     /// What more languages cost a step (10 minutes).
     Languages,
-    /// How fast audio files become features, against Python; needs the demo's data (5 minutes).
+    /// How fast audio files become features, against Python; needs the demo's data (6 minutes).
     Features,
     /// How fast transcripts are written, against transformers; needs the demo's data and models (half an hour).
     Decoding,

@@ -9,6 +9,7 @@ use anyhow::Context;
 use crate::gpu;
 use crate::instructions;
 use crate::phases::Phases;
+use crate::reference;
 use crate::setup;
 use crate::setup::python::{Environment, System};
 use crate::simulate;
@@ -71,6 +72,7 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
     phases.run("programs", || {
         workspace::run(workspace.cargo().args(["build", "--workspace"]))
     })?;
+    phases.run("references in docs/", || reference::run(workspace, true))?;
     // With the example that building the tests makes too, so that only counting takes time.
     phases.run("instructions", || instructions::check(workspace))?;
     // The direction of dependencies between crates is a test too: tests/tests/architecture.rs.

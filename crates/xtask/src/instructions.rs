@@ -8,15 +8,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use zipper_cli::UserError;
 
 use crate::checks;
-use crate::workspace::{self, Workspace};
+use crate::workspace::{self, Workspace, printed};
 
 /// The counts that are committed.
 const FILE: &str = "docs/benchmarks/instructions.json";
@@ -181,20 +180,6 @@ fn instructions(text: &str) -> Option<u64> {
         .rev()
         .find_map(|line| line.strip_prefix("summary:"))?;
     summary.split_whitespace().next()?.parse().ok()
-}
-
-/// What a command prints.
-fn printed(command: &mut Command) -> anyhow::Result<String> {
-    let shown = format!("{command:?}");
-    let output = command.output().with_context(|| format!("cannot run {shown}"))?;
-    if !output.status.success() {
-        bail!(
-            "{shown} failed ({}): {}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-    }
-    String::from_utf8(output.stdout).with_context(|| format!("{shown} prints something else than text"))
 }
 
 /// The committed counts; none if there is no file.

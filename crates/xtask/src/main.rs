@@ -4,17 +4,19 @@
 //! fetches or makes goes under `.deps/` and `demo/`.
 //!
 //! Reading order: `workspace` (folders, running programs), `setup`, `demo`, `quickstart`, `checks` (`cargo xtask test`),
-//! `gpu`, `bench`, `instructions`, `faults`, `load`, `simulate`.
+//! `gpu`, `bench`, `instructions`, `reference`, `dist`, `faults`, `load`, `simulate`.
 
 mod bench;
 mod checks;
 mod demo;
+mod dist;
 mod faults;
 mod gpu;
 mod instructions;
 mod load;
 mod phases;
 mod quickstart;
+mod reference;
 mod setup;
 mod simulate;
 mod workspace;
@@ -64,6 +66,10 @@ enum Command {
     },
     /// Count the instructions of hot paths, and fail if one takes many more than docs/benchmarks/instructions.json has.
     Instructions(Options),
+    /// Write the parts of docs/ that are made of the code: the references of commands and configuration.
+    Reference,
+    /// Make a tarball of the programs in target/dist/, and see that they run from it.
+    Dist,
     /// Break real runs at random, and compare each with the run that was left in peace.
     Faults {
         /// `--rounds N --seed S --only KIND`, `--soak-minutes M`; `--help` tells all.
@@ -104,6 +110,8 @@ fn main() -> ExitStatus {
         Command::Gpu => gpu::run(&workspace),
         Command::Bench { what, arguments } => bench::run(&workspace, what, &arguments),
         Command::Instructions(options) => instructions::run(&workspace, options),
+        Command::Dist => dist::run(&workspace),
+        Command::Reference => reference::run(&workspace, false),
         Command::Faults { arguments } => faults::run(&workspace, &arguments),
         Command::Load { arguments } => load::run(&workspace, &arguments),
         Command::Simulate { arguments } => simulate::run(&workspace, &arguments),

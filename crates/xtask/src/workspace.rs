@@ -55,6 +55,17 @@ pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What a command prints.
+pub(crate) fn printed(command: &mut Command) -> anyhow::Result<String> {
+    let line = shown(command);
+    let output = command.output().with_context(|| format!("cannot run `{line}`"))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("`{line}` failed ({}): {}", output.status, said.trim());
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("`{line}` prints something else than text"))
+}
+
 fn shown(command: &Command) -> String {
     let program = Path::new(command.get_program());
     let mut line = program

@@ -63,15 +63,17 @@ pub fn cuda_includes(libtorch: &Path) -> Vec<PathBuf> {
     .collect()
 }
 
-/// Makes every program, test and example of the calling package look for libtorch where it was at build time.
+/// Makes every program, test and example of the calling package look for libtorch beside its folder, where `cargo xtask dist` has it,
+/// and then where it was at build time.
 ///
-/// The path goes into the program as `RUNPATH`, so on another machine `LD_LIBRARY_PATH` takes precedence over it. The
+/// The paths go into the program as `RUNPATH`, so on another machine `LD_LIBRARY_PATH` takes precedence over them. The
 /// libraries that libtorch itself is linked to need not be there at build time: `libtorch_cuda.so` names a dozen.
 pub fn find_libtorch_at_run_time() {
-    println!(
-        "cargo::rustc-link-arg=-Wl,-rpath,{}",
-        libtorch().join("lib").display()
-    );
+    let here = libtorch().join("lib");
+    // The linker's own word for the folder of the program.
+    for folder in ["$ORIGIN/../libtorch/torch/lib", &here.to_string_lossy()] {
+        println!("cargo::rustc-link-arg=-Wl,-rpath,{folder}");
+    }
     println!("cargo::rustc-link-arg=-Wl,--allow-shlib-undefined");
 }
 

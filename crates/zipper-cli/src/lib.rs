@@ -1,11 +1,13 @@
-//! What the programs share on the command line: exit codes, how errors and hints are printed, logging.
+//! What the programs share on the command line: exit codes, how errors and hints are printed, logging, what they say about themselves.
 
+mod about;
 mod logs;
 
 use std::fmt;
 use std::io::Write;
 use std::process::{ExitCode, Termination};
 
+pub use about::About;
 pub use logs::{
     Around, LOG_FORMAT, LogFormat, describe_process, init_tracing, init_tracing_as, log_format, write_logs_by,
 };

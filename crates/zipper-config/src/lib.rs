@@ -1,12 +1,13 @@
 //! The run configuration: one YAML file, defaults, overrides, validation.
 //!
-//! [`load`] is the way in; [`schema`] says what every key means; [`sweep`] makes many
+//! [`load`] is the way in; [`schema`] says what every key means, and [`reference`] tells people and editors; [`sweep`] makes many
 //! configurations of one, for comparisons. Never looks at the network, the device or the
 //! contents of the files that a configuration points to.
 
 mod duration;
 mod load;
 mod problems;
+pub mod reference;
 pub mod schema;
 pub mod sweep;
 mod validate;

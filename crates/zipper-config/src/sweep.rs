@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_yaml::Value;
 use zipper_types::Variant;
@@ -24,7 +25,7 @@ const OF_STAGE_2: [&str; 6] = [
 ];
 
 /// The file of a comparison.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SweepConfig {
     /// Its name, for people. Also the last part of the default folder, `./sweeps/<name>`.
@@ -42,17 +43,18 @@ pub struct SweepConfig {
 }
 
 /// A key and its values.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Axis {
     /// Key path, `adapter.variant`.
     pub key: String,
     /// What it is set to.
+    #[schemars(with = "Vec<serde_json::Value>")]
     pub values: Vec<Value>,
 }
 
 /// Languages with about as much data.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Group {
     /// `high`, `mid`, `low`.

@@ -1,7 +1,7 @@
 //! `zipper-worker`: one rank of a run, and the tools that need the model.
 //!
 //! Reading order: `control` (what the coordinator is told and asked, on tokio), `train` (the training thread and its
-//! tasks), `diagnosis` (what is told of collectives), `checkpoint` (parts of a checkpoint, read), `eval` (WER and CER of
+//! tasks), `wire` (the protocol's words), `diagnosis` (what is told of collectives), `checkpoint` (parts of a checkpoint, read), `eval` (WER and CER of
 //! a manifest), `transcribe` (audio files to text and subtitles), `export` (the result in the formats of others), `inspect` (what the
 //! router learnt), `source` and `model` (the checkpoint that those read, and its model), `best` (the mean of several), `devices` (what
 //! zipper-launch asks).
@@ -19,12 +19,13 @@ mod source;
 mod start;
 mod train;
 mod transcribe;
+mod wire;
 
 use std::io::Write;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
-use zipper_cli::{ExitStatus, finish, init_tracing};
+use clap::{CommandFactory, Parser, Subcommand};
+use zipper_cli::{About, ExitStatus, finish, init_tracing};
 
 /// One rank of a Zipper run, and the tools that need its model.
 #[derive(Debug, Parser)]
@@ -76,6 +77,8 @@ enum Command {
     Export(export::Arguments),
     /// Print a checkpoint's gates and similarities of languages as JSON; `zipper-launch inspect` makes pictures of them.
     Inspect(inspect::Arguments),
+    #[command(flatten)]
+    About(About),
 }
 
 fn main() -> ExitStatus {
@@ -88,6 +91,7 @@ fn main() -> ExitStatus {
         Command::Transcribe(arguments) => transcribe::run(&arguments),
         Command::Export(arguments) => export::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::About(about) => about.run(Arguments::command()),
     })
 }
 
