@@ -10,7 +10,7 @@ const DEADLINE: Duration = Duration::from_mins(3);
 /// The path of a program of this workspace, built beside this test.
 ///
 /// # Panics
-/// If it has not been built: `cargo nextest run --workspace` and `cargo build` build all of them.
+/// If it has not been built: `cargo build --workspace` builds all of them.
 pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test has a path");
     let folder = test

@@ -69,7 +69,7 @@ pub fn deal(costs: &[f64], world_size: WorldSize) -> Vec<Vec<usize>> {
 }
 
 /// Cuts a rank's utterances into micro batches of at most `max_seconds` of audio, neighbours in length together so that
-/// little is padded. An utterance that is longer by itself gets a micro batch of its own.
+/// little is padded where rows lie side by side, as in attention on a GPU. An utterance that is longer by itself gets a micro batch of its own.
 ///
 /// # Shapes
 /// - `seconds`: length of each utterance

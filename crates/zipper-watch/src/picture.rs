@@ -178,7 +178,7 @@ pub struct Latest {
     pub comm_share: f64,
     /// The newest loss of each language: of an earlier step where it is not in this one's batch.
     pub by_language: BTreeMap<String, f64>,
-    /// The update was left out because a gradient was not finite.
+    /// The update was left out because a gradient was not finite or the loss a spike.
     pub skipped: bool,
     /// What the router decides; nothing where there is none.
     pub gates: Option<Gates>,

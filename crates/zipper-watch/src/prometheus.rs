@@ -97,7 +97,7 @@ pub const METRICS: [(&str, Kind, &str, &str); 38] = [
         "zipper_steps_skipped_total",
         Kind::Counter,
         "",
-        "updates left out because a gradient was not finite",
+        "updates left out because a gradient was not finite or the loss a spike",
     ),
     (
         "zipper_loss_spikes_total",

@@ -42,7 +42,7 @@ pub struct Point {
     pub memory_peak_bytes: u64,
     /// Ranks.
     pub world_size: u32,
-    /// The update was left out because a gradient was not finite.
+    /// The update was left out because a gradient was not finite or the loss a spike.
     pub skipped: bool,
     /// The loss was far above those before.
     pub spike: bool,

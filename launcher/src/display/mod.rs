@@ -141,7 +141,7 @@ impl Display {
     fn step(&self, metrics: &v1::StepMetrics) -> String {
         let stage = zipper_proto::stage(metrics.stage).map_or("unknown", Stage::name);
         let skipped = if metrics.skipped {
-            " UPDATE LEFT OUT (not finite)"
+            " UPDATE LEFT OUT (not finite, or a spike)"
         } else {
             ""
         };

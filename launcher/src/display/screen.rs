@@ -160,7 +160,7 @@ fn numbers(picture: &Picture, width: usize) -> String {
     }
     parts.push(format!("{:.0} tokens/s", latest.tokens_per_second));
     if latest.skipped {
-        parts.insert(1, "UPDATE LEFT OUT (not finite)".to_owned());
+        parts.insert(1, "UPDATE LEFT OUT (not finite, or a spike)".to_owned());
     }
     fit(&parts, width, None)
 }
