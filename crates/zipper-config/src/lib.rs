@@ -1,6 +1,6 @@
 //! The run configuration: one YAML file, defaults, overrides, validation.
 //!
-//! [`load`] is the way in; [`schema`] says what every key means, and [`reference`] tells people and editors; [`sweep`] makes many
+//! [`load`] is the way in; [`schema`] says what every key means, and [`mod@reference`] tells people and editors; [`sweep`] makes many
 //! configurations of one, for comparisons. Never looks at the network, the device or the
 //! contents of the files that a configuration points to.
 
