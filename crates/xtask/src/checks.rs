@@ -92,7 +92,11 @@ fn check_scripts(workspace: &Workspace) -> anyhow::Result<()> {
     if runs(&mut workspace.command("shellcheck")) {
         let mut shellcheck = workspace.command("shellcheck");
         shellcheck
-            .args([".ci/run", "launcher/src/slurm/job.sh"])
+            .args([
+                ".ci/run",
+                "crates/xtask/dist/install-libtorch.sh",
+                "launcher/src/slurm/job.sh",
+            ])
             .args(scripts(&workspace.root().join("cluster"))?);
         workspace::run(&mut shellcheck)?;
     } else {
