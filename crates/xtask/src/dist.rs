@@ -143,12 +143,13 @@ fn check_in(workspace: &Workspace, tarball: &Path, name: &str, place: &Path) -> 
         )?;
         print!("dist: {said}");
     }
-    let mut plan = Command::new(program("zipper-launch"));
-    plan.arg("doctor")
+    let mut doctor = Command::new(program("zipper-launch"));
+    doctor
+        .arg("doctor")
         .env_clear()
         .env("PATH", "/usr/bin:/bin")
         .current_dir(place);
-    workspace::run(&mut plan)
+    workspace::run(&mut doctor)
 }
 
 fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {

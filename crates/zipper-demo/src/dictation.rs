@@ -2,7 +2,7 @@
 //!
 //! A projector leans on what large language models do anyway, to repeat what stands before them. A small one that reads single sentences
 //! never learns it, and its speech model would know its sentences and not listen. The spelling is like what
-//! `model.projector.ctc_compression` makes of speech: an embedding for each character that is heard, some of them blurred with another one.
+//! `model.projector.ctc_output: tokens` makes of speech: an embedding for each character that is heard, some of them blurred with another one.
 //! Text in the place of speech is known from MAESTRO (Chen et al., arXiv 2204.03409) and JOIST (Sainath et al., arXiv 2210.07353).
 
 use std::collections::BTreeSet;

@@ -5,6 +5,8 @@
 
 use tch::{Reduction, Tensor};
 
+use crate::carry::carry;
+
 /// Scores that are in memory at the same time: 64 MiB of them in f32.
 const SCORES_AT_ONCE: i64 = 1 << 24;
 
@@ -61,8 +63,8 @@ fn in_parts(
     let mut total = losses.sum(losses.kind());
     if hidden.requires_grad() {
         // Its value is 0, its derivative the gradient that has gathered in the leaf.
-        let product = (hidden * leaf.grad()).sum(losses.kind());
-        total += &product - product.detach();
+        let carried = carry(hidden, &leaf.grad());
+        total += &carried - carried.detach();
     }
     CrossEntropy { losses, total }
 }

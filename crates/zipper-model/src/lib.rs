@@ -6,6 +6,7 @@
 //! Reading order: [`param`], [`packing`], [`linear`], [`hub`] (directories), [`encoder`], [`projector`], [`llm`], [`adapter`],
 //! [`prompt`], [`speech_llm`] (the whole), [`generate`].
 
+mod carry;
 mod cross_entropy;
 mod ctc;
 mod error;

@@ -9,6 +9,7 @@ use tch::Tensor;
 
 use super::Adapters;
 use super::merged::{AdaptedRows, Matrices, MergedAdapters};
+use crate::carry::{self, carry};
 use crate::linear::SiteId;
 
 /// The forward pass of a step's last micro batch, made by [`MergedAdapters::last_pass`].
@@ -88,9 +89,7 @@ impl<'a> LastPass<'a> {
 
     /// Like [`LastPass::carried`], of the layers that the forward pass has reached; of each of them only once.
     pub fn carried_so_far(&self) -> Option<Tensor> {
-        let carried = self.carried.take();
-        let kind = carried.first()?.kind();
-        Some(Tensor::stack(&carried, 0).sum(kind))
+        carry::all(&self.carried.take())
     }
 
     /// After the backward passes of all layers, the loss whose backward pass takes the gradients of gates on into the routers. Nothing
@@ -103,10 +102,9 @@ impl<'a> LastPass<'a> {
         let losses: Vec<Tensor> = gates
             .values()
             .filter(|gates| gates.used.grad().defined())
-            .map(|gates| (&gates.connected * gates.used.grad()).sum(gates.used.kind()))
+            .map(|gates| carry(&gates.connected, &gates.used.grad()))
             .collect();
-        let kind = losses.first()?.kind();
-        Some(Tensor::stack(&losses, 0).sum(kind))
+        carry::all(&losses)
     }
 
     /// B(l) of a layer, connected to the parameters.
@@ -126,7 +124,7 @@ impl<'a> LastPass<'a> {
             for (b, leaf) in connected.iter().zip(leaves) {
                 let gradient = leaf.grad();
                 if gradient.defined() {
-                    self.carried.borrow_mut().push((b * gradient).sum(b.kind()));
+                    self.carried.borrow_mut().push(carry(b, &gradient));
                 }
             }
         }

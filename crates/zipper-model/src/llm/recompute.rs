@@ -7,6 +7,7 @@ use tch::Tensor;
 
 use super::{CausalLm, attend};
 use crate::ModelError;
+use crate::carry::carry;
 use crate::linear::LinearDelta;
 use crate::packing::Packing;
 
@@ -73,7 +74,7 @@ impl CausalLm {
             let above = layer.forward(&leaf, rows, &rotation, adapters, |q, k, v| {
                 attend::to_own_row(q, k, v, rows)
             });
-            let mut loss = weighted(&above, &gradient);
+            let mut loss = carry(&above, &gradient);
             if let Some(joining) = joining() {
                 loss += joining;
             }
@@ -81,11 +82,6 @@ impl CausalLm {
             gradient = leaf.grad();
             x = input;
         }
-        Ok(weighted(&x, &gradient))
+        Ok(carry(&x, &gradient))
     }
-}
-
-/// `[]`, whose derivative by `x` is `gradient`.
-fn weighted(x: &Tensor, gradient: &Tensor) -> Tensor {
-    (x * gradient).sum(crate::param::trainable_kind(x.kind()))
 }
