@@ -63,12 +63,7 @@ pub(crate) fn run(workspace: &Workspace, bench: Bench, arguments: &[String]) -> 
         .scripts()
         .map(|scripts| torch_side(workspace, scripts))
         .transpose()?;
-    // The programs of a run as well, which some of them start; all with the features of the whole workspace.
-    let mut build = workspace.cargo();
-    build.args(["build", "--release", "--workspace", "--bins", "--example", &name]);
-    workspace::run(&mut build)?;
-    let program = workspace.root().join("target/release/examples").join(&name);
-    let mut measure = workspace.command(program);
+    let mut measure = workspace.command(workspace.example(workspace.cargo(), &name, true)?);
     measure.arg(format!("docs/benchmarks/{name}.json"));
     workspace::run(measure.args(torch.unwrap_or_default()).args(arguments))
 }

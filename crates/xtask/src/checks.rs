@@ -16,7 +16,7 @@ use crate::simulate;
 use crate::workspace::{self, Workspace};
 
 /// Programs that only this command needs: subcommand of cargo, version.
-const TOOLS: [(&str, &str); 2] = [("nextest", "0.9.143"), ("deny", "0.20.2")];
+const TOOLS: [(&str, &str); 3] = [("nextest", "0.9.143"), ("deny", "0.20.2"), ("machete", "0.9.2")];
 
 pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
     let mut phases = Phases::default();
@@ -52,7 +52,9 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
         workspace::run(doc.args(["doc", "--workspace", "--no-deps"]))
     })?;
     phases.run("dependencies", || {
-        workspace::run(tool(workspace, "deny").args(["check", "bans", "licenses", "sources"]))
+        workspace::run(tool(workspace, "deny").args(["check", "bans", "licenses", "sources"]))?;
+        // Crates that are named in a Cargo.toml and used nowhere; the folders, because what is below `.deps` and `target` is not ours.
+        workspace::run(tool(workspace, "machete").args(["crates", "launcher", "tests", "fuzz"]))
     })?;
     phases.run("scripts", || check_scripts(workspace))?;
     phases.run("examples in the documentation", || {

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context;
 use clap::Args;
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use zipper_cli::UserError;
 
 use crate::checks;
-use crate::workspace::{self, Workspace, printed};
+use crate::workspace::{Workspace, printed};
 
 /// The counts that are committed.
 const FILE: &str = "docs/benchmarks/instructions.json";
@@ -98,7 +98,10 @@ pub(crate) fn run(workspace: &Workspace, options: Options) -> anyhow::Result<()>
             "on Debian and Ubuntu: apt-get update && apt-get install -y --no-install-recommends valgrind";
         return Err(error.hint(install).into());
     }
-    let program = build(workspace, options.release)?;
+    let mut cargo = workspace.cargo();
+    // As CI builds: what is inlined depends on how a crate is divided for the compiler, which an incremental build does otherwise.
+    cargo.env("CARGO_INCREMENTAL", "0");
+    let program = workspace.example(cargo, EXAMPLE, options.release)?;
     let kind = printed(
         workspace
             .command("valgrind")
@@ -128,25 +131,6 @@ pub(crate) fn run(workspace: &Workspace, options: Options) -> anyhow::Result<()>
 
 fn has_valgrind(workspace: &Workspace) -> bool {
     checks::runs(&mut workspace.command("valgrind"))
-}
-
-/// Builds the example with the features and profile of what CI builds; returns its path.
-fn build(workspace: &Workspace, release: bool) -> anyhow::Result<PathBuf> {
-    let mut build = workspace.cargo();
-    // As CI builds: what is inlined depends on how a crate is divided for the compiler, which an incremental build does otherwise.
-    build.env("CARGO_INCREMENTAL", "0");
-    build.args(["build", "--workspace", "--example", EXAMPLE]);
-    if release {
-        build.arg("--release");
-    }
-    workspace::run(&mut build)?;
-    let profile = if release { "release" } else { "debug" };
-    Ok(workspace
-        .root()
-        .join("target")
-        .join(profile)
-        .join("examples")
-        .join(EXAMPLE))
 }
 
 /// Instructions of a path, without those of what it is set up with.

@@ -7,9 +7,7 @@ use crate::workspace::{self, Workspace};
 /// # Errors
 /// If one of them is not, or what building fails with.
 pub(crate) fn run(workspace: &Workspace, check: bool) -> anyhow::Result<()> {
-    let mut build = workspace.cargo();
-    workspace::run(build.args(["build", "--workspace", "--bins", "--example", "reference"]))?;
-    let mut reference = workspace.command(workspace.root().join("target/debug/examples/reference"));
+    let mut reference = workspace.command(workspace.example(workspace.cargo(), "reference", false)?);
     if check {
         reference.arg("--check");
     }

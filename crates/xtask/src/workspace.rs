@@ -42,6 +42,19 @@ impl Workspace {
     pub(crate) fn cargo(&self) -> Command {
         self.command("cargo")
     }
+
+    /// Builds an example and the programs that it may start with `cargo`, with the features of the whole workspace as CI does, so that
+    /// nothing is compiled twice. Returns the example's path.
+    pub(crate) fn example(&self, mut cargo: Command, name: &str, release: bool) -> anyhow::Result<PathBuf> {
+        cargo.args(["build", "--workspace", "--bins", "--example", name]);
+        if release {
+            cargo.arg("--release");
+        }
+        run(&mut cargo)?;
+        let profile = if release { "release" } else { "debug" };
+        let folder = self.root.join("target").join(profile).join("examples");
+        Ok(folder.join(name))
+    }
 }
 
 /// Shows a command, runs it, and fails if it fails.

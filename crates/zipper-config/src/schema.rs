@@ -28,6 +28,7 @@ pub use cluster::{ClusterConfig, ContainerConfig, ContainerRuntime};
 pub use data::{DataConfig, OnBadAudio};
 pub use elastic::{ElasticConfig, OnLoss};
 pub use evaluation::{EvaluationConfig, TestSet};
+pub(crate) use model::SPEECH;
 pub use model::{
     CtcOutput, Dtype, EncoderConfig, EncoderContext, LidHeadConfig, LlmConfig, ModelConfig, ProjectorConfig,
     ProjectorKind, PromptConfig, PromptKind,

@@ -9,7 +9,7 @@ use zipper_types::language::language_codes;
 use crate::problems::{Problem, suggest};
 use crate::schema::{
     AugmentConfig, ByLanguage, CtcOutput, DEFAULT, ElasticConfig, EncoderContext, ProjectorKind, RunConfig,
-    StageConfig, StartFrom,
+    SPEECH, StageConfig, StartFrom,
 };
 
 /// Whisper's positions.
@@ -107,6 +107,10 @@ fn model(check: &mut Check, config: &RunConfig) {
                 .to_owned()
         });
     }
+    let speeches = config.model.prompt.template.matches(SPEECH).count();
+    check.require(speeches <= 1, "model.prompt.template", || {
+        format!("`{SPEECH}` is in it {speeches} times, but there is one speech: leave all but one out")
+    });
     check.require(
         encoder.cache.is_none() || config.training.augment.is_off(),
         "model.encoder.cache",

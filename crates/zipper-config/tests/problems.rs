@@ -92,6 +92,10 @@ fn each_broken_relation_names_its_key_and_value() {
             "data.languages=[en, en]",
             "data.languages[1]: `en` is there twice",
         ),
+        (
+            "model.prompt.template='{speech}, {speech}'",
+            "model.prompt.template: `{speech}` is in it 2 times, but there is one speech: leave all but one out",
+        ),
         ("adapter.rank=0", "adapter.rank: 0 is not above 0"),
         ("adapter.dropout=1", "adapter.dropout: 1 is not in [0, 1)"),
         (

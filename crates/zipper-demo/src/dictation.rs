@@ -15,37 +15,43 @@ use rand::seq::IndexedRandom;
 struct Lesson {
     /// Share of the training at which it ends.
     until: f64,
-    /// Most words of a text.
+    /// Most words of a text, of which few have as many.
     words: usize,
     /// At most this share of the characters, drawn for each text, is heard as another one, not at all, or behind one that is not there.
     misheard: f64,
     /// Share of what is heard that is blurred with another character.
     blurred: f64,
+    /// Share of the characters that stand wrongly in what has been written when the next one is asked for. Who has seen only their own
+    /// writing without mistakes loses their place at the first one, and writes the same words again without end.
+    miswritten: f64,
 }
 
 const LESSONS: [Lesson; 3] = [
     Lesson {
-        until: 0.4,
-        words: 6,
+        until: 0.3,
+        words: 12,
         misheard: 0.0,
         blurred: 0.0,
+        miswritten: 0.0,
     },
     Lesson {
-        until: 0.6,
-        words: 10,
-        misheard: 0.2,
+        until: 0.5,
+        words: 24,
+        misheard: 0.15,
         blurred: 0.3,
+        miswritten: 0.05,
     },
     Lesson {
         until: 1.0,
-        words: 14,
-        misheard: 0.4,
+        words: 40,
+        misheard: 0.3,
         blurred: 0.3,
+        miswritten: 0.1,
     },
 ];
 /// How many words of a text are words of the language, each drawn by itself; the others are letters at random. Nobody knows such a text by
 /// heart, and there is no other way to it than to read what is dictated.
-const KNOWN: f64 = 0.6;
+const KNOWN: f64 = 0.8;
 const LETTERS: std::ops::RangeInclusive<usize> = 1..=8;
 /// The least weight of the right one of two characters that are blurred.
 const CLEAREST: std::ops::Range<f64> = 0.5..1.0;
@@ -69,6 +75,15 @@ impl Input {
             weight: 1.0,
         }
     }
+}
+
+/// A text that is dictated.
+pub(crate) struct Dictated {
+    pub(crate) text: Vec<i64>,
+    /// What is heard of it.
+    pub(crate) spelling: Vec<Input>,
+    /// What has been written of it when the next character is asked for, as long as the text.
+    pub(crate) written: Vec<i64>,
 }
 
 /// Dictates texts of one language.
@@ -103,11 +118,12 @@ impl Dictation {
         }
     }
 
-    /// A text for someone who is at `progress`, 0 to 1, in the training, and its spelling.
-    pub(crate) fn draw(&self, progress: f64, random: &mut impl RngExt) -> (Vec<i64>, Vec<Input>) {
+    /// A text for someone who is at `progress`, 0 to 1, in the training.
+    pub(crate) fn draw(&self, progress: f64, random: &mut impl RngExt) -> Dictated {
         let lesson = LESSONS.iter().find(|lesson| progress < lesson.until);
         let lesson = lesson.unwrap_or(&LESSONS[LESSONS.len() - 1]);
-        let words: Vec<Vec<i64>> = (0..random.random_range(1..=lesson.words))
+        let most = random.random_range(1..=lesson.words);
+        let words: Vec<Vec<i64>> = (0..random.random_range(1..=most))
             .map(|_| self.word(random))
             .collect();
         let text = words.join(&self.space);
@@ -116,7 +132,18 @@ impl Dictation {
             .into_iter()
             .map(|id| self.blurred(id, lesson.blurred, random))
             .collect();
-        (text, spelling)
+        let written = text
+            .iter()
+            .map(|&id| {
+                let is_wrong = random.random_bool(lesson.miswritten);
+                if is_wrong { self.letter(random) } else { id }
+            })
+            .collect();
+        Dictated {
+            text,
+            spelling,
+            written,
+        }
     }
 
     fn word(&self, random: &mut impl RngExt) -> Vec<i64> {
@@ -173,25 +200,37 @@ mod tests {
         let dictation = Dictation::new(&texts, 1);
         let mut random = ChaCha8Rng::seed_from_u64(1);
         let ids = |spelling: &[Input]| spelling.iter().map(|input| input.id).collect::<Vec<i64>>();
-        let (mut known, mut mistaken, mut blurred) = (0, 0, 0);
+        let (mut known, mut misheard, mut miswritten, mut blurred) = (0, 0, 0, 0);
         for _ in 0..50 {
-            let (text, spelling) = dictation.draw(0.1, &mut random);
+            let Dictated {
+                text,
+                spelling,
+                written,
+            } = dictation.draw(0.1, &mut random);
             assert!(text.iter().all(|id| [1, 5, 6, 7, 8, 9].contains(id)), "{text:?}");
             assert_eq!(ids(&spelling), text);
+            assert_eq!(written, text);
             assert!(spelling.iter().all(|input| input.weight >= 1.0));
         }
         for _ in 0..200 {
-            let (text, spelling) = dictation.draw(1.0, &mut random);
+            let Dictated {
+                text,
+                spelling,
+                written,
+            } = dictation.draw(1.0, &mut random);
             known += text
                 .split(|&id| id == 1)
                 .filter(|word| *word == [8, 9, 8])
                 .count();
-            mistaken += usize::from(ids(&spelling) != text);
+            misheard += usize::from(ids(&spelling) != text);
+            assert_eq!(written.len(), text.len());
+            miswritten += usize::from(written != text);
             blurred += spelling.iter().filter(|input| input.weight < 1.0).count();
             assert!(spelling.iter().all(|input| (0.5..=1.0).contains(&input.weight)));
         }
         assert!(known > 150, "{known}");
-        assert!((150..200).contains(&mistaken), "{mistaken}");
+        assert!((150..200).contains(&misheard), "{misheard}");
+        assert!((100..200).contains(&miswritten), "{miswritten}");
         assert!(blurred > 500, "{blurred}");
     }
 }

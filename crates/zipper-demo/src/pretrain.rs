@@ -1,4 +1,6 @@
-//! Pretraining: next-token prediction on `<|lang|>`, text, end of text, and dictation (see [`crate::dictation`]).
+//! Pretraining: next-token prediction on `<|lang|>`, text, end of text; with dictation (see [`crate::dictation`]) a spelling before them.
+//!
+//! So a Speech-LLM that is to read spellings has its speech before the language: `model.prompt.template: "{speech}<|{lang}|>"`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,7 +20,7 @@ use zipper_model::llm::{CausalLm, LlmConfig};
 use zipper_model::packing::Packing;
 use zipper_model::prompt::Prompt;
 
-use crate::dictation::{Dictation, Input};
+use crate::dictation::{Dictated, Dictation, Input};
 use crate::directory::{self, Shape, Vocabulary};
 use crate::words::{self, Words};
 
@@ -41,7 +43,7 @@ const SEED: u64 = 1;
 const IGNORED: i64 = -100;
 const LOG_EVERY: u32 = 100;
 /// Bumped when the model or its training changes, so that directories made before are made again.
-const RECIPE: u32 = 2;
+const RECIPE: u32 = 3;
 const STAMP: &str = ".stamp";
 
 /// Makes the directory `output` from the text in `words`, unless that has been done. A share of `dictation` of the rows is dictation.
@@ -71,7 +73,7 @@ pub(crate) fn run(words: &Path, output: &Path, steps: u32, dictation: f64) -> an
     fs::write(&stamp, settings).with_context(|| format!("cannot write `{}`", stamp.display()))
 }
 
-/// The prompt that the quickstart uses: one token that names the language.
+/// One token that names the language.
 fn language_prompt() -> PromptConfig {
     PromptConfig {
         kind: PromptKind::Plain,
@@ -213,7 +215,7 @@ struct Rows {
 /// One sequence to learn.
 struct Row {
     inputs: Vec<Input>,
-    /// What follows each of the inputs; [`IGNORED`] within a spelling.
+    /// What follows each of the inputs; [`IGNORED`] before the text.
     targets: Vec<i64>,
     is_dictated: bool,
 }
@@ -223,17 +225,25 @@ impl Rows {
     fn draw(&self, progress: f64, random: &mut impl RngExt) -> Row {
         let language = self.languages.choose(random).expect("there is a language");
         let is_dictated = self.dictated > 0.0 && random.random_bool(self.dictated);
-        let (text, spelling) = if is_dictated {
+        let Dictated {
+            text,
+            spelling,
+            written,
+        } = if is_dictated {
             language.dictation.draw(progress, random)
         } else {
             let text = language.texts.choose(random).expect("a language has texts");
-            (text.clone(), Vec::new())
+            Dictated {
+                text: text.clone(),
+                spelling: Vec::new(),
+                written: text.clone(),
+            }
         };
-        let mut inputs: Vec<Input> = language.before.iter().copied().map(Input::clear).collect();
-        inputs.extend(spelling);
+        let mut inputs = spelling;
+        inputs.extend(language.before.iter().copied().map(Input::clear));
         // The first character follows what stands last before the text.
         let mut targets = vec![IGNORED; inputs.len() - 1];
-        inputs.extend(text.iter().copied().map(Input::clear));
+        inputs.extend(written.into_iter().map(Input::clear));
         targets.extend(text);
         targets.push(self.eos);
         Row {

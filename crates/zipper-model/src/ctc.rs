@@ -2,55 +2,70 @@
 //! classes, as in CJST (arXiv 2411.07607): the score of a token at a frame is how much the projector's output is like its embedding.
 
 use tch::{Reduction, Tensor};
-use zipper_config::schema::CtcOutput;
 
 use crate::llm::CausalLm;
 
-/// The negative log-likelihood of `texts`, in nats. A text that is longer than its speech has no alignment, and counts as 0.
-///
-/// # Shapes
-/// - `speech`: `[time, hidden]` each, what the projector made of it
-/// - `texts`: tokens of each
-/// - returns: `[]`, summed over the utterances
-pub(crate) fn loss(llm: &CausalLm, blank: i64, speech: &[Tensor], texts: &[Vec<i64>]) -> Tensor {
-    let lengths: Vec<i64> = speech.iter().map(|speech| speech.size()[0]).collect();
-    let longest = lengths.iter().copied().max().unwrap_or(0);
-    let side_by_side: Vec<Tensor> = speech
-        .iter()
-        .map(|speech| speech.constant_pad_nd([0, 0, 0, longest - speech.size()[0]]))
-        .collect();
-    let speech = Tensor::stack(&side_by_side, 1);
-    let scores = llm.likeness(&speech.to_kind(llm.kind()));
-    let text_lengths: Vec<i64> = texts.iter().map(|text| text.len() as i64).collect();
-    let targets = Tensor::from_slice(&texts.concat()).to_device(speech.device());
-    Tensor::ctc_loss(
-        &scores.log_softmax(-1, speech.kind()),
-        &targets,
-        &lengths[..],
-        &text_lengths[..],
-        blank,
-        Reduction::Sum,
-        true,
-    )
+/// Speech in tokens of the LLM.
+pub(crate) struct Heard {
+    /// `[time of all utterances, vocab]`: the logarithm of each token's probability, f32 (f64 in an f64 model).
+    log_probs: Tensor,
+    /// Frames of each utterance.
+    lengths: Vec<i64>,
 }
 
-/// What the LLM reads in the place of speech.
-///
-/// # Shapes
-/// - `speech`: `[time, hidden]` each, what the projector made of it
-/// - returns: as many, `[time, hidden]`, or with [`CtcOutput::Tokens`] `[tokens, hidden]` with at least one
-pub(crate) fn read(llm: &CausalLm, blank: i64, output: CtcOutput, speech: Vec<Tensor>) -> Vec<Tensor> {
-    if output == CtcOutput::Frames {
-        return speech;
+impl Heard {
+    /// Scores what the projector made of speech.
+    ///
+    /// # Shapes
+    /// - `speech`: `[time, hidden]` each
+    pub(crate) fn new(llm: &CausalLm, speech: &[Tensor]) -> Self {
+        let likeness = llm.likeness(&Tensor::cat(speech, 0).to_kind(llm.kind()));
+        Self {
+            log_probs: likeness.log_softmax(-1, likeness.kind()),
+            lengths: speech.iter().map(|speech| speech.size()[0]).collect(),
+        }
     }
-    let lengths: Vec<i64> = speech.iter().map(|speech| speech.size()[0]).collect();
-    let likeness = llm.likeness(&Tensor::cat(&speech, 0));
-    let posteriors = likeness.softmax(-1, likeness.kind());
-    let (posteriors, lengths) = match output {
-        CtcOutput::Frames | CtcOutput::Posteriors => (posteriors, lengths),
-        CtcOutput::Tokens => joined(&posteriors, &lengths, blank),
-    };
-    llm.mean_embeddings(&posteriors).split_with_sizes(&lengths, 0)
+
+    /// The negative log-likelihood of `texts`, in nats. A text that is longer than its speech has no alignment, and counts as 0.
+    ///
+    /// # Shapes
+    /// - `texts`: tokens of each utterance
+    /// - returns: `[]`, summed over the utterances
+    pub(crate) fn loss(&self, blank: i64, texts: &[Vec<i64>]) -> Tensor {
+        let longest = self.lengths.iter().copied().max().unwrap_or(0);
+        let side_by_side: Vec<Tensor> = self
+            .log_probs
+            .split_with_sizes(&self.lengths, 0)
+            .into_iter()
+            .map(|utterance| utterance.constant_pad_nd([0, 0, 0, longest - utterance.size()[0]]))
+            .collect();
+        let text_lengths: Vec<i64> = texts.iter().map(|text| text.len() as i64).collect();
+        let targets = Tensor::from_slice(&texts.concat()).to_device(self.log_probs.device());
+        Tensor::ctc_loss(
+            &Tensor::stack(&side_by_side, 1),
+            &targets,
+            &self.lengths[..],
+            &text_lengths[..],
+            blank,
+            Reduction::Sum,
+            true,
+        )
+    }
+
+    /// Means of the LLM's embeddings: for each frame, or for each token that is heard.
+    ///
+    /// # Shapes
+    /// - returns: for each utterance `[time, hidden]`, or with `by_token` `[tokens, hidden]` with at least one
+    pub(crate) fn embeddings(&self, llm: &CausalLm, blank: i64, by_token: bool) -> Vec<Tensor> {
+        let posteriors = self.log_probs.exp();
+        if by_token {
+            let (posteriors, lengths) = joined(&posteriors, &self.lengths, blank);
+            llm.mean_embeddings(&posteriors).split_with_sizes(lengths, 0)
+        } else {
+            llm.mean_embeddings(&posteriors)
+                .split_with_sizes(&self.lengths, 0)
+        }
+    }
 }
 
 /// Neighbours with the same likeliest token become one, their mean, and blanks are left out; of an utterance that is nothing but blanks the

@@ -171,18 +171,18 @@ impl Prompt {
         {
             return Ok(frame);
         }
-        let instruction = self.config.instruction(lang);
-        let instruction = instruction.ok_or_else(|| ModelError::UnknownLanguage(lang.to_owned()))?;
+        let around = self.config.around_speech(lang);
+        let (before, after) = around.ok_or_else(|| ModelError::UnknownLanguage(lang.to_owned()))?;
         let frame = match self.config.kind {
             PromptKind::Plain => {
-                let mut before: Vec<i64> = self.bos.into_iter().collect();
-                before.extend(self.encode(&instruction)?);
+                let mut ids: Vec<i64> = self.bos.into_iter().collect();
+                ids.extend(self.encode(&before)?);
                 Frame {
-                    before,
-                    after: Vec::new(),
+                    before: ids,
+                    after: self.encode(&after)?,
                 }
             }
-            PromptKind::Chat => self.chat_frame(&instruction)?,
+            PromptKind::Chat => self.chat_frame(&format!("{before}{SPEECH}{after}"))?,
         };
         if let Ok(mut frames) = self.frames.lock() {
             frames.insert(lang.to_owned(), frame.clone());
@@ -190,7 +190,7 @@ impl Prompt {
         Ok(frame)
     }
 
-    fn chat_frame(&self, instruction: &str) -> Result<Frame, ModelError> {
+    fn chat_frame(&self, message: &str) -> Result<Frame, ModelError> {
         let (path, template) = self.chat_template()?;
         let invalid = |problem: String| ModelError::Invalid {
             path: path.clone(),
@@ -213,7 +213,7 @@ impl Prompt {
                 ))
             },
         );
-        let message = context! { role => "user", content => format!("{instruction}{SPEECH}") };
+        let message = context! { role => "user", content => message };
         let values = context! {
             messages => vec![message],
             add_generation_prompt => true,

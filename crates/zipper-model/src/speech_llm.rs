@@ -7,7 +7,7 @@ use zipper_config::schema::{CtcOutput, ModelConfig};
 
 use crate::ModelError;
 use crate::cross_entropy::{CrossEntropy, cross_entropy};
-use crate::ctc;
+use crate::ctc::Heard;
 use crate::linear::{LinearDelta, LoraSite};
 use crate::llm::{CausalLm, LayerInputs};
 use crate::packing::Packing;
@@ -72,8 +72,8 @@ pub(crate) struct Rows {
     /// `[tokens, hidden]`.
     pub(crate) embeddings: Tensor,
     pub(crate) packing: Packing,
-    /// `[time, hidden]` each: what the projector made of the speech, in its own element type.
-    speech: Vec<Tensor>,
+    /// The speech in tokens, if a loss is made of that.
+    heard: Option<Heard>,
 }
 
 impl SpeechLlm {
@@ -187,9 +187,8 @@ impl SpeechLlm {
             self.llm.logits(hidden)
         });
         let zeros = Tensor::zeros([examples.len() as i64], (losses.kind(), self.device));
-        let wants_ctc = self.has_ctc && rows.speech.iter().any(Tensor::requires_grad);
         Ok(Nll {
-            ctc: wants_ctc.then(|| ctc::loss(&self.llm, self.prompt.eos(), &rows.speech, &texts)),
+            ctc: rows.heard.map(|heard| heard.loss(self.prompt.eos(), &texts)),
             sums: zeros.index_add(0, &tensor(&row_of_target), &losses),
             tokens: texts.iter().map(|text| text.len() as i64 + 1).collect(),
             total: match inputs {
@@ -242,9 +241,7 @@ impl SpeechLlm {
             .iter()
             .map(|example| example.frames.shallow_clone())
             .collect();
-        let speech = self.projector.forward(&frames);
-        let of_llm = speech.iter().map(|speech| speech.to_kind(self.llm.kind()));
-        let of_llm = ctc::read(&self.llm, self.prompt.eos(), self.ctc_output, of_llm.collect());
+        let (of_llm, heard) = self.heard(&self.projector.forward(&frames));
         let around = embedded.chunks_exact(2);
         let lengths = around.clone().zip(&of_llm).map(|(around, speech)| {
             let length = |piece: &Tensor| piece.size()[0];
@@ -258,7 +255,27 @@ impl SpeechLlm {
         Ok(Rows {
             embeddings: Tensor::cat(&all, 0),
             packing,
-            speech,
+            heard,
         })
+    }
+
+    /// What the LLM reads in the place of `speech`, which the projector made, and that speech in tokens if a loss is made of that.
+    ///
+    /// # Shapes
+    /// - `speech`: `[time, hidden]` each
+    /// - returns: as many, `[time or tokens, hidden]`
+    fn heard(&self, speech: &[Tensor]) -> (Vec<Tensor>, Option<Heard>) {
+        let is_trained = self.has_ctc && speech.iter().any(Tensor::requires_grad);
+        if self.ctc_output == CtcOutput::Frames {
+            let frames = speech.iter().map(|speech| speech.to_kind(self.llm.kind()));
+            return (
+                frames.collect(),
+                is_trained.then(|| Heard::new(&self.llm, speech)),
+            );
+        }
+        let heard = Heard::new(&self.llm, speech);
+        let by_token = self.ctc_output == CtcOutput::Tokens;
+        let read = heard.embeddings(&self.llm, self.prompt.eos(), by_token);
+        (read, is_trained.then_some(heard))
     }
 }

@@ -314,9 +314,14 @@ impl Job {
         let languages = &self.config.data.languages;
         let names = lora.names(languages);
         let prompts = languages.iter().map(|lang| {
-            let prompt = self.config.model.prompt.instruction(lang);
-            let prompt = prompt.ok_or_else(|| format!("`{lang}` is no language"))?;
-            Ok((lang.clone(), Value::from(prompt)))
+            let prompt = self.config.model.prompt.around_speech(lang);
+            let (before, after) = prompt.ok_or_else(|| format!("`{lang}` is no language"))?;
+            if !after.is_empty() {
+                return Err(
+                    "PyTorch's side reads no prompt behind the speech: `model.prompt.template`".to_owned(),
+                );
+            }
+            Ok((lang.clone(), Value::from(before)))
         });
         let prompts = prompts.collect::<Result<serde_json::Map<_, _>, String>>()?;
         let spoken: Vec<&str> = self

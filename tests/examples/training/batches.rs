@@ -126,12 +126,17 @@ fn deal<'a>(
     hands.collect()
 }
 
-/// The prompt of each language.
+/// The prompt of each language, which PyTorch's side has before the speech.
 fn prompts(config: &RunConfig) -> Result<Map<String, Value>, String> {
     let prompt = |lang: &String| {
-        let prompt = config.model.prompt.instruction(lang);
-        let prompt = prompt.ok_or_else(|| format!("`{lang}` is no language"))?;
-        Ok((lang.clone(), Value::from(prompt)))
+        let prompt = config.model.prompt.around_speech(lang);
+        let (before, after) = prompt.ok_or_else(|| format!("`{lang}` is no language"))?;
+        if !after.is_empty() {
+            return Err(
+                "PyTorch's side reads no prompt behind the speech: `model.prompt.template`".to_owned(),
+            );
+        }
+        Ok((lang.clone(), Value::from(before)))
     };
     config.data.languages.iter().map(prompt).collect()
 }

@@ -159,20 +159,24 @@ pub struct LlmConfig {
     pub path: PathBuf,
 }
 
-/// The text around the speech: `[bos][prompt][speech][text][eos]`.
+/// The text around the speech.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PromptConfig {
     /// A plain template or the model's own chat template.
     #[serde(default)]
     pub kind: PromptKind,
-    /// The instruction; `{language}` becomes the language's English name, `{lang}` its code.
+    /// The instruction; `{language}` becomes the language's English name, `{lang}` its code. The speech stands at `{speech}`, or at the
+    /// end if that is not in it.
     #[serde(default = "default_prompt_template")]
     pub template: String,
     /// English names, by code, of languages that Whisper does not know; others may be renamed.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub language_names: BTreeMap<String, String>,
 }
+
+/// Where the speech stands in a prompt's template.
+pub(crate) const SPEECH: &str = "{speech}";
 
 impl PromptConfig {
     /// The English name of a language.
@@ -181,10 +185,12 @@ impl PromptConfig {
         given.or_else(|| language_name(code))
     }
 
-    /// The template, filled in for a language; nothing if the language has no name.
-    pub fn instruction(&self, code: &str) -> Option<String> {
-        let template = self.template.replace("{language}", self.name_of(code)?);
-        Some(template.replace("{lang}", code))
+    /// The template, filled in for a language: what stands before the speech, and what behind it. Nothing if the language has no name.
+    pub fn around_speech(&self, code: &str) -> Option<(String, String)> {
+        let name = self.name_of(code)?;
+        let filled_in = |text: &str| text.replace("{language}", name).replace("{lang}", code);
+        let (before, after) = self.template.split_once(SPEECH).unwrap_or((&self.template, ""));
+        Some((filled_in(before), filled_in(after)))
     }
 }
 
@@ -220,9 +226,9 @@ fn default_lid_loss_weight() -> f64 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PromptKind {
-    /// `[bos][template][speech][text][eos]`.
+    /// `[bos][template with speech][text][eos]`.
     #[default]
     Plain,
-    /// The model's chat template with the template as the user's message, followed by the speech.
+    /// The model's chat template, with template and speech as the user's message.
     Chat,
 }

@@ -103,6 +103,10 @@ impl Owner {
     ) -> anyhow::Result<Verdict> {
         // Those of an earlier launch count no more.
         self.note_costs();
+        let known: Vec<Effect> = self.state.nodes_left_out().collect();
+        for effect in known {
+            self.perform(effect).await?;
+        }
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {

@@ -289,6 +289,17 @@ impl State {
         }
     }
 
+    /// What is to be told of the nodes that an earlier coordinator of the launch has left out: only that one's watchers have heard of it.
+    pub fn nodes_left_out(&self) -> impl Iterator<Item = Effect> + '_ {
+        self.nodes.iter().filter_map(|(&number, node)| {
+            Some(Effect::LeftOut {
+                node: number,
+                hostname: node.hostname.clone(),
+                reason: node.left_out.clone()?,
+            })
+        })
+    }
+
     /// Ends the run if even all nodes that are not left out have too few workers.
     pub(super) fn end_if_hopeless(&mut self, now: Now, effects: &mut Vec<Effect>) {
         let left_out: Vec<&String> = self

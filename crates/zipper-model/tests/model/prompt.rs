@@ -42,6 +42,34 @@ fn every_token_that_ends_a_text_is_known() {
     );
 }
 
+/// Before, in and behind an instruction; with a chat template as part of the user's message.
+#[test]
+fn speech_stands_where_the_template_says() {
+    let frame = |name: &str, kind: PromptKind, template: &str| {
+        let config = PromptConfig {
+            kind,
+            template: template.to_owned(),
+            ..PromptConfig::default()
+        };
+        let prompt = load(name, &config);
+        let frame = prompt.frame("de").expect("a known language");
+        let text = |ids: &[i64]| prompt.decode(ids).expect("ids of the model");
+        (text(&frame.before), text(&frame.after))
+    };
+    let pair = |before: &str, after: &str| (before.to_owned(), after.to_owned());
+    for (template, expected) in [
+        ("write {lang}", pair("write de", "")),
+        ("{speech}write {lang}", pair("", "write de")),
+        ("{lang}: {speech} in {language}", pair("de: ", " in German")),
+    ] {
+        assert_eq!(frame("qwen3", PromptKind::Plain, template), expected);
+    }
+    let (behind, end) = frame("qwen2", PromptKind::Chat, "write {lang}");
+    let (start, before) = frame("qwen2", PromptKind::Chat, "{speech}write {lang}");
+    assert_eq!(behind, format!("{start}write de"));
+    assert_eq!(before, format!("write de{end}"));
+}
+
 #[test]
 fn an_unknown_language_and_a_missing_template_are_refused() {
     let prompt = load("qwen3", &prompt_config(&expected("qwen3")));

@@ -103,8 +103,9 @@ fn usage(export: &Export<'_>, language: &str, folders: (&str, &str), load: &str,
     let model = &export.config.model;
     let _ = writeln!(
         text,
-        "The projector: {}. Speech stands behind the prompt: `[bos][prompt][speech]`, and the model writes the transcript and its \
-         end of sequence. The prompt is `{:?}` with `{{language}}` as the language's English name and `{{lang}}` as `{language}`.",
+        "The projector: {}. Behind `[bos][prompt]` the model writes the transcript and its end of sequence. The prompt is `{:?}`, with \
+         the speech at `{{speech}}`, or at the end if that is not in it, `{{language}}` as the language's English name and `{{lang}}` as \
+         `{language}`.",
         match model.projector.kind {
             ProjectorKind::Conv =>
                 "two convolutions (width 3; the second with stride 4) with GELU, two linear layers with ReLU, layer norm".to_owned(),

@@ -80,7 +80,14 @@ fn thread_1_a_crash_of_the_coordinator_does_not_renew_budgets() {
     let mut after = restarted(&before, Duration::from_secs(5));
     after.apply(ended(3));
     assert!(is_left_out(&after, 3), "the third failure within the window");
+    assert_eq!(after.state.nodes_left_out().count(), 1);
     let mut later = restarted(&after, Duration::from_secs(5));
+    let told: Vec<Effect> = later.state.nodes_left_out().collect();
+    assert_eq!(
+        words(&told),
+        ["left out node 1"],
+        "its watchers have not heard of it"
+    );
     later.apply(ended(4));
     assert!(is_left_out(&later, 4), "whoever was left out stays out");
 
