@@ -22,8 +22,8 @@ const NUMBERS_LM: Pretraining = Pretraining {
 };
 const HUMAN_LM: Pretraining = Pretraining {
     name: "human",
-    steps: 5000,
-    dictation: 0.75,
+    steps: 3000,
+    dictation: 0.9,
 };
 
 /// A demo corpus.
