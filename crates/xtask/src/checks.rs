@@ -154,6 +154,7 @@ pub(crate) fn tool(workspace: &Workspace, name: &str) -> Command {
     } else {
         workspace.command(format!("cargo-{name}"))
     };
-    command.arg(name);
+    // Set by the `cargo run` that started this program, and by cargo never for a subcommand, which cargo-machete tells them by.
+    command.env_remove("CARGO_PKG_NAME").arg(name);
     command
 }
