@@ -6,7 +6,7 @@ costs into whose weights an adapter was merged. One adapter for all is active in
 of a batch have their own (`adapter_names`).
 
 Usage: decode.py PLAN --tensors FILE
-  PLAN is JSON: the resolved `config` of the run, the `prompts` by language, the number of `threads`, the `languages` of the utterances,
+  PLAN is JSON: the resolved `config` of the run, the `prompts` by language (before and behind the speech), the number of `threads`, the `languages` of the utterances,
   the names of `adapters` (none, `shared`, or one for each language) and of the layers that they adapt (`sites`).
   FILE is safetensors: `frames.<n>` of each utterance, `projector.*`, and `lora.<adapter>.<site>.A` and `.B`.
   Each line of stdin is a JSON object with `batches` of places of utterances and with `max_new_tokens`. Its answer is a line of JSON: the
@@ -43,7 +43,8 @@ class Decoder:
         folder = Path(model["llm"]["path"])
         llm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         text = Text(folder, llm.config, plan["prompts"])
-        self.before = {language: torch.tensor(tokens) for language, tokens in text.before.items()}
+        self.around = {
+            language: [torch.tensor(tokens, dtype=torch.long) for tokens in around] for language, around in text.around.items()}
         stops = ids(llm.generation_config.eos_token_id) + ids(llm.config.eos_token_id) + text.eos
         self.stops = sorted(set(stops))
         self.frames = [tensors[f"frames.{place}"] for place in range(len(self.languages))]
@@ -77,9 +78,10 @@ class Decoder:
         languages = [self.languages[place] for place in batch]
         lengths = torch.tensor([len(row) for row in frames])
         speech = self.projector(pad_sequence(frames, batch_first=True), lengths)
-        rows = [
-            torch.cat([self.embed(self.before[language]), row[: ceil(length / self.projector.stride)]])
-            for language, row, length in zip(languages, speech, lengths.tolist())]
+        rows = []
+        for language, row, length in zip(languages, speech, lengths.tolist()):
+            before, after = map(self.embed, self.around[language])
+            rows.append(torch.cat([before, row[: ceil(length / self.projector.stride)], after]))
         mask = [torch.ones(len(row), dtype=torch.long) for row in rows]
         if len(self.adapters) > 1:
             options["adapter_names"] = languages

@@ -13,7 +13,7 @@ log-likelihoods, divided by all their target tokens. What differs is how:
 As with zipper-worker, audio is read and turned into features by the thread that trains, within the step.
 
 Usage: torchrun --standalone --nproc-per-node N train.py PLAN --projector FILE --encoder padded_30s|native|cached
-  PLAN is JSON: the resolved `config` of the run, the `prompts` by language, the learning rate (`lr`), and for each of the `steps` and each
+  PLAN is JSON: the resolved `config` of the run, the `prompts` by language (before and behind the speech), the learning rate (`lr`), and for each of the `steps` and each
   rank its micro batches of utterance ids. FILE is a checkpoint's shared.safetensors with the projector to begin with.
 Rank 0 prints a line of JSON for each step (`step`, `seconds`, `audio_seconds`, `tokens`, `loss`), and at last `peak_kib` of every rank.
 """
@@ -215,7 +215,7 @@ class Conv(nn.Module):
 
 
 class Text:
-    """The tokens around the speech: `[bos][prompt][speech][text][eos]`."""
+    """The tokens around the speech: `[bos][prompt up to the speech][speech][prompt behind it][text][eos]`."""
 
     def __init__(self, folder, llm, prompts):
         self.tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
@@ -223,7 +223,8 @@ class Text:
         special = json.loads(about.read_text()) if about.exists() else None
         bos = [llm.bos_token_id] if special is None else self.ids(special.get("bos_token"))
         eos = self.ids((special or {}).get("eos_token")) or [llm.eos_token_id]
-        self.before = {language: bos + self.encode(prompt) for language, prompt in prompts.items()}
+        self.around = {
+            language: (bos + self.encode(before), self.encode(after)) for language, (before, after) in prompts.items()}
         self.eos = eos
 
     def ids(self, token):
@@ -286,10 +287,11 @@ class SpeechLlm(nn.Module):
         speech = self.projector(pad_sequence(frames, batch_first=True), lengths)
         inputs, labels = [], []
         for line, row, length in zip(lines, speech, lengths.tolist()):
-            before, target = self.text.before[line["lang"]], self.text.target(line)
+            (before, after), target = self.text.around[line["lang"]], self.text.target(line)
             row = row[: ceil(length / self.projector.stride)]
-            inputs.append(torch.cat([embed(torch.tensor(before)), row, embed(torch.tensor(target))]))
-            ignored = [IGNORED] * (len(before) + len(row))
+            head, tail = (embed(torch.tensor(ids, dtype=torch.long)) for ids in (before, after + target))
+            inputs.append(torch.cat([head, row, tail]))
+            ignored = [IGNORED] * (len(before) + len(row) + len(after))
             labels.append(torch.tensor(ignored + target))
         mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in labels], batch_first=True)
         inputs = pad_sequence(inputs, batch_first=True)

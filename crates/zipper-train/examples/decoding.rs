@@ -10,6 +10,7 @@
 //! repository, with the demo's data and models; a part is measured in a minute with `--sizes quickstart --adapters plain --batch-sizes 8
 //! --rounds 1`.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs;
 use std::path::PathBuf;
@@ -313,17 +314,8 @@ impl Job {
         );
         let languages = &self.config.data.languages;
         let names = lora.names(languages);
-        let prompts = languages.iter().map(|lang| {
-            let prompt = self.config.model.prompt.around_speech(lang);
-            let (before, after) = prompt.ok_or_else(|| format!("`{lang}` is no language"))?;
-            if !after.is_empty() {
-                return Err(
-                    "PyTorch's side reads no prompt behind the speech: `model.prompt.template`".to_owned(),
-                );
-            }
-            Ok((lang.clone(), Value::from(before)))
-        });
-        let prompts = prompts.collect::<Result<serde_json::Map<_, _>, String>>()?;
+        let around = |lang: &String| (lang.clone(), self.config.model.prompt.around_speech(lang));
+        let prompts: BTreeMap<_, _> = languages.iter().map(around).collect();
         let spoken: Vec<&str> = self
             .utterances
             .iter()

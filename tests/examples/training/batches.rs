@@ -1,8 +1,9 @@
 //! What PyTorch's side is told to train.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use zipper_config::RunConfig;
 use zipper_data::Utterance;
 use zipper_plan::{
@@ -50,7 +51,9 @@ impl Job {
             .iter()
             .map(|batch| deal(batch, &placement, &model, micro_batch_seconds))
             .collect();
-        Ok(json!({"config": config, "prompts": prompts(config)?, "lr": stage.lr, "steps": steps}))
+        let around = |lang: &String| (lang.clone(), config.model.prompt.around_speech(lang));
+        let prompts: BTreeMap<_, _> = config.data.languages.iter().map(around).collect();
+        Ok(json!({"config": config, "prompts": prompts, "lr": stage.lr, "steps": steps}))
     }
 }
 
@@ -124,21 +127,6 @@ fn deal<'a>(
         cut.into_iter().map(ids).collect()
     });
     hands.collect()
-}
-
-/// The prompt of each language, which PyTorch's side has before the speech.
-fn prompts(config: &RunConfig) -> Result<Map<String, Value>, String> {
-    let prompt = |lang: &String| {
-        let prompt = config.model.prompt.around_speech(lang);
-        let (before, after) = prompt.ok_or_else(|| format!("`{lang}` is no language"))?;
-        if !after.is_empty() {
-            return Err(
-                "PyTorch's side reads no prompt behind the speech: `model.prompt.template`".to_owned(),
-            );
-        }
-        Ok((lang.clone(), Value::from(before)))
-    };
-    config.data.languages.iter().map(prompt).collect()
 }
 
 fn amount(utterances: &[Utterance]) -> LanguageAmount {
