@@ -2,23 +2,13 @@
 
 fn main() {
     let libtorch = zipper_build::libtorch();
-    let include = libtorch.join("include");
-    println!("cargo::rerun-if-changed=shim");
     let cuda = std::env::var_os("CARGO_FEATURE_CUDA").is_some();
 
-    let mut shim = cc::Build::new();
-    shim.cpp(true)
-        .std("c++17")
-        .pic(true)
-        .flag_if_supported("-fvisibility=hidden")
-        // libtorch's own headers are full of warnings: they are not ours to show.
-        .warnings(false)
-        .define("USE_C10D_GLOO", None)
+    let mut shim = zipper_build::shim(&libtorch);
+    shim.define("USE_C10D_GLOO", None)
         .define("USE_DISTRIBUTED", None)
-        .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .include("shim/gloo_stub")
-        .include(&include)
-        .include(include.join("torch/csrc/api/include"))
+        .include(libtorch.join("include/torch/csrc/api/include"))
         .file("shim/c10d.cpp")
         .file("shim/reducer.cpp");
     if cuda {
@@ -30,15 +20,8 @@ fn main() {
     }
     shim.compile("zipper_c10d");
 
-    println!(
-        "cargo::rustc-link-search=native={}",
-        libtorch.join("lib").display()
-    );
-    println!("cargo::rustc-link-lib=dylib=torch_cpu");
-    println!("cargo::rustc-link-lib=dylib=c10");
+    zipper_build::link(&libtorch, &["torch_cpu", "c10"]);
     if cuda {
-        println!("cargo::rustc-link-lib=dylib=torch_cuda");
-        println!("cargo::rustc-link-lib=dylib=c10_cuda");
+        zipper_build::link(&libtorch, &["torch_cuda", "c10_cuda"]);
     }
-    zipper_build::find_libtorch_at_run_time();
 }

@@ -1,8 +1,7 @@
 //! Where libtorch is, for build scripts.
 //!
-//! Owns the two things that every crate linking libtorch needs at build time: finding the install that
-//! `cargo xtask setup` made (`LIBTORCH`, set in `.cargo/config.toml`), and making the programs of a package find its
-//! shared libraries when they run. A library's link arguments do not reach the programs that use it, so each package
+//! Owns what crates that link libtorch need at build time: finding the install that `cargo xtask setup` made (`LIBTORCH`, set in
+//! `.cargo/config.toml`), compiling C++ against it, and making the programs of a package find its shared libraries when they run. A library's link arguments do not reach the programs that use it, so each package
 //! with a program, a test or an example that links libtorch has a `build.rs` whose main function calls
 //! [`find_libtorch_at_run_time`].
 //!
@@ -36,6 +35,34 @@ pub fn libtorch() -> PathBuf {
         }
     }
     dir
+}
+
+/// A compiler of C++ in `shim/` of the calling package, with libtorch's headers.
+#[must_use]
+pub fn shim(libtorch: &Path) -> cc::Build {
+    println!("cargo::rerun-if-changed=shim");
+    let mut shim = cc::Build::new();
+    shim.cpp(true)
+        .std("c++17")
+        .pic(true)
+        .flag_if_supported("-fvisibility=hidden")
+        // libtorch's own headers are full of warnings: they are not ours to show.
+        .warnings(false)
+        .define("_GLIBCXX_USE_CXX11_ABI", "1")
+        .include(libtorch.join("include"));
+    shim
+}
+
+/// Links these of libtorch's libraries to the calling package; its programs find them at run time.
+pub fn link(libtorch: &Path, libraries: &[&str]) {
+    println!(
+        "cargo::rustc-link-search=native={}",
+        libtorch.join("lib").display()
+    );
+    for library in libraries {
+        println!("cargo::rustc-link-lib=dylib={library}");
+    }
+    find_libtorch_at_run_time();
 }
 
 /// The folders of CUDA's and NCCL's headers, which are in packages beside libtorch.

@@ -255,6 +255,18 @@ impl Checkpoints {
         }
     }
 
+    /// The bytes of several parts, verified, in their order. A few are read at the same time.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoints::read_part`].
+    pub async fn read_parts(&self, step: Step, parts: &[&PartRecord]) -> Result<Vec<Bytes>> {
+        stream::iter(parts)
+            .map(|part| self.read_part(step, part))
+            .buffered(PARALLEL)
+            .try_collect()
+            .await
+    }
+
     async fn try_read_part(&self, step: Step, part: &PartRecord) -> Result<Bytes> {
         let path = part_path(step, part.object());
         match self.run.get_sized(&path, part.bytes).await {

@@ -288,7 +288,8 @@ fn classify(failure: &Failure, elapsed: Duration, timeout: Duration) -> ErrorKin
         {
             ErrorKind::Network
         }
-        _ if elapsed >= timeout => ErrorKind::Timeout,
+        // What has no place among the ranks has no timeout either.
+        _ if !timeout.is_zero() && elapsed >= timeout => ErrorKind::Timeout,
         _ => ErrorKind::Other,
     }
 }

@@ -33,7 +33,6 @@ impl Failure {
     }
 }
 
-/// Calls the shim with a place for its message and takes over what it puts there.
 /// See `zipper_cuda_peak_bytes`.
 #[cfg(feature = "cuda")]
 pub(crate) fn cuda_peak_bytes(device_index: usize) -> Result<i64, Failure> {
@@ -45,6 +44,7 @@ pub(crate) fn cuda_peak_bytes(device_index: usize) -> Result<i64, Failure> {
     Ok(bytes)
 }
 
+/// Calls the shim with a place for its message and takes over what it puts there.
 fn checked(call: impl FnOnce(*mut *mut c_char) -> i32) -> Result<(), Failure> {
     let mut error: *mut c_char = ptr::null_mut();
     let status = call(&raw mut error);

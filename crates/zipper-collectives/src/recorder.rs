@@ -23,13 +23,13 @@ pub struct FlightRecord {
     pub group: String,
     /// Its number among the collectives of that group, from 1; the same on all ranks.
     pub sequence: u64,
-    /// `all_reduce`, `broadcast`, `all_gather`, `barrier`.
+    /// `all_reduce`, `broadcast`, `all_gather`, `exchange`, `barrier`.
     pub operation: &'static str,
     /// What it was for.
     pub what: String,
-    /// Bytes of this rank's tensor.
+    /// Bytes of this rank's tensor; 0 for an exchange and a barrier.
     pub bytes: u64,
-    /// Element type and shape of this rank's tensor, `Float [2, 3]`; empty for a barrier.
+    /// Element type and shape of this rank's tensor, `Float [2, 3]`; empty for an exchange and a barrier.
     pub tensor: String,
     /// Seconds after the recorder was made; absent while it waits for the backward pass to get there.
     pub started: Option<f64>,

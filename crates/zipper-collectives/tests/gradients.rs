@@ -380,8 +380,9 @@ fn impossible_buckets_are_refused() {
             group: None,
             params,
         };
-        let error = GradientReducer::new(&[spec]).err().unwrap().to_string();
-        assert!(error.contains(expected), "{error}");
+        let error = GradientReducer::new(&[spec]).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Other, "{error}");
+        assert!(error.to_string().contains(expected), "{error}");
     }
 }
 

@@ -111,6 +111,9 @@ fn line(metrics: &v1::StepMetrics) -> String {
         "memory_peak_bytes": metrics.memory_peak_bytes,
         "skipped": metrics.skipped, "spike": metrics.spike, "by_language": by_language,
     });
+    if let Some(ctc) = metrics.ctc {
+        line["ctc"] = serde_json::json!(ctc);
+    }
     if let Some(parts) = &metrics.parts {
         line["parts"] = serde_json::json!({
             "data": parts.data, "encoder": parts.encoder, "forward": parts.forward,

@@ -27,6 +27,8 @@ struct Padding {
     tokens: Tensor,
     /// `[tokens]`, i64: the place of each token.
     places: Tensor,
+    /// `[rows, longest]`, bool: whether a token of the row itself is there.
+    in_row: Tensor,
 }
 
 impl Packing {
@@ -144,11 +146,8 @@ impl Packing {
     }
 
     /// `[rows, longest]`, true where [`Packing::pad`] puts a token of the row itself.
-    pub(crate) fn in_row(&self) -> Tensor {
-        let longest = self.lengths.iter().copied().max().unwrap_or(0);
-        let device = self.positions.device();
-        let lengths = Tensor::from_slice(&self.lengths).to_device(device).unsqueeze(1);
-        Tensor::arange(longest, (Kind::Int64, device)).lt_tensor(&lengths)
+    pub(crate) fn in_row(&self) -> &Tensor {
+        &self.padding().in_row
     }
 
     fn padding(&self) -> &Padding {
@@ -160,10 +159,13 @@ impl Packing {
                 tokens.extend((0..longest).map(|position| end - length + position.min(length - 1)));
                 places.extend((0..length).map(|position| row * longest + position));
             }
-            let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(self.positions.device());
+            let device = self.positions.device();
+            let tensor = |values: &[i64]| Tensor::from_slice(values).to_device(device);
+            let lengths = tensor(&self.lengths).unsqueeze(1);
             Padding {
                 tokens: tensor(&tokens),
                 places: tensor(&places),
+                in_row: Tensor::arange(longest, (Kind::Int64, device)).lt_tensor(&lengths),
             }
         })
     }

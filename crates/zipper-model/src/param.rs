@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use crate::linear::SiteId;
 
-/// Who shares a parameter (DESIGN 4).
+/// Who shares a parameter (docs/decisions/0003).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ParamScope {
     /// One value for all languages.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use zipper_types::Stage;
 
 /// The generated messages, clients and servers of package `zipper.v1`.
-#[allow(missing_docs, unreachable_pub, clippy::pedantic)]
+#[allow(missing_docs, unreachable_pub, clippy::pedantic, clippy::large_enum_variant)]
 pub mod v1 {
     tonic::include_proto!("zipper.v1");
 }

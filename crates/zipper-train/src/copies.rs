@@ -1,4 +1,4 @@
-//! Who keeps copies of which banks (DESIGN 5): a pure function of owners and nodes.
+//! Who keeps copies of which banks (docs/recovery.md): a pure function of owners and nodes.
 
 use std::collections::BTreeSet;
 

@@ -66,7 +66,7 @@ pub fn decode(
         let losses = if options.with_nll {
             let losses = tch::no_grad(|| replica.losses(batch, Pass::Gather(&merged), Seeds::default()))?;
             let nll = losses.nll;
-            let sums = Vec::<f64>::try_from(nll.sums.to_kind(tch::Kind::Double)).unwrap_or_default();
+            let sums = Vec::<f64>::try_from(nll.sums.to_kind(tch::Kind::Double))?;
             sums.into_iter()
                 .zip(nll.tokens)
                 .map(|(sum, tokens)| Some((sum, tokens as u64)))

@@ -1,6 +1,7 @@
 //! Encoder frames of an utterance: decode, log-mel, frozen encoder, and a cache on disk since the result never changes.
 
 use std::cell::RefCell;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -99,14 +100,14 @@ impl Frames {
         for (index, &(utterance, augmentation)) in heard.iter().enumerate() {
             match self.input(utterance, augmentation)? {
                 Input::Kept(kept) => frames[index] = Some(self.reading.time(|| self.taken(&kept))),
-                Input::Features(features) => unread.push((index, features)),
+                Input::Features(features, keep_in) => unread.push(((index, keep_in), features)),
             }
         }
         for pack in packs(unread) {
-            let (indices, features): (Vec<usize>, Vec<Features>) = pack.into_iter().unzip();
+            let (places, features): (Vec<_>, Vec<Features>) = pack.into_iter().unzip();
             let encoded = tch::no_grad(|| self.encode(&features, None))?;
-            for (index, encoded) in indices.into_iter().zip(encoded) {
-                frames[index] = Some(self.kept(heard[index], encoded)?);
+            for ((index, keep_in), encoded) in places.into_iter().zip(encoded) {
+                frames[index] = Some(self.kept(keep_in.as_deref(), encoded)?);
             }
         }
         Ok(frames.into_iter().flatten().collect())
@@ -120,13 +121,12 @@ impl Frames {
 
     /// Keeps an encoder's output, if there is a cache. The first use sees what later uses will read, so that a run does not depend on what
     /// was cached before it.
-    fn kept(&self, (utterance, augmentation): Heard<'_>, encoded: Tensor) -> Result<Tensor, TrainError> {
-        let kept_in = self.reader.kept_in(utterance, augmentation.is_some())?;
-        let Some((cache, file)) = self.reader.cache.as_ref().zip(kept_in) else {
+    fn kept(&self, keep_in: Option<&Path>, encoded: Tensor) -> Result<Tensor, TrainError> {
+        let Some((cache, file)) = self.reader.cache.as_ref().zip(keep_in) else {
             return Ok(encoded);
         };
         let encoded = encoded.to_kind(Kind::Half);
-        cache.write(&file, &encoded)?;
+        cache.write(file, &encoded)?;
         Ok(self.taken(&encoded))
     }
 
@@ -142,7 +142,7 @@ impl Frames {
         let features =
             heard.iter().map(
                 |&(utterance, augmentation)| match self.input(utterance, augmentation)? {
-                    Input::Features(features) => Ok(features),
+                    Input::Features(features, _) => Ok(features),
                     Input::Kept(_) => unreachable!("nothing is kept where the encoder has adapters"),
                 },
             );
@@ -221,16 +221,16 @@ impl Frames {
 pub type Heard<'a> = (&'a Utterance, Option<Augmentation<'a>>);
 
 /// Utterances that are encoded together: as many as lie within [`PACKED_FRAMES`], in their order, or one that is longer.
-fn packs(unread: Vec<(usize, Features)>) -> Vec<Vec<(usize, Features)>> {
-    let mut packs: Vec<Vec<(usize, Features)>> = Vec::new();
+fn packs<T>(unread: Vec<(T, Features)>) -> Vec<Vec<(T, Features)>> {
+    let mut packs: Vec<Vec<(T, Features)>> = Vec::new();
     let mut frames = 0;
-    for (index, features) in unread {
+    for (place, features) in unread {
         frames += features.frames;
         match packs.last_mut() {
-            Some(pack) if frames <= PACKED_FRAMES => pack.push((index, features)),
+            Some(pack) if frames <= PACKED_FRAMES => pack.push((place, features)),
             _ => {
                 frames = features.frames;
-                packs.push(vec![(index, features)]);
+                packs.push(vec![(place, features)]);
             }
         }
     }

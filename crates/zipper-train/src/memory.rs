@@ -1,4 +1,4 @@
-//! What a rank remembers of earlier steps, its own state and banks of others: the memory tiers of DESIGN 5.
+//! What a rank remembers of earlier steps, its own state and banks of others: the memory tiers of docs/recovery.md.
 //!
 //! - The state of one step ago: ranks that lose each other in the middle of a step are at most one step apart.
 //! - Snapshots every k steps: this rank's own state, and copies of banks for which it was chosen (`copies`). The two newest, so
@@ -125,7 +125,7 @@ impl Memory {
         !self.snapshots.is_empty()
     }
 
-    /// The next snapshot: this rank's own state, and room of `bank_len` elements for each of the banks that it keeps for others. What
+    /// The next snapshot: this rank's own state, and room of `row_len` elements for each of the banks that it keeps for others. What
     /// has not changed is the row of the newest snapshot, the rest takes the memory of the oldest.
     pub(crate) fn begin_snapshot(
         &mut self,
@@ -133,7 +133,7 @@ impl Memory {
         params: &[&Param],
         optimizer: &AdamW,
         kept: &[usize],
-        bank_len: i64,
+        row_len: i64,
     ) -> Remembered {
         let mut spare = if self.snapshots.len() == SNAPSHOTS {
             self.snapshots.pop().map(|oldest| oldest.rows).unwrap_or_default()
@@ -159,7 +159,7 @@ impl Memory {
                         }
                         None if pieces.is_empty() => {
                             let kind = params[0].tensor.kind();
-                            Tensor::zeros([bank_len], (kind, params[0].tensor.device()))
+                            Tensor::zeros([row_len], (kind, params[0].tensor.device()))
                         }
                         None => Tensor::cat(&pieces, 0),
                     }

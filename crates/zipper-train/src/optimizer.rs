@@ -1,4 +1,4 @@
-//! AdamW over named parameters, with the sparse update rule of DESIGN 3.
+//! AdamW over named parameters, with the sparse update rule of docs/decisions/0002.
 //!
 //! tch's own optimizers keep their state inside libtorch, where it can be neither sharded nor written to a
 //! checkpoint by name; the update itself is libtorch's fused one, a call for all parameters with the same settings.

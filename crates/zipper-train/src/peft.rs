@@ -1,5 +1,5 @@
 //! A language's adapter as PEFT (Hugging Face) loads it: each language comes down to one ordinary LoRA pair for each layer
-//! (DESIGN 2), whatever the variant.
+//! (docs/concepts.md), whatever the variant.
 //!
 //! The files are those that `peft.PeftModel.save_pretrained` of PEFT 0.17 writes: `adapter_config.json` and
 //! `adapter_model.safetensors`.

@@ -18,8 +18,8 @@ use crate::cache::Cache;
 pub(crate) enum Input {
     /// The encoder's output, `[frames, width]`, f16, on the CPU.
     Kept(Tensor),
-    /// What the encoder is to read.
-    Features(Features),
+    /// What the encoder is to read, and where its output is to be kept, if anywhere.
+    Features(Features, Option<PathBuf>),
 }
 
 /// Reads utterances, in any thread.
@@ -39,23 +39,19 @@ impl Reader {
         utterance: &Utterance,
         augmentation: Option<Augmentation<'_>>,
     ) -> Result<Input, TrainError> {
-        if let Some(file) = self.kept_in(utterance, augmentation.is_some())?
-            && let Some(frames) = Cache::read(&file)
-        {
+        // Looked up before the audio is read: what is made of it is never kept under the name of a file that replaces it meanwhile.
+        let kept_in = self.kept_in(utterance, augmentation.is_some())?;
+        if let Some(frames) = kept_in.as_deref().and_then(Cache::read) {
             return Ok(Input::Kept(frames));
         }
-        self.features(utterance, augmentation).map(Input::Features)
+        Ok(Input::Features(self.features(utterance, augmentation)?, kept_in))
     }
 
     /// Where the encoder's output is kept; nothing if it is not.
     ///
     /// # Errors
     /// [`TrainError::Cache`] if the audio file cannot be looked at.
-    pub(crate) fn kept_in(
-        &self,
-        utterance: &Utterance,
-        is_changed: bool,
-    ) -> Result<Option<PathBuf>, TrainError> {
+    fn kept_in(&self, utterance: &Utterance, is_changed: bool) -> Result<Option<PathBuf>, TrainError> {
         let cache = self.cache.as_ref().filter(|_| !is_changed);
         cache.map(|cache| cache.file_of(utterance)).transpose()
     }
@@ -246,7 +242,7 @@ mod tests {
 
     fn frames(input: Option<Result<Input, TrainError>>) -> Option<usize> {
         match input?.expect("its audio is there") {
-            Input::Features(features) => Some(features.frames),
+            Input::Features(features, _) => Some(features.frames),
             Input::Kept(_) => panic!("nothing is kept"),
         }
     }

@@ -1,4 +1,4 @@
-//! Which gradients are summed together, over which ranks, and when (DESIGN 4).
+//! Which gradients are summed together, over which ranks, and when (docs/decisions/0003).
 //!
 //! Gradients of shared parameters are summed over the world, those of a bank over its owners. They lie in buckets, in the
 //! order in which a backward pass completes them: the last layer first.

@@ -1,5 +1,5 @@
 //! How a session changes teams: it leaves one with what it remembers, and begins in another from a step that all its ranks
-//! together remember (DESIGN 5).
+//! together remember (docs/recovery.md).
 
 use std::collections::BTreeSet;
 

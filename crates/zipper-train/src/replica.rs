@@ -197,7 +197,7 @@ impl Replica {
     }
 
     /// Goes from stage 1 to stage 2: new adapters of the configured variant, started from those of stage 1
-    /// (Initial-B, DESIGN 2). The projector stays.
+    /// (Initial-B). The projector stays.
     ///
     /// # Errors
     /// [`TrainError::Model`] if an adapter cannot have this shape.
@@ -214,23 +214,13 @@ impl Replica {
         Ok(())
     }
 
-    /// The parameters of `scope` as a safetensors file.
-    ///
-    /// # Errors
-    /// [`TrainError::State`] if the file cannot be built.
-    pub fn scope_to_bytes(&self, scope: ParamScope) -> Result<Vec<u8>, TrainError> {
-        let params = self.params();
-        let of_scope = params.iter().filter(|param| param.scope == scope);
-        state::to_safetensors(of_scope.map(|param| (param.name.clone(), &param.tensor)))
-    }
-
     /// Overwrites the parameters with those of a checkpoint of this stage, whose parts `read` returns by name.
     ///
     /// # Errors
     /// What `read` returns, or [`TrainError::State`] if a parameter is missing or has another shape.
     pub fn restore<E: From<TrainError>>(
         &mut self,
-        read: impl FnMut(&str) -> Result<Vec<u8>, E>,
+        read: impl FnOnce(&[String]) -> Result<Vec<Vec<u8>>, E>,
     ) -> Result<(), E> {
         state::restore(&self.params(), &self.config.data.languages, read)
     }

@@ -276,7 +276,7 @@ impl Session {
         self.capture()?.parts()
     }
 
-    /// Goes to the state of a checkpoint, whose parts `read` returns by name. Reads no bank but this rank's own.
+    /// Goes to the state of a checkpoint, whose parts `read` returns by their names, in their order. Reads no bank but this rank's own.
     ///
     /// # Collective
     /// Every rank of the team calls it.
@@ -285,16 +285,18 @@ impl Session {
     /// What `read` returns, or [`TrainError::State`] if a part does not fit this configuration.
     pub fn restore<E: From<TrainError>>(
         &mut self,
-        mut read: impl FnMut(&str) -> Result<Vec<u8>, E>,
+        mut read: impl FnMut(&[String]) -> Result<Vec<Vec<u8>>, E>,
     ) -> Result<(), E> {
         let saved = TrainState::read(&mut read)?;
         // Half a checkpoint is no state that others could go on from.
         self.boundary = None;
         self.rebuild(saved.stage, self.team().own_banks())?;
         self.replica.restore(&mut read)?;
-        for (scope, name) in self.replica.scopes() {
-            let part = format!("optimizer/{name}.safetensors");
-            let tensors = state::from_safetensors(&part, &read(&part)?)?;
+        let scopes = self.replica.scopes();
+        let part = |name| format!("optimizer/{name}.safetensors");
+        let parts: Vec<String> = scopes.values().map(part).collect();
+        for ((&scope, part), bytes) in scopes.keys().zip(&parts).zip(read(&parts)?) {
+            let tensors = state::from_safetensors(part, &bytes)?;
             self.optimizer.restore(&self.replica.params(), scope, &tensors)?;
         }
         let step = saved.step;

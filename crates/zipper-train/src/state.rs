@@ -38,12 +38,14 @@ pub struct TrainState {
 }
 
 impl TrainState {
-    /// Reads the state of a checkpoint, whose parts `read` returns by name.
+    /// Reads the state of a checkpoint, whose parts `read` returns by their names, in their order.
     ///
     /// # Errors
     /// What `read` returns, or [`TrainError::State`] if the part is not what this version writes.
-    pub fn read<E: From<TrainError>>(read: impl FnOnce(&str) -> Result<Vec<u8>, E>) -> Result<Self, E> {
-        let bytes = read(STATE_PART)?;
+    pub fn read<E: From<TrainError>>(
+        read: impl FnOnce(&[String]) -> Result<Vec<Vec<u8>>, E>,
+    ) -> Result<Self, E> {
+        let bytes = read(&[STATE_PART.to_owned()])?.concat();
         let state = serde_json::from_slice(&bytes)
             .map_err(|error| TrainError::State(format!("`{STATE_PART}` of the checkpoint: {error}")))?;
         Ok(state)
@@ -160,19 +162,20 @@ pub fn scope_name(scope: ParamScope, languages: &[String]) -> String {
     }
 }
 
-/// Overwrites `params` with those of a checkpoint, whose parts `read` returns by name.
+/// Overwrites `params` with those of a checkpoint, whose parts `read` returns by their names, in their order.
 ///
 /// # Errors
 /// What `read` returns, or [`TrainError::State`] if a parameter is missing or has another shape.
 pub fn restore<E: From<TrainError>>(
     params: &[&Param],
     languages: &[String],
-    mut read: impl FnMut(&str) -> Result<Vec<u8>, E>,
+    read: impl FnOnce(&[String]) -> Result<Vec<Vec<u8>>, E>,
 ) -> Result<(), E> {
     let scopes: BTreeSet<ParamScope> = params.iter().map(|param| param.scope).collect();
-    for scope in scopes {
-        let part = format!("{}.safetensors", scope_name(scope, languages));
-        let tensors = from_safetensors(&part, &read(&part)?)?;
+    let part = |&scope| format!("{}.safetensors", scope_name(scope, languages));
+    let parts: Vec<String> = scopes.iter().map(part).collect();
+    for ((scope, part), bytes) in scopes.into_iter().zip(&parts).zip(read(&parts)?) {
+        let tensors = from_safetensors(part, &bytes)?;
         for param in params.iter().filter(|param| param.scope == scope) {
             copy_into(&mut param.tensor.shallow_clone(), &param.name, &tensors)?;
         }

@@ -1,4 +1,4 @@
-//! One optimizer step of one rank (DESIGN 3): the global batch's gradient is the same whatever the world size.
+//! One optimizer step of one rank (docs/decisions/0002): the global batch's gradient is the same whatever the world size.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -33,6 +33,8 @@ pub struct StepReport {
     pub stage: Stage,
     /// Negative log-likelihood per target token of the global batch, in nats.
     pub loss: f64,
+    /// CTC of the transcripts likewise; nothing where it has no weight.
+    pub ctc: Option<f64>,
     /// Learning rate of LoRA.
     pub lr: f64,
     /// Norm of the gradient before clipping.
@@ -99,6 +101,13 @@ pub struct LanguageLoss {
     pub utterances: u64,
 }
 
+/// What this rank's passes have lost, summed, in nats.
+#[derive(Debug, Default)]
+struct OwnLosses {
+    by_language: BTreeMap<usize, LanguageLoss>,
+    ctc: f64,
+}
+
 impl Session {
     /// Makes one optimizer step.
     ///
@@ -159,6 +168,7 @@ impl Session {
             step,
             stage: self.replica.stage(),
             loss,
+            ctc: (self.replica.config().model.projector.ctc_weight > 0.0).then(|| sums.ctc / sums.tokens),
             lr: rates.lora,
             grad_norm,
             tokens: sums.tokens as u64,
@@ -254,12 +264,12 @@ impl Session {
         mine: &[&Utterance],
         in_batch: &BTreeSet<usize>,
         backward: &Stopwatch,
-    ) -> Result<BTreeMap<usize, LanguageLoss>, TrainError> {
+    ) -> Result<OwnLosses, TrainError> {
         let config = self.replica.config();
         // Gradients of other banks are looked at by nobody: with many languages most of memory is theirs.
         self.reduction().zero(in_batch);
         let languages: Vec<usize> = languages_of(mine).into_iter().collect();
-        let mut losses = BTreeMap::new();
+        let mut losses = OwnLosses::default();
         let merged = self.replica.adapters().merge(&languages);
         let mut last_pass = merged.last_pass(self.replica.adapters());
         if config.runtime.recompute_activations {
@@ -305,7 +315,7 @@ impl Session {
         step: Step,
         micro_batch: &[&Utterance],
         pass: Pass<'_>,
-        losses: &mut BTreeMap<usize, LanguageLoss>,
+        losses: &mut OwnLosses,
         backward: &Stopwatch,
         before_backward: impl FnOnce() -> Result<(), TrainError>,
     ) -> Result<(), TrainError> {
@@ -320,13 +330,17 @@ impl Session {
         };
         let of_pass = self.replica.losses(micro_batch, pass, seeds)?;
         let (sums, tokens) = (of_pass.nll.sums.shallow_clone(), of_pass.nll.tokens.clone());
+        let ctc = of_pass.nll.ctc.as_ref().map(Tensor::detach);
         before_backward()?;
         backward.time(|| self.replica.backward(micro_batch, pass, seeds, of_pass))?;
         let sums = Vec::<f64>::try_from(sums.to_kind(tch::Kind::Double))?;
         for ((utterance, nll), tokens) in micro_batch.iter().zip(sums).zip(tokens) {
-            let loss = losses.entry(utterance.language).or_default();
+            let loss = losses.by_language.entry(utterance.language).or_default();
             loss.nll += nll;
             loss.tokens += tokens as u64;
+        }
+        if let Some(ctc) = ctc {
+            losses.ctc += f64::try_from(&ctc)?;
         }
         Ok(())
     }
@@ -337,7 +351,7 @@ impl Session {
         &self,
         step: Step,
         in_batch: &BTreeSet<usize>,
-        losses: &BTreeMap<usize, LanguageLoss>,
+        losses: &OwnLosses,
         compute: Duration,
         traffic: Traffic,
         votes: Votes,
@@ -352,10 +366,11 @@ impl Session {
             compute.as_secs_f64(),
             traffic.exposed.as_secs_f64(),
             traffic.bank_bytes as f64,
+            losses.ctc,
         ];
         let first = values.len();
         for &language in in_batch {
-            let loss = losses.get(&language).copied().unwrap_or_default();
+            let loss = losses.by_language.get(&language).copied().unwrap_or_default();
             // A bank is counted once, however many ranks have a copy.
             let counts_bank = placement.first_owner(language) == self.team().rank();
             let bank = if counts_bank {
@@ -375,6 +390,7 @@ impl Session {
         let mut sums = Sums {
             stop_votes: values[0],
             regroup_votes: values[1],
+            ctc: values[5],
             squared_norm: squared_norm_of(ParamScope::Shared),
             cost: StepCost {
                 shared_bytes: traffic.shared_bytes,
@@ -544,6 +560,7 @@ impl Session {
 #[derive(Debug, Default)]
 struct Sums {
     nll: f64,
+    ctc: f64,
     tokens: f64,
     stop_votes: f64,
     regroup_votes: f64,

@@ -41,24 +41,26 @@ pub enum Part {
 }
 
 impl Trained {
-    /// Reads a checkpoint of a run with this configuration, whose parts `read` returns by name.
+    /// Reads a checkpoint of a run with this configuration, whose parts `read` returns by their names, in their order.
     ///
     /// # Errors
     /// What `read` returns, or [`TrainError::State`] if a part is not what this version writes.
     pub fn read<E: From<TrainError>>(
         config: &RunConfig,
-        mut read: impl FnMut(&str) -> Result<Vec<u8>, E>,
+        mut read: impl FnMut(&[String]) -> Result<Vec<Vec<u8>>, E>,
     ) -> Result<Self, E> {
         let state = TrainState::read(&mut read)?;
         let languages = &config.data.languages;
-        let file_of = |scope| format!("{}.safetensors", scope_name(scope, languages));
-        let name = file_of(ParamScope::Shared);
-        let mut shared = from_safetensors(&name, &read(&name)?)?;
+        let mut tensors_of = |scope| {
+            let name = format!("{}.safetensors", scope_name(scope, languages));
+            let bytes = read(std::slice::from_ref(&name))?.concat();
+            Ok::<_, E>(from_safetensors(&name, &bytes)?)
+        };
+        let mut shared = tensors_of(ParamScope::Shared)?;
         let spec = spec(config, state.stage);
         // Where nothing is shared, every bank has all layers.
         let sites = if spec.variant == Variant::Independent {
-            let name = file_of(ParamScope::Bank(0));
-            sites(&from_safetensors(&name, &read(&name)?)?, "B")
+            sites(&tensors_of(ParamScope::Bank(0))?, "B")
         } else {
             sites(&shared, "B_shared")
         };

@@ -34,27 +34,33 @@ impl Parts {
         }
     }
 
-    /// The bytes of a part, verified against the manifest.
-    pub(crate) fn read(&self, name: &str) -> anyhow::Result<Vec<u8>> {
-        let own = self.read_of(&self.manifest, name)?;
-        if self.others.is_empty() || !name.ends_with(".safetensors") {
-            return Ok(own);
+    /// The bytes of these parts, in their order, verified against the manifest.
+    pub(crate) fn read(&self, names: &[String]) -> anyhow::Result<Vec<Vec<u8>>> {
+        let mut parts = self.read_of(&self.manifest, names)?;
+        for (name, own) in names.iter().zip(&mut parts) {
+            if self.others.is_empty() || !name.ends_with(".safetensors") {
+                continue;
+            }
+            // The mean of one part after the other: that of all of them would be held as often as there are checkpoints.
+            let mut files = vec![std::mem::take(own)];
+            for manifest in &self.others {
+                files.extend(self.read_of(manifest, std::slice::from_ref(name))?);
+            }
+            *own = state::mean(name, &files)?;
         }
-        let mut files = vec![own];
-        for manifest in &self.others {
-            files.push(self.read_of(manifest, name)?);
-        }
-        Ok(state::mean(name, &files)?)
+        Ok(parts)
     }
 
-    fn read_of(&self, manifest: &Manifest, name: &str) -> anyhow::Result<Vec<u8>> {
+    fn read_of(&self, manifest: &Manifest, names: &[String]) -> anyhow::Result<Vec<Vec<u8>>> {
         let step = manifest.step;
-        let part = manifest.part(name).with_context(|| {
-            format!("checkpoint of step {step} has no part `{name}`: is it of another configuration?")
-        })?;
-        Ok(self
-            .runtime
-            .block_on(self.checkpoints.read_part(step, part))?
-            .to_vec())
+        let part = |name: &String| {
+            manifest.part(name).with_context(|| {
+                format!("checkpoint of step {step} has no part `{name}`: is it of another configuration?")
+            })
+        };
+        let parts = names.iter().map(part).collect::<anyhow::Result<Vec<_>>>()?;
+        let read = self.checkpoints.read_parts(step, &parts);
+        let read = self.runtime.block_on(read)?;
+        Ok(read.iter().map(|bytes| bytes.to_vec()).collect())
     }
 }

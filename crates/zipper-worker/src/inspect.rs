@@ -18,7 +18,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     let source = Source::open(&arguments.source)?;
     let config = &source.config;
-    let trained = Trained::read(config, |name| source.parts.read(name))?;
+    let trained = Trained::read(config, |names| source.parts.read(names))?;
     if trained.stage == Stage::Align {
         let problem = format!(
             "step {} belongs to stage 1, in which all languages share one adapter",

@@ -14,14 +14,14 @@ use crate::checkpoint::Parts;
 /// # Errors
 /// The user's to mend if the frozen models that `config` names cannot be used.
 pub(crate) fn load(config: &RunConfig, parts: &Parts) -> anyhow::Result<Replica> {
-    let state = TrainState::read(|name| parts.read(name))?;
+    let state = TrainState::read(|names| parts.read(names))?;
     let every_bank = (0..config.data.languages.len()).collect();
     let mut replica =
         Replica::load(config, Stage::Align, Device::Cpu, every_bank).map_err(user_error_if_config)?;
     if state.stage == Stage::Zipper {
         replica.enter_zipper_stage()?;
     }
-    replica.restore(|name| parts.read(name))?;
+    replica.restore(|names| parts.read(names))?;
     Ok(replica)
 }
 

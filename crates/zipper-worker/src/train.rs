@@ -1,6 +1,6 @@
 //! `zipper-worker train`: joins a run, then does what the coordinator asks until it says to finish.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -181,14 +181,14 @@ fn stop_on_signals(runtime: &Runtime, control: &Control) -> anyhow::Result<()> {
 }
 
 /// The resolved configuration and the ids of utterances that the launcher found to be unreadable.
-async fn read_run(store: &RunStore, overrides: &[String]) -> anyhow::Result<(RunConfig, Vec<String>)> {
+async fn read_run(store: &RunStore, overrides: &[String]) -> anyhow::Result<(RunConfig, HashSet<String>)> {
     let config = store.get(layout::RUN_CONFIG).await?;
     let config = std::str::from_utf8(&config).context("run.yaml is not UTF-8")?;
     let config = zipper_config::from_str(config, layout::RUN_CONFIG, overrides)?;
     let skipped = if store.exists(layout::SKIPPED).await? {
         serde_json::from_slice(&store.get(layout::SKIPPED).await?).context(layout::SKIPPED)?
     } else {
-        Vec::new()
+        HashSet::new()
     };
     Ok((config, skipped))
 }
@@ -198,7 +198,8 @@ struct Worker {
     runtime: Handle,
     store: RunStore,
     config: RunConfig,
-    skipped: Vec<String>,
+    /// Ids of utterances that are left out because of their audio.
+    skipped: HashSet<String>,
     control: Control,
     recorder: FlightRecorder,
     place: Place,
@@ -293,7 +294,7 @@ impl Worker {
             let manifest = self.runtime.block_on(checkpoints.load_manifest(step))?;
             let parts = Parts::new(self.runtime.clone(), checkpoints, manifest);
             session
-                .restore(|name| parts.read(name))
+                .restore(|names| parts.read(names))
                 .with_context(|| format!("checkpoint of step {step}"))?;
             tracing::info!("resumed from the checkpoint of step {step}");
         }
@@ -387,14 +388,16 @@ impl Worker {
             shared.completed(&report);
             let last = report.step.0 == task.until_step;
             let leaves = report.stop || (report.regroup && !last);
-            if report.step.0.is_multiple_of(self.config.training.log_every) || last || leaves {
+            let due = report.step.0.is_multiple_of(self.config.training.log_every);
+            if due || last || leaves || report.skipped || report.spike {
                 let gates = session.replica().adapters().gate_shares();
                 let gates = gates.map(|gates| wire::gates(gates, &self.config.data.languages));
                 let line = v1::StepMetrics {
                     gates,
                     memory_peak_bytes: peak_memory(session.replica().device()).unwrap_or_default(),
-                    ..wire::metrics(&report, started.elapsed() + held_up, held_up, world_size)
+                    ..wire::metrics(&report, started.elapsed(), held_up, world_size)
                 };
+                held_up = Duration::ZERO;
                 if rank.0 == 0 {
                     self.control.report_step(line);
                 } else {
@@ -402,11 +405,10 @@ impl Worker {
                 }
             }
             let due = checkpoint_every > 0 && report.step.0.is_multiple_of(checkpoint_every);
-            held_up = Duration::ZERO;
             if due || report.stop || (last && task.checkpoint_at_end) {
                 let capturing = Instant::now();
                 self.control.upload(session.capture()?);
-                held_up = capturing.elapsed();
+                held_up += capturing.elapsed();
             }
             if report.stop {
                 return Ok(Some(Outcome::Stopped(v1::Stopped {
@@ -500,8 +502,8 @@ impl Worker {
             backend: *backend,
             device: *device,
             first_timeout: match wire::origin(assignment)? {
-                // Everyone has loaded its model and remembers something: who does not come now is lost.
-                Origin::Memory { .. } => self.config.elastic.regroup_timeout,
+                // Everyone has loaded its model and remembers something: nobody is waited for longer than usual.
+                Origin::Memory { .. } => runtime.collective_timeout,
                 Origin::Fresh | Origin::Checkpoint => runtime.first_collective_timeout,
             },
             check: runtime.check_collectives,

@@ -114,6 +114,7 @@ pub(crate) fn metrics(
         step: report.step.0,
         stage: v1::Stage::from(report.stage).into(),
         loss: report.loss,
+        ctc: report.ctc,
         lr: report.lr,
         grad_norm: report.grad_norm,
         tokens: report.tokens,

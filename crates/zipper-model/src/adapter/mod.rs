@@ -1,4 +1,4 @@
-//! Zipper-LoRA: low-rank adapters whose B matrices are shared between languages column by column (DESIGN 2).
+//! Zipper-LoRA: low-rank adapters whose B matrices are shared between languages column by column (docs/concepts.md).
 //!
 //! `y = W0 x + s * B(l) A x` with `s = alpha / r`: A is shared by all languages, B(l) is put together out of a shared
 //! `B_shared` and the language's own `B_l` ("bank"). Names as in the paper (arXiv 2603.17558):
@@ -165,7 +165,7 @@ pub struct AdapterPlace {
     pub device: Device,
     /// Element type of the parameters, see [`crate::param::trainable_kind`].
     pub kind: Kind,
-    /// Ordinals of the languages whose banks are made here (DESIGN 4).
+    /// Ordinals of the languages whose banks are made here (docs/decisions/0003).
     pub banks: BTreeSet<usize>,
 }
 

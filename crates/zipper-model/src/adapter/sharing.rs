@@ -1,4 +1,4 @@
-//! How B(l) is put together out of what is shared and what belongs to a language (DESIGN 2): pure functions.
+//! How B(l) is put together out of what is shared and what belongs to a language (docs/concepts.md): pure functions.
 //!
 //! | symbol | argument | shape |
 //! | --- | --- | --- |

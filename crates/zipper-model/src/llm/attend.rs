@@ -4,17 +4,19 @@ use tch::Tensor;
 
 use crate::packing::Packing;
 
-/// Every token attends to its own row, up to itself.
+/// Attention in which every token sees its own row, up to itself: of queries, keys and values.
 ///
 /// # Shapes
-/// - `q`: `[tokens, heads, head_dim]`
-/// - `k`, `v`: `[tokens, kv_heads, head_dim]`
+/// - queries: `[tokens, heads, head_dim]`
+/// - keys, values: `[tokens, kv_heads, head_dim]`
 /// - returns: `[tokens, heads, head_dim]`
-pub(super) fn to_own_row(q: &Tensor, k: &Tensor, v: &Tensor, rows: &Packing) -> Tensor {
-    let heads = q.size()[1];
-    let (k, v) = (for_every_head(k, heads), for_every_head(v, heads));
-    // What follows a row in its padding is behind all of its tokens, which therefore do not see it.
-    rows.attend([q, &k, &v], |[q, k, v], _padded| causal(&q, &k, &v))
+pub(super) fn to_own_row(rows: &Packing) -> impl Fn(&Tensor, &Tensor, &Tensor) -> Tensor {
+    move |q: &Tensor, k: &Tensor, v: &Tensor| {
+        let heads = q.size()[1];
+        let (k, v) = (for_every_head(k, heads), for_every_head(v, heads));
+        // What follows a row in its padding is behind all of its tokens, which therefore do not see it.
+        rows.attend([q, &k, &v], |[q, k, v], _padded| causal(&q, &k, &v))
+    }
 }
 
 /// `[batch, time, heads, head_dim]`, in and out.

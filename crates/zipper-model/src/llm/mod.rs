@@ -228,11 +228,12 @@ impl CausalLm {
         mut keep: impl FnMut(&Tensor, &Tensor),
     ) -> Tensor {
         let rotation = self.rope.rotation(rows.positions(), self.kind());
+        let to_own_row = attend::to_own_row(rows);
         let mut x = x.shallow_clone();
         for layer in &self.layers {
             x = layer.forward(&x, rows, &rotation, adapters, |q, k, v| {
                 keep(k, v);
-                attend::to_own_row(q, k, v, rows)
+                to_own_row(q, k, v)
             });
         }
         self.final_norm.forward(&x)

@@ -34,9 +34,7 @@ impl CausalLm {
         let mut x = x.shallow_clone();
         tch::no_grad(|| {
             for layer in &self.layers {
-                let above = layer.forward(&x, rows, &rotation, adapters, |q, k, v| {
-                    attend::to_own_row(q, k, v, rows)
-                });
+                let above = layer.forward(&x, rows, &rotation, adapters, attend::to_own_row(rows));
                 inputs.push(std::mem::replace(&mut x, above));
             }
         });
@@ -71,9 +69,7 @@ impl CausalLm {
         let mut x = kept.top;
         for (layer, input) in self.layers.iter().zip(kept.inputs).rev() {
             let leaf = input.detach().set_requires_grad(true);
-            let above = layer.forward(&leaf, rows, &rotation, adapters, |q, k, v| {
-                attend::to_own_row(q, k, v, rows)
-            });
+            let above = layer.forward(&leaf, rows, &rotation, adapters, attend::to_own_row(rows));
             let mut loss = carry(&above, &gradient);
             if let Some(joining) = joining() {
                 loss += joining;

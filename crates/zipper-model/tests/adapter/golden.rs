@@ -1,4 +1,4 @@
-//! Goal: outputs and gradients of every variant equal those of an independent PyTorch implementation of DESIGN 2
+//! Goal: outputs and gradients of every variant equal those of an independent PyTorch implementation of docs/concepts.md
 //! (`tests/golden/make_adapter_golden.py`), the straight-through gate included.
 //!
 //! Method: the file's parameters are put into fresh adapters, a batch of mixed languages runs as one micro batch, whose

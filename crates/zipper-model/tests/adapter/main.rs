@@ -1,4 +1,4 @@
-//! Holds `zipper_model::adapter` to DESIGN 2: golden values, gradients, properties, dropout and errors.
+//! Holds `zipper_model::adapter` to the formulas of docs/concepts.md: golden values, gradients, properties, dropout and errors.
 
 mod dropout;
 mod errors;

@@ -1,4 +1,4 @@
-//! Goal: what DESIGN 2 and 3 promise about the variants, for any values of the parameters.
+//! Goal: what docs/concepts.md promises about the variants, for any values of the parameters.
 //!
 //! Method: proptest draws variants, seeds, languages and splits; parameters are random tensors out of the drawn seed.
 

@@ -1,6 +1,6 @@
 """Makes adapter.safetensors: what tests/adapter/golden.rs holds the Rust adapters to.
 
-A second implementation of DESIGN 2, written from its formulas and sharing no structure with the Rust one: it goes
+A second implementation of docs/concepts.md, written from its formulas and sharing no structure with the Rust one: it goes
 through the batch row by row and through B column by column, and lets autograd differentiate the whole thing without any
 merging. Everything is float64, so that one file serves as the reference for float64 and float32.
 

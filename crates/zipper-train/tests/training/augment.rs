@@ -1,4 +1,4 @@
-//! Goal: augmentation changes what is learnt and nothing else: the run is the same on any number of ranks and over a stop (DESIGN 3),
+//! Goal: augmentation changes what is learnt and nothing else: the run is the same on any number of ranks and over a stop,
 //! and decoding and losses outside of training hear utterances as they are.
 //! Method: a tiny Speech-LLM trains through both stages in f64, where rounding is left out of the comparison.
 
@@ -67,7 +67,7 @@ fn stopped_and_resumed_it_equals_uninterrupted() {
         let mut losses = train(&mut before, stop);
         let parts = parts_of(&[before]);
         let mut after = alone(&config);
-        after.restore(|name| read(&parts, name)).expect("the parts fit");
+        after.restore(|names| read(&parts, names)).expect("the parts fit");
         losses.extend(train(&mut after, 8));
         assert_close(
             &uninterrupted,

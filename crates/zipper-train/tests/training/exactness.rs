@@ -1,4 +1,4 @@
-//! Goal: the property that everything else serves (DESIGN 3). Whatever the number of ranks, a run has the same losses and
+//! Goal: the property that everything else serves (docs/decisions/0002). Whatever the number of ranks, a run has the same losses and
 //! ends with the same parameters, up to the order in which floating-point numbers are added; in f64 nearly nothing of
 //! that is left.
 //! Method: both stages with accumulation, dropout and clipping, for every variant. CI runs a part; the whole is run by
@@ -15,6 +15,8 @@ use crate::support::{all_steps, assert_close, assert_same_parameters, config, on
 /// What a run came to, on all ranks together.
 struct Run {
     losses: Vec<f64>,
+    /// Those of CTC, where there are any.
+    ctc: Vec<f64>,
     /// Steps whose gradient was clipped.
     clipped: usize,
     /// Buckets of gradients that were summed after the backward passes, and not during them.
@@ -49,6 +51,7 @@ fn run(config: &RunConfig, world_size: u32) -> Run {
     let reports = &ranks[0].0;
     Run {
         losses: reports.iter().map(|report| report.loss).collect(),
+        ctc: reports.iter().filter_map(|report| report.ctc).collect(),
         clipped: reports.iter().filter(|report| report.grad_norm > limit).count(),
         late_buckets: reports.iter().map(|report| report.cost.late_buckets).sum(),
         parameters,
@@ -110,7 +113,7 @@ fn every_variant_is_the_same_in_f64() {
 
 /// Layers that are computed again in the backward pass take memory from nobody, and change nothing else: not what comes out, and not which
 /// gradients are summed while the backward pass goes on. With everything that joins in a backward pass: adapters of the encoder, which
-/// is not computed again, CTC and the LID head.
+/// is not computed again, CTC, whose loss is that of one rank, and the LID head.
 #[test]
 fn recomputed_activations_change_nothing() {
     for variant in Variant::ALL {
@@ -119,10 +122,19 @@ fn recomputed_activations_change_nothing() {
         config.adapter.encoder_targets = vec!["q_proj".to_owned(), "fc1".to_owned()];
         config.model.projector.ctc_weight = 0.3;
         let kept = run(&config, 2);
+        if variant == Variant::Soft {
+            assert_close(&run(&config, 1).ctc, &kept.ctc, 1e-9, "CTC on one rank");
+        }
         config.runtime.recompute_activations = true;
         let recomputed = run(&config, 2);
         let what = format!("{variant}, recomputed");
         assert_close(&kept.losses, &recomputed.losses, 1e-9, &what);
+        assert_eq!(
+            kept.ctc.len(),
+            kept.losses.len(),
+            "{what}: every step has a loss of CTC"
+        );
+        assert_close(&kept.ctc, &recomputed.ctc, 1e-9, &what);
         assert_same_parameters(&kept.parameters, &recomputed.parameters, 1e-9, &what);
         assert_eq!(kept.late_buckets, recomputed.late_buckets, "{what}: late buckets");
     }

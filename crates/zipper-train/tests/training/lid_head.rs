@@ -69,7 +69,7 @@ fn it_learns_over_both_stages_and_is_in_the_checkpoint() -> Result<(), TrainErro
     let sessions = [session];
     let parts = parts_of(&sessions);
     let mut restored = alone(&config);
-    restored.restore(|name| read(&parts, name))?;
+    restored.restore(|names| read(&parts, names))?;
     assert_eq!(values(&restored), values(&sessions[0]));
     assert!((accuracy(&restored, &config)? - learnt).abs() < f64::EPSILON);
     Ok(())

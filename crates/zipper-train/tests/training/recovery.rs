@@ -1,4 +1,4 @@
-//! Goal: a run whose ranks are lost, replaced or joined by others, at whatever moment, equals the run that was not (DESIGN 3 and 5),
+//! Goal: a run whose ranks are lost, replaced or joined by others, at whatever moment, equals the run that was not (docs/recovery.md),
 //! without anything being read from a checkpoint; and what is remembered is what is promised.
 //! Method: ranks are threads with real process groups. A rank is lost by letting go of its session, so that the others fail in
 //! the middle of their next step, or its connections are closed after so many collectives. As with the coordinator, one rank's failure

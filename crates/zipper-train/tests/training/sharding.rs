@@ -140,7 +140,9 @@ fn thread_6_a_checkpoint_fits_any_number_of_ranks() {
                 parts.keys()
             );
             let rest = on_ranks(&config, after, |mut session| {
-                session.restore(|name| read(&parts, name)).expect("the parts fit");
+                session
+                    .restore(|names| read(&parts, names))
+                    .expect("the parts fit");
                 train(&mut session, until)
             });
             for rank in rest {

@@ -234,9 +234,10 @@ pub(crate) fn parts_of(sessions: &[Session]) -> BTreeMap<String, Vec<u8>> {
     parts
 }
 
-pub(crate) fn read(parts: &BTreeMap<String, Vec<u8>>, name: &str) -> Result<Vec<u8>, TrainError> {
-    parts
-        .get(name)
-        .cloned()
-        .ok_or_else(|| TrainError::State(format!("no part `{name}`")))
+pub(crate) fn read(parts: &BTreeMap<String, Vec<u8>>, names: &[String]) -> Result<Vec<Vec<u8>>, TrainError> {
+    let part = |name| {
+        let part = parts.get(name).cloned();
+        part.ok_or_else(|| TrainError::State(format!("no part `{name}`")))
+    };
+    names.iter().map(part).collect()
 }

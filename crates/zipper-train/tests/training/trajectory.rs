@@ -35,7 +35,7 @@ fn thread_5_stop_at_any_step_and_resume_equals_uninterrupted() {
             let mut losses = train(&mut before, stop);
             let parts = parts_of(&[before]);
             let mut after = alone(&config);
-            after.restore(|name| read(&parts, name)).expect("the parts fit");
+            after.restore(|names| read(&parts, names)).expect("the parts fit");
             assert_eq!(after.step().0, stop);
             losses.extend(train(&mut after, 7));
             assert_close(
@@ -175,7 +175,9 @@ fn loss_spikes_follow_the_policy() {
     train(&mut before, 32);
     let parts = parts_of(&[before]);
     let mut resumed = alone(&skip);
-    resumed.restore(|name| read(&parts, name)).expect("the parts fit");
+    resumed
+        .restore(|names| read(&parts, names))
+        .expect("the parts fit");
     let name = "lora.model.layers.0.self_attn.q_proj.A";
     let weights = value_of(&resumed, name);
     let skipped = reports(&mut resumed, 34);
@@ -281,9 +283,12 @@ fn a_checkpoint_of_the_first_format_is_resumed() {
     let fixture = Fixture::new();
     let mut session = alone(&config(&fixture, |_| ()));
     session
-        .restore(|name| {
-            let bytes = fs::read(folder.join(name));
-            bytes.map_err(|error| TrainError::State(format!("`{name}`: {error}")))
+        .restore(|names| {
+            let read = |name| {
+                let bytes = fs::read(folder.join(name));
+                bytes.map_err(|error| TrainError::State(format!("`{name}`: {error}")))
+            };
+            names.iter().map(read).collect::<Result<Vec<_>, _>>()
         })
         .expect("it fits the fixture's configuration");
     assert_eq!((session.step().0, session.stage().0), (250, Stage::Zipper));
@@ -300,7 +305,7 @@ fn parts_of_another_rank_size_are_refused() {
     train(&mut before, 1);
     let parts = parts_of(&[before]);
     let error = alone(&config(&fixture, |_| ()))
-        .restore(|name| read(&parts, name))
+        .restore(|names| read(&parts, names))
         .expect_err("it does not fit");
     let message = error.to_string();
     assert!(message.contains("lora.") && message.contains("[3, "), "{message}");

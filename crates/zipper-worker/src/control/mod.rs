@@ -310,10 +310,10 @@ impl Control {
         self.reports.flush();
     }
 
-    /// Stores this rank's parts of a checkpoint, later; returns how long that held this thread up.
-    pub(crate) fn upload(&self, capture: Capture) -> Duration {
+    /// Stores this rank's parts of a checkpoint, later; waits until the one before is on its way.
+    pub(crate) fn upload(&self, capture: Capture) {
         let generation = self.shared.generation().unwrap_or_default();
-        self.slot.put(generation, capture, &self.shared)
+        self.slot.put(generation, capture, &self.shared);
     }
 
     fn poll<T, F>(&self, what: &'static str, request: impl Fn(connection::Client) -> F) -> Result<T, Refused>

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
@@ -46,9 +46,8 @@ pub(super) struct Slot {
 type Stored = BTreeMap<Step, (u64, Stage, Vec<PartRecord>)>;
 
 impl Slot {
-    /// Leaves a checkpoint to be stored; returns how long that held the training thread up.
-    pub(super) fn put(&self, generation: u64, capture: Capture, shared: &Shared) -> Duration {
-        let started = Instant::now();
+    /// Leaves a checkpoint to be stored; waits until the one before is on its way.
+    pub(super) fn put(&self, generation: u64, capture: Capture, shared: &Shared) {
         loop {
             {
                 let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -56,7 +55,7 @@ impl Slot {
                 if free {
                     *waiting = Some(Waiting { generation, capture });
                     self.filled.notify_one();
-                    return started.elapsed();
+                    return;
                 }
             }
             std::thread::sleep(LOOK_EVERY);

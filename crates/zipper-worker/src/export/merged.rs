@@ -92,7 +92,9 @@ fn add(path: &Path, bytes: &[u8], deltas: &mut BTreeMap<String, Tensor>) -> anyh
     let file = SafeTensors::deserialize(bytes).map_err(|error| invalid(error.to_string()))?;
     let mut changed: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     for (name, view) in file.tensors() {
-        let Some(delta) = deltas.remove(&name) else {
+        // A Whisper without its head has no `model.` before its names.
+        let delta = deltas.remove(&name);
+        let Some(delta) = delta.or_else(|| deltas.remove(&format!("model.{name}"))) else {
             continue;
         };
         let shape: Vec<i64> = view.shape().iter().map(|&size| size as i64).collect();

@@ -56,7 +56,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     check_output(&arguments.output)?;
     let source = Source::open(&arguments.source)?;
     let languages = chosen(&source.config.data.languages, arguments)?;
-    let trained = Trained::read(&source.config, |name| source.parts.read(name))?;
+    let trained = Trained::read(&source.config, |names| source.parts.read(names))?;
     let results = source.object(RESULT_TABLE)?;
     let results = results.and_then(|bytes| serde_json::from_slice::<ResultTable>(&bytes).ok());
     let export = Export {
