@@ -258,10 +258,17 @@ impl Processes {
         if count > 1 {
             sleep(pause).await;
         }
-        let (coordinator, address, epoch) = self.starter.coordinator(self.address, Some(self.epoch)).await?;
-        self.coordinator = coordinator;
-        self.address = address;
-        self.epoch = epoch;
+        match self.starter.coordinator(self.address, Some(self.epoch)).await {
+            Ok((coordinator, address, epoch)) => {
+                self.coordinator = coordinator;
+                self.address = address;
+                self.epoch = epoch;
+            }
+            // Nothing that passes by itself.
+            Err(error) if error.is::<UserError>() => return Err(error),
+            // The next look finds the old one ended as before, and tries again: that counts, too.
+            Err(error) => display.line(&format!("{error:#}")),
+        }
         Ok(())
     }
 
@@ -487,14 +494,22 @@ pub(crate) fn command(program: &Path, log: &Path) -> anyhow::Result<Command> {
     Ok(command)
 }
 
+/// The program called `name` in the folders of `PATH`.
+pub(crate) fn in_path(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file())
+}
+
 /// The program called `name` beside this one.
 pub(crate) fn beside(name: &str) -> anyhow::Result<PathBuf> {
     let path = this_program()?.with_file_name(name);
     if !path.exists() {
-        bail!(
-            "`{}` is missing: build the workspace with `cargo build`, or install all three programs together",
-            path.display()
-        );
+        let error = UserError::new(format!("`{}` is missing", path.display()));
+        return Err(error
+            .hint("build the workspace with `cargo build --release`, or install all three programs together")
+            .into());
     }
     Ok(path)
 }

@@ -6,7 +6,10 @@
 //! metrics/train.jsonl             one line for each logged step
 //! metrics/status.json             the picture of the run that people are shown
 //! metrics/tensorboard/events.out.tfevents.0000000003.00000120  the same for TensorBoard, in pieces
-//! eval/<name>.json                results of evaluations
+//! eval/<set>-step-00000500.json   scores of an evaluation; with `-silenced` behind the set those of the control without speech
+//! eval/<set>-step-00000500.jsonl  what the model wrote
+//! eval/table.json                 the results at the end of the run
+//! data/report.json                utterances and hours by language
 //! data/skipped.json               utterances that were left out
 //! lease/000000000001/claim.json   which coordinator has the run; the newest claim counts
 //! probes/<name>.json               written and deleted to see whether the store can be used
@@ -117,10 +120,11 @@ pub fn flight_record(generation: Generation, rank: Rank) -> String {
     format!("{}/rank-{rank}.json", flight_dir(generation))
 }
 
-/// Results of the evaluation `name`.
+/// The evaluation of `set` after `step` steps, without the ending: `.json` has the scores, `.jsonl` the hypotheses.
 #[must_use]
-pub fn evaluation(name: &str) -> String {
-    format!("eval/{name}.json")
+pub fn evaluation(set: &str, silenced: bool, step: Step) -> String {
+    let control = if silenced { "-silenced" } else { "" };
+    format!("eval/{set}{control}-{}", checkpoint_id(step))
 }
 
 /// Part of a checkpoint: the bank of `language`.
@@ -157,6 +161,14 @@ pub fn checkpoint_dir(step: Step) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Goal: what other versions have written is found.
+    #[test]
+    fn evaluations_keep_their_names() {
+        let trained = evaluation("validation", false, Step(500));
+        assert_eq!(trained, "eval/validation-step-00000500");
+        assert_eq!(evaluation("t", true, Step(0)), "eval/t-silenced-step-00000000");
+    }
 
     /// Goal: names and steps convert both ways, and no second name means the same step.
     #[test]

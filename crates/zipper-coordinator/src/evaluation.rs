@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use zipper_checkpoint::{CheckpointError, ErrorKind, RunStore};
+use zipper_checkpoint::{CheckpointError, ErrorKind, RunStore, layout};
 use zipper_config::RunConfig;
 use zipper_score::{RESULT_TABLE, Rates, Report, ReportBuilder, ResultRow, ResultSet, ResultTable, score};
 use zipper_types::Step;
@@ -13,7 +13,7 @@ use crate::corpus::Corpus;
 use crate::schedule::EvaluationSet;
 use crate::state::Decoded;
 
-/// One decoded set, scored: `eval/<name>-step-00000500.json`.
+/// One decoded set, scored: `eval/<set>-step-00000500.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Scored {
     /// Name of the set.
@@ -58,18 +58,14 @@ pub fn score_set(
     }
 }
 
+/// What people read: `validation`, `numbers, silenced`.
+pub fn title(set: &EvaluationSet, silenced: bool, step: Step) -> String {
+    let control = if silenced { ", silenced" } else { "" };
+    let untrained = if step == Step(0) { ", untrained" } else { "" };
+    format!("{}{control}{untrained}", set.name())
+}
+
 impl Scored {
-    /// What people read: `validation`, `numbers, silenced`.
-    pub fn title(&self) -> String {
-        let control = if self.silenced { ", silenced" } else { "" };
-        let untrained = if self.step == Step(0) { ", untrained" } else { "" };
-        format!("{}{control}{untrained}", self.set)
-    }
-
-    fn stem(&self) -> String {
-        stem(&self.set, self.silenced, self.step)
-    }
-
     /// Writes the scores, and the hypotheses beside them.
     ///
     /// # Errors
@@ -82,19 +78,10 @@ impl Scored {
             lines.push_str(&line.to_string());
             lines.push('\n');
         }
-        store
-            .put(&format!("{}.jsonl", self.stem()), Bytes::from(lines))
-            .await?;
-        store.put(&format!("{}.json", self.stem()), json(self)).await
+        let name = layout::evaluation(&self.set, self.silenced, self.step);
+        store.put(&format!("{name}.jsonl"), Bytes::from(lines)).await?;
+        store.put(&format!("{name}.json"), json(self)).await
     }
-}
-
-fn stem(set: &str, silenced: bool, step: Step) -> String {
-    format!(
-        "eval/{set}{}-step-{:08}",
-        if silenced { "-silenced" } else { "" },
-        step.0
-    )
 }
 
 fn json(value: &impl Serialize) -> Bytes {
@@ -114,11 +101,11 @@ pub async fn write_table(
     let hours = Corpus::read(store).await?.hours();
     let mut sets = Vec::new();
     for test in &config.evaluation.tests {
-        let Some(trained) = read(store, &stem(&test.name, false, step)).await? else {
+        let Some(trained) = read(store, &test.name, false, step).await? else {
             continue;
         };
-        let silenced = read(store, &stem(&test.name, true, step)).await?;
-        let untrained = read(store, &stem(&test.name, false, Step(0))).await?;
+        let silenced = read(store, &test.name, true, step).await?;
+        let untrained = read(store, &test.name, false, Step(0)).await?;
         sets.push(result_set(
             &test.name,
             &trained,
@@ -190,8 +177,14 @@ fn result_set(
     }
 }
 
-async fn read(store: &RunStore, stem: &str) -> Result<Option<Scored>, CheckpointError> {
-    match store.get(&format!("{stem}.json")).await {
+async fn read(
+    store: &RunStore,
+    set: &str,
+    silenced: bool,
+    step: Step,
+) -> Result<Option<Scored>, CheckpointError> {
+    let name = layout::evaluation(set, silenced, step);
+    match store.get(&format!("{name}.json")).await {
         Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),

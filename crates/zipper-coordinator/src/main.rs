@@ -17,7 +17,7 @@ use zipper_checkpoint::{RunStore, StoreOptions, layout};
 use zipper_cli::{ExitStatus, UserError, finish, hostname, init_tracing, when_parent_is_gone};
 use zipper_config::RunConfig;
 use zipper_coordinator::clock::Clock;
-use zipper_coordinator::server::{Job, serve};
+use zipper_coordinator::server::{Job, fault, serve};
 use zipper_coordinator::state::{Crew, Event};
 use zipper_coordinator::watching::Page;
 use zipper_tls::Credentials;
@@ -75,11 +75,8 @@ async fn main() -> ExitStatus {
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
-    let store = RunStore::open(&arguments.run).map_err(|error| UserError::new(error.to_string()))?;
-    let config = store
-        .get(layout::RUN_CONFIG)
-        .await
-        .map_err(|error| UserError::new(error.to_string()))?;
+    let store = RunStore::open(&arguments.run).map_err(fault)?;
+    let config = store.get(layout::RUN_CONFIG).await.map_err(fault)?;
     let config = std::str::from_utf8(&config).context("run.yaml is not UTF-8")?;
     let config = zipper_config::from_str(config, layout::RUN_CONFIG, &arguments.overrides)
         .map_err(|error| UserError::new(error.to_string()))?;
@@ -161,8 +158,9 @@ async fn claim(
         request_timeout: config.elastic.lease_ttl / 3,
         ..StoreOptions::default()
     };
-    let store = RunStore::open_with(run, &patience)?;
-    match Lease::acquire(&store, holder, options, supersede).await? {
+    let store = RunStore::open_with(run, &patience).map_err(fault)?;
+    let acquired = Lease::acquire(&store, holder, options, supersede).await;
+    match acquired.map_err(fault)? {
         Ok(lease) => Ok(lease),
         Err(refused) => Err(UserError::new(refused.to_string())
             .hint("stop that run first, or wait for its end: two launches cannot share a run")

@@ -99,6 +99,8 @@ pub enum Event {
     PartsStored {
         /// Which rank.
         rank: Rank,
+        /// Of which generation.
+        generation: Generation,
         /// Of which step.
         step: Step,
         /// Its stage.
@@ -444,7 +446,7 @@ impl State {
             return effects;
         }
         match event {
-            Event::Joined(joining) => self.joined(now, joining, &mut effects),
+            Event::Joined(joining) => self.joined(now, joining),
             Event::Heartbeat(sign) => self.heard(now, sign, &mut effects),
             Event::Completed { rank, task, outcome } => {
                 self.completed(now, rank, task, outcome, &mut effects);
@@ -452,11 +454,15 @@ impl State {
             Event::Failed(failure) => self.failed(now, failure, &mut effects),
             Event::PartsStored {
                 rank,
+                generation,
                 step,
                 stage,
                 parts,
             } => {
-                self.parts_stored(rank, step, stage, parts, &mut effects);
+                // GEN-1: it may have ended since the request was looked at.
+                if generation == self.generation {
+                    self.parts_stored(rank, step, stage, parts, &mut effects);
+                }
             }
             Event::Published { step, error } => self.published(now, step, error, &mut effects),
             Event::Scored { step, loss } => {
@@ -473,6 +479,13 @@ impl State {
             Event::Reserved(generation) => self.reserved = self.reserved.max(generation),
             Event::StoreTrouble(trouble) => self.own_trouble = trouble,
             Event::Tick => self.tick(now, &mut effects),
+        }
+        // What caused a loss is noted by now.
+        self.check_budget_of_run(now, &mut effects);
+        let idle = self.running.is_none() && self.closing.is_none() && self.verdict.is_none();
+        if idle && self.together().is_some() {
+            // A generation that was taken over before its task was written down.
+            self.begin_next(now, &mut effects);
         }
         self.try_form(now, &mut effects);
         self.close_if_ready(now, &mut effects);
@@ -497,14 +510,14 @@ impl State {
         if let Some(verdict) = self
             .late_stop(now)
             .or_else(|| self.late_checkpoints(now))
-            .or_else(|| self.long_outage(now, effects))
+            .or_else(|| self.long_outage(effects))
             .or_else(|| self.late_gathering(now))
         {
             self.end(now, verdict, effects);
             return;
         }
         self.give_up_silent(now, effects);
-        self.find_hang(now, effects);
+        self.find_hang(now);
         self.find_stragglers(now, effects);
         self.tell_waiting(now, effects);
     }

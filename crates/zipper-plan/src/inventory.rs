@@ -1,10 +1,10 @@
-//! What a rank has to hold and to send, as numbers that follow from the shapes of the adapted layers (DESIGN 2).
+//! What a rank has to hold and to send, as numbers that follow from the shapes of the adapted layers (docs/concepts.md).
 
 use std::collections::BTreeSet;
 
 use zipper_types::Variant;
 
-/// Weights, and two moments of AdamW for each.
+/// AdamW's moments of each parameter.
 const MOMENTS: u64 = 2;
 const MIB: f64 = 1024.0 * 1024.0;
 
@@ -157,11 +157,6 @@ impl Inventory {
     /// Memory of one bank on a rank: weights, gradients, optimizer state.
     pub fn bank_memory(&self) -> u64 {
         2 * self.bank_bytes() + Self::optimizer_bytes(self.bank_bytes())
-    }
-
-    /// Memory of the shared state on a rank: weights, gradients, optimizer state.
-    pub fn shared_memory(&self) -> u64 {
-        2 * self.shared_bytes() + Self::optimizer_bytes(self.shared_bytes())
     }
 
     /// Bytes of the tensors in a checkpoint of `languages` languages.

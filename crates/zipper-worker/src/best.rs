@@ -81,8 +81,8 @@ pub(crate) async fn best(
 
 /// The validation loss of exactly this step, if it was measured and is a number.
 async fn validation_loss(store: &RunStore, step: Step) -> anyhow::Result<Option<f64>> {
-    let name = format!("validation-{}", layout::checkpoint_id(step));
-    match store.get(&layout::evaluation(&name)).await {
+    let name = layout::evaluation("validation", false, step);
+    match store.get(&format!("{name}.json")).await {
         Ok(bytes) => {
             let validation: Option<Validation> = serde_json::from_slice(&bytes).ok();
             Ok(validation

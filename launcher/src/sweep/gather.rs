@@ -126,8 +126,7 @@ async fn sample(
     silenced: bool,
     step: Step,
 ) -> anyhow::Result<Option<Sample>> {
-    let control = if silenced { "-silenced" } else { "" };
-    let path = format!("eval/{set}{control}-step-{:08}.jsonl", step.0);
+    let path = format!("{}.jsonl", layout::evaluation(set, silenced, step));
     let Some(bytes) = object(store, &path).await? else {
         return Ok(None);
     };

@@ -41,12 +41,8 @@ impl Recent {
 pub(super) struct History(watch::Sender<Recent>);
 
 impl History {
+    /// Tells watchers, unless the run has ended: the verdict is the last thing that they are told.
     pub(super) fn add(&self, event: Watched) {
-        self.0.send_modify(|told| told.add(event));
-    }
-
-    /// Adds what does not matter any more after the verdict, which is the last thing that watchers are told.
-    pub(super) fn add_before_the_end(&self, event: Watched) {
         self.0.send_if_modified(|told| {
             let ended = matches!(told.kept.back(), Some(Watched::Verdict(_)));
             if !ended {
@@ -87,5 +83,16 @@ mod tests {
         assert_eq!(told.after(0)[0], step(events - KEPT as u64));
         assert_eq!(told.after(told.count() - 2), [step(events - 2), step(events - 1)]);
         assert!(told.after(told.count()).is_empty());
+    }
+
+    /// Goal: whoever has heard the verdict has heard everything.
+    #[test]
+    fn nothing_is_told_after_the_verdict() {
+        let history = History::default();
+        history.add(step(1));
+        history.add(Watched::Verdict(v1::Verdict::default()));
+        history.add(step(2));
+        let told = history.subscribe();
+        assert_eq!(told.borrow().count(), 2);
     }
 }

@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval};
 use zipper_checkpoint::lease::{Lease, LeaseLost};
-use zipper_checkpoint::{CheckpointError, ErrorKind, RunStore};
+use zipper_checkpoint::{CheckpointError, RunStore};
 use zipper_cli::{ExitStatus, UserError};
 use zipper_config::RunConfig;
 use zipper_proto::v1;
@@ -221,9 +221,10 @@ impl Running {
             // What could not be written by then is not worth more waiting: the run can be resumed without it.
             let _ = tokio::time::timeout(LAST_WORDS, written).await;
         }
-        let released = tokio::time::timeout(LAST_WORDS, self.lease.release()).await;
-        if let Err(error) = released.unwrap_or(Ok(())) {
-            tracing::warn!("the claim on the run was not given back: {error}");
+        match tokio::time::timeout(LAST_WORDS, self.lease.release()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!("the claim on the run was not given back: {error}"),
+            Err(_) => tracing::warn!("the claim on the run was not given back within {LAST_WORDS:?}"),
         }
         Ok(match verdict {
             Verdict::Done => ExitStatus::Done,
@@ -316,11 +317,11 @@ async fn begin(
 }
 
 /// What trying again cannot help is the user's to mend.
-fn fault(error: CheckpointError) -> anyhow::Error {
-    if error.kind() == ErrorKind::Config {
-        UserError::new(error.to_string()).into()
-    } else {
+pub fn fault(error: CheckpointError) -> anyhow::Error {
+    if error.is_retryable() {
         error.into()
+    } else {
+        UserError::new(error.to_string()).into()
     }
 }
 

@@ -16,7 +16,7 @@ use super::history::History;
 use super::scribe::{Told, Work};
 use super::{FAREWELL, wire};
 use crate::clock::Clock;
-use crate::evaluation::score_set;
+use crate::evaluation::{score_set, title};
 use crate::journal::JournalEntry;
 use crate::metrics::Metrics;
 use crate::placement;
@@ -153,9 +153,7 @@ impl Owner {
             }
             Message::Ask(question) => question(&self.state),
             Message::Step(metrics) => {
-                let is_new = self.metrics.add(&metrics);
-                // The verdict is the last thing that watchers are told.
-                if is_new && self.state.verdict().is_none() {
+                if self.metrics.add(&metrics) {
                     self.history.add(Watched::Step(*metrics));
                 }
             }
@@ -250,7 +248,7 @@ impl Owner {
                 let scored = score_set(self.state.config(), &set, silenced, step, &utterances);
                 let overall = &scored.report.overall;
                 self.history.add(Watched::EvaluationDone(v1::EvaluationDone {
-                    name: scored.title(),
+                    name: title(&set, silenced, step),
                     step: step.0,
                     wer: overall.wer.rate(),
                     cer: overall.cer.rate(),
@@ -363,7 +361,12 @@ impl Owner {
                 }));
             }
             Effect::Waiting(what) => self.history.add(Watched::Waiting(v1::Waiting { what })),
-            _ => {}
+            // Done by `perform`.
+            Effect::Reserve(_)
+            | Effect::Publish { .. }
+            | Effect::Committed { .. }
+            | Effect::Evaluated { .. }
+            | Effect::End { .. } => {}
         }
     }
 
@@ -377,7 +380,7 @@ impl Owner {
                 until_step: until.0,
             })),
             Planned::Evaluate { set, silenced, step } => {
-                let name = score_set(self.state.config(), set, *silenced, *step, &[]).title();
+                let name = title(set, *silenced, *step);
                 self.history
                     .add(Watched::EvaluationStarted(v1::EvaluationStarted { name }));
             }

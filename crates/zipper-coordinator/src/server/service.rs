@@ -421,7 +421,7 @@ impl WorkerService for Services {
         request: Request<v1::ReportCheckpointPartsRequest>,
     ) -> Result<Response<v1::ReportCheckpointPartsResponse>, Status> {
         let request = self.bounds.checked(request)?;
-        let (_, rank) = self.check(request.member).await?;
+        let (claim, rank) = self.check(request.member).await?;
         let stage = zipper_proto::stage(request.stage)?;
         let parts = request
             .parts
@@ -435,6 +435,7 @@ impl WorkerService for Services {
             .collect();
         self.apply(Event::PartsStored {
             rank,
+            generation: claim.generation.unwrap_or_default(),
             step: Step(request.step),
             stage,
             parts,

@@ -34,8 +34,8 @@ impl Watcher {
         answered.await.ok()
     }
 
-    /// Tells all watchers.
+    /// Tells all watchers, unless the run has ended.
     pub(crate) fn tell(&self, event: Watched) {
-        self.history.add_before_the_end(event);
+        self.history.add(event);
     }
 }

@@ -98,12 +98,12 @@ impl State {
     }
 
     /// A process is gone, or not to come back; if it was a member, its generation is over.
-    pub(super) fn drop_member(&mut self, now: Now, worker: &WorkerId, effects: &mut Vec<Effect>) {
+    pub(super) fn drop_member(&mut self, now: Now, worker: &WorkerId) {
         let Some(member) = self.members.get(worker) else {
             return;
         };
         if member.rank().is_some() {
-            self.break_generation(now, effects);
+            self.break_generation(now);
         }
         if let Some(member) = self.members.remove(worker) {
             self.given_up.insert((worker.clone(), member.incarnation));
@@ -111,7 +111,7 @@ impl State {
     }
 
     /// Ends the generation: whoever is left joins again.
-    pub(super) fn break_generation(&mut self, now: Now, effects: &mut Vec<Effect>) {
+    pub(super) fn break_generation(&mut self, now: Now) {
         let Phase::Together(together) = &self.phase else {
             return;
         };
@@ -123,17 +123,16 @@ impl State {
         self.leave_generation(now, Why::Loss);
         self.failures.push(now + self.config.elastic.restart_window);
         self.failed += 1;
-        self.check_budget_of_run(now, effects);
     }
 
     /// A worker has left: if it is a member of the generation, that is over.
-    pub(super) fn break_generation_of(&mut self, now: Now, worker: &WorkerId, effects: &mut Vec<Effect>) {
+    pub(super) fn break_generation_of(&mut self, now: Now, worker: &WorkerId) {
         if self
             .members
             .get(worker)
             .is_some_and(|member| member.rank().is_some())
         {
-            self.break_generation(now, effects);
+            self.break_generation(now);
         }
     }
 

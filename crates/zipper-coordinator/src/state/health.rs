@@ -6,7 +6,7 @@ use std::time::Duration;
 use zipper_types::{Rank, WorkerId};
 
 use super::members::Status;
-use super::{Effect, Now, Phase, Planned, State, Verdict};
+use super::{Collective, Effect, Now, Phase, Planned, State, Verdict};
 
 /// Steps whose longest says how long the next one may take.
 pub(super) const RECENT_STEPS: usize = 32;
@@ -51,13 +51,13 @@ impl State {
             .collect();
         for worker in lost {
             tracing::warn!("worker `{worker}` is given up");
-            self.drop_member(now, &worker, effects);
+            self.drop_member(now, &worker);
         }
         self.end_if_hopeless(now, effects);
     }
 
     /// Heartbeats go on, but no step is completed: ends the generation, without the ranks that the others wait for.
-    pub(super) fn find_hang(&mut self, now: Now, effects: &mut Vec<Effect>) {
+    pub(super) fn find_hang(&mut self, now: Now) {
         let training = self
             .running
             .as_ref()
@@ -75,36 +75,43 @@ impl State {
             return;
         }
         let culprits = self.behind();
-        self.break_generation(now, effects);
+        self.break_generation(now);
         if let Some(loss) = &mut self.loss {
             loss.hang(patience, &culprits);
         }
         for rank in culprits {
             let worker = self.loss.as_ref().and_then(|loss| loss.worker(rank).cloned());
             if let Some(worker) = worker {
-                self.drop_member(now, &worker, effects);
+                self.drop_member(now, &worker);
             }
         }
     }
 
-    /// Ranks that are not where all others wait: in no collective, or in an earlier one of the world group.
+    /// Ranks that are not where others wait: in no collective, or in an earlier one of the same group. Each group counts its own, so
+    /// that numbers of two groups say nothing about each other.
     fn behind(&self) -> BTreeSet<Rank> {
         let Phase::Together(together) = &self.phase else {
             return BTreeSet::new();
         };
-        let at: BTreeMap<Rank, Option<(u64, bool)>> = self
+        let waits: BTreeMap<Rank, Option<&Collective>> = self
             .members
             .values()
             .filter_map(|member| {
                 let collective = member.collective.as_ref();
-                let at = collective.map(|collective| (collective.sequence, !collective.finished));
-                Some((member.rank()?, at))
+                let waits = collective.filter(|collective| !collective.finished);
+                Some((member.rank()?, waits))
             })
             .collect();
-        let Some(front) = at.values().max() else {
+        let mut front: BTreeMap<&str, u64> = BTreeMap::new();
+        for collective in waits.values().flatten() {
+            let newest = front.entry(collective.group.as_str()).or_default();
+            *newest = collective.sequence.max(*newest);
+        }
+        if front.is_empty() {
             return BTreeSet::new();
-        };
-        let behind = at.iter().filter(|(_, at)| *at < front);
+        }
+        let is_behind = |collective: &Collective| collective.sequence < front[collective.group.as_str()];
+        let behind = waits.iter().filter(|(_, waits)| waits.is_none_or(is_behind));
         let behind: BTreeSet<Rank> = behind.map(|(rank, _)| *rank).collect();
         // If nearly all are behind, nobody knows who is at fault.
         if behind.len() * 2 > together.world_size.0 as usize {
@@ -155,7 +162,7 @@ impl State {
     }
 
     /// Raises the alarm while nothing can be stored; says how the run ends if that lasts too long.
-    pub(super) fn long_outage(&mut self, _now: Now, effects: &mut Vec<Effect>) -> Option<Verdict> {
+    pub(super) fn long_outage(&mut self, effects: &mut Vec<Effect>) -> Option<Verdict> {
         let troubles = self.members.values().filter_map(|member| member.trouble.as_ref());
         let worst = troubles
             .chain(&self.own_trouble)

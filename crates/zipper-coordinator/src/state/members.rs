@@ -195,17 +195,17 @@ impl State {
         }
     }
 
-    pub(super) fn joined(&mut self, now: Now, joining: Joining, effects: &mut Vec<Effect>) {
+    pub(super) fn joined(&mut self, now: Now, joining: Joining) {
         let standing = self.standing(&joining.worker, joining.incarnation, joining.generation);
         if standing == Standing::GivenUp || self.is_left_out(joining.node_rank) {
             return;
         }
-        self.replace(now, &joining.worker, joining.incarnation, effects);
+        self.replace(now, &joining.worker, joining.incarnation);
         // It left the generation that it is a member of, or has been in a newer one, which was not written down before the
         // coordinator of then was lost: that generation is over.
         let was_newer = joining.generation > Some(self.generation);
         if was_newer || matches!(standing, Standing::Member(_)) {
-            self.break_generation_of(now, &joining.worker, effects);
+            self.break_generation_of(now, &joining.worker);
         }
         let member = self
             .members
@@ -229,7 +229,7 @@ impl State {
         if standing == Standing::GivenUp || self.is_left_out(sign.node_rank) {
             return;
         }
-        self.replace(now, &sign.worker, sign.incarnation, effects);
+        self.replace(now, &sign.worker, sign.incarnation);
         if sign.generation == Some(self.generation)
             && let Some(loss) = &mut self.loss
         {
@@ -253,13 +253,13 @@ impl State {
     }
 
     /// A new process of a slot takes the place of the old one, which is lost.
-    fn replace(&mut self, now: Now, worker: &WorkerId, incarnation: Incarnation, effects: &mut Vec<Effect>) {
+    fn replace(&mut self, now: Now, worker: &WorkerId, incarnation: Incarnation) {
         if self
             .members
             .get(worker)
             .is_some_and(|member| member.incarnation < incarnation)
         {
-            self.drop_member(now, worker, effects);
+            self.drop_member(now, worker);
         }
     }
 
@@ -282,57 +282,58 @@ impl State {
 impl Member {
     fn new(joining: &Joining, now: Now) -> Self {
         Self {
-            incarnation: joining.incarnation,
-            node_rank: joining.node_rank,
-            local_rank: joining.local_rank,
-            hostname: joining.hostname.clone(),
             status: Status::Ready,
-            heard: now,
-            doing: String::new(),
             store_address: joining.store_address.clone(),
-            held: Vec::new(),
-            step: Step(0),
-            collective: None,
-            compute_seconds: 0.0,
-            work: 0.0,
-            store_reads: 0,
-            trouble: None,
+            ..Self::at(
+                joining.incarnation,
+                (joining.node_rank, joining.local_rank),
+                &joining.hostname,
+                now,
+            )
         }
     }
 
     fn loading(sign: &Sign, now: Now) -> Self {
         Self {
-            incarnation: sign.incarnation,
-            node_rank: sign.node_rank,
-            local_rank: sign.local_rank,
-            hostname: sign.hostname.clone(),
-            status: Status::Loading,
-            heard: now,
             doing: sign.doing.clone(),
-            store_address: String::new(),
-            held: Vec::new(),
-            step: Step(0),
-            collective: None,
-            compute_seconds: 0.0,
-            work: 0.0,
-            store_reads: 0,
-            trouble: None,
+            ..Self::at(
+                sign.incarnation,
+                (sign.node_rank, sign.local_rank),
+                &sign.hostname,
+                now,
+            )
         }
     }
 
     /// A member that a journal tells of, of which nothing has been heard yet.
     pub(super) fn of_seat(seat: &Seat, rank: Rank, step: Step) -> Self {
         Self {
-            incarnation: seat.incarnation,
-            node_rank: seat.node_rank,
-            local_rank: seat.local_rank,
-            hostname: seat.hostname.clone(),
             status: Status::Member(rank),
-            heard: Now::ZERO,
             doing: "training".to_owned(),
             store_address: seat.store_address.clone(),
-            held: Vec::new(),
             step,
+            ..Self::at(
+                seat.incarnation,
+                (seat.node_rank, seat.local_rank),
+                &seat.hostname,
+                Now::ZERO,
+            )
+        }
+    }
+
+    /// A process on a node and slot, which has done nothing yet.
+    fn at(incarnation: Incarnation, (node_rank, local_rank): (u32, u32), hostname: &str, heard: Now) -> Self {
+        Self {
+            incarnation,
+            node_rank,
+            local_rank,
+            hostname: hostname.to_owned(),
+            status: Status::Loading,
+            heard,
+            doing: String::new(),
+            store_address: String::new(),
+            held: Vec::new(),
+            step: Step(0),
             collective: None,
             compute_seconds: 0.0,
             work: 0.0,

@@ -132,7 +132,7 @@ impl State {
     pub(super) fn node_registered(&mut self, now: Now, agent: Agent, effects: &mut Vec<Effect>) {
         let Some(node) = self.nodes.get_mut(&agent.node) else {
             // Members that an earlier launch had on this node are gone with its agent.
-            self.drop_node(now, agent.node, effects);
+            self.drop_node(now, agent.node);
             let started = Node::new(agent.incarnation, agent.hostname, now);
             self.nodes.insert(agent.node, started);
             return;
@@ -143,7 +143,7 @@ impl State {
         node.agent = agent.incarnation;
         node.hostname = agent.hostname;
         node.heard = now;
-        self.drop_node(now, agent.node, effects);
+        self.drop_node(now, agent.node);
         let advice = self.node_failed(now, agent.node, "its agent ended", effects);
         if let Some(node) = self.nodes.get_mut(&agent.node) {
             node.advice = advice;
@@ -151,14 +151,14 @@ impl State {
     }
 
     /// Nothing runs on a node any more.
-    fn drop_node(&mut self, now: Now, node: u32, effects: &mut Vec<Effect>) {
+    fn drop_node(&mut self, now: Now, node: u32) {
         let members = self.members.iter();
         let of_node: Vec<WorkerId> = members
             .filter(|(_, member)| member.node_rank == node)
             .map(|(worker, _)| worker.clone())
             .collect();
         for worker in of_node {
-            self.drop_member(now, &worker, effects);
+            self.drop_member(now, &worker);
         }
     }
 
@@ -179,10 +179,10 @@ impl State {
     }
 
     pub(super) fn exited(&mut self, now: Now, ended: &Ended, effects: &mut Vec<Effect>) {
-        if self
-            .advice_for_worker(ended.node, &ended.worker, ended.incarnation)
-            .is_some()
-        {
+        let node = self.nodes.get(&ended.node);
+        let newest = node.and_then(|node| node.exits.get(&ended.worker));
+        // Also one that arrives again, late: another process of that slot may have ended since.
+        if newest.is_some_and(|(newest, _)| *newest >= ended.incarnation) {
             return;
         }
         if ended.is_config() {
@@ -200,7 +200,7 @@ impl State {
             .get(&ended.worker)
             .is_some_and(|member| member.incarnation == ended.incarnation);
         if was_member {
-            self.drop_member(now, &ended.worker, effects);
+            self.drop_member(now, &ended.worker);
         }
         let given_up = !was_member && self.given_up.contains(&(ended.worker.clone(), ended.incarnation));
         self.given_up.insert((ended.worker.clone(), ended.incarnation));
@@ -262,7 +262,7 @@ impl State {
             let advice = Advice::Leave { reason };
             node.advice = advice.clone();
             // What still runs there would fail as well.
-            self.drop_node(now, number, effects);
+            self.drop_node(now, number);
             return advice;
         }
         let doubled = backoff.saturating_mul(1 << (failures - 1).min(16));

@@ -89,10 +89,10 @@ impl State {
             Phase::Together(together) => (Some(together.world_size.0), together.newest),
             Phase::Gathering(_) => (None, self.reached),
         };
-        let mut accounts = self.accounts.clone();
-        if self.verdict.is_none() {
-            accounts.end(now);
-        }
+        let accounts = match self.verdict {
+            None => self.accounts.until(now),
+            Some(_) => self.accounts.clone(),
+        };
         Overview {
             generation: self.generation,
             world_size,

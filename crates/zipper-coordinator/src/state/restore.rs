@@ -103,21 +103,18 @@ impl State {
         self.furthest = self.furthest.max(at);
         self.accounts.begin(Now::ZERO, Activity::Working);
         self.go_on_from(at);
-        // Its ranks will tell again of their parts (END-1).
-        self.expected = self.unpublished(step, at);
-        match task {
-            Some((id, planned)) => {
-                // What comes before the task under way is done.
-                if let Some(place) = self.left.iter().rposition(|left| *left == planned) {
-                    self.left.truncate(place);
-                }
-                self.running = Some(Running {
-                    id,
-                    planned,
-                    outcomes: BTreeMap::new(),
-                });
+        if let Some((id, planned)) = task {
+            // Its ranks will tell again of their parts (END-1). Before the first task they have written none.
+            self.expected = self.unpublished(step, at);
+            // What comes before the task under way is done.
+            if let Some(place) = self.left.iter().rposition(|left| *left == planned) {
+                self.left.truncate(place);
             }
-            None => self.begin_next(Now::ZERO, &mut Vec::new()),
+            self.running = Some(Running {
+                id,
+                planned,
+                outcomes: BTreeMap::new(),
+            });
         }
     }
 }

@@ -192,7 +192,7 @@ impl State {
             return;
         }
         if rank.is_some() && failure.generation == Some(self.generation) {
-            self.break_generation(now, effects);
+            self.break_generation(now);
         }
         if let Some(loss) = &mut self.loss {
             loss.reported(failure);

@@ -176,8 +176,10 @@ impl Play {
     }
 
     fn store(&mut self, rank: u32, step: u64) -> Vec<Effect> {
+        let generation = self.state.generation();
         self.apply(Event::PartsStored {
             rank: Rank(rank),
+            generation,
             step: Step(step),
             stage: Stage::Align,
             parts: vec![part(rank)],

@@ -22,6 +22,21 @@ fn parts_of_all_ranks_make_one_checkpoint() {
     assert_eq!(play.store(1, 6), []);
 }
 
+/// GEN-1, when the generation ends between the look at a request and its event.
+#[test]
+fn parts_of_an_earlier_generation_do_not_count() {
+    let mut play = Play::formed("", 5);
+    let late = Event::PartsStored {
+        rank: Rank(0),
+        generation: Generation(FIRST.0 - 1),
+        step: Step(6),
+        stage: Stage::Align,
+        parts: vec![part(0)],
+    };
+    assert_eq!(play.apply(late), []);
+    assert_eq!(play.store(1, 6), [], "rank 0 is missing");
+}
+
 #[test]
 fn a_run_is_not_done_before_its_last_checkpoint_is_published() {
     let mut play = Play::formed("", 5);

@@ -296,6 +296,30 @@ fn thread_1_the_run_has_a_budget_of_its_own() {
         "{}",
         play.failure()
     );
+    assert!(
+        play.failure()
+            .contains("the last time: worker `node0/0` (rank 0) on host0 was ended by signal 9"),
+        "{}",
+        play.failure()
+    );
+    assert!(
+        matches!(play.effects.last(), Some(Effect::End { .. })),
+        "{:?}",
+        words(&play.effects)
+    );
+}
+
+/// The report of an exit may arrive a second time, when the next process of the slot has ended as well.
+#[test]
+fn an_exit_that_is_reported_again_late_counts_once() {
+    let mut play = training("elastic: {restarts_per_node: 2}", crew(1, 2));
+    play.apply(ended(1, 1));
+    play.apply(ended(1, 2));
+    let failures = play.state.failures();
+    assert_eq!(play.apply(ended(1, 1)), []);
+    assert_eq!(play.state.failures(), failures);
+    let advice = play.state.advice_for_worker(1, &worker(1), Incarnation(2));
+    assert!(matches!(advice, Some(Advice::Start { .. })), "{advice:?}");
 }
 
 /// An agent that comes anew has lost its workers, whatever became of them.
@@ -359,6 +383,28 @@ fn a_hang_is_found_by_the_lack_of_progress() {
         reason.starts_with("no step was completed for 20s. worker `node1/0` (rank 1)"),
         "{reason}"
     );
+}
+
+/// Each group counts its own operations: whoever waits in that of a bank is not behind a rank that has done many with all others.
+#[test]
+fn a_rank_that_waits_in_another_group_is_not_behind() {
+    let mut play = training("elastic: {hang_factor: 5, hang_min: 10s}", crew(1, 2));
+    let at = |node: u32, group: &str, sequence: u64, finished: bool| {
+        let mut sign = alive(node, FIRST, 6);
+        sign.collective = Some(diagnosis::collective(group, sequence, finished));
+        Event::Heartbeat(sign)
+    };
+    play.seconds(4, |_| ());
+    for node in 0..2 {
+        play.apply(at(node, "world", 60, true));
+    }
+    play.seconds(21, |play| {
+        play.apply(at(0, "owners of en", 8, false));
+        play.apply(at(1, "world", 60, true));
+    });
+    let standing = |node| play.state.standing(&worker(node), Incarnation(1), Some(FIRST));
+    assert_eq!(standing(0), Standing::Outside);
+    assert_eq!(standing(1), Standing::GivenUp);
 }
 
 /// A coordinator that was asleep has heard nobody, and gives nobody up for that.
@@ -558,6 +604,16 @@ fn a_generation_is_adopted_by_the_next_coordinator() {
     play.apply(ended(1, 1));
     play.apply(back(0, held(9, &[0, 1])));
     assert_eq!(play.state.generation(), Generation(12));
+}
+
+/// A coordinator may be lost between a generation and its first task: the next one gives the task out, and notes it.
+#[test]
+fn a_generation_that_was_taken_over_without_a_task_gets_one() {
+    let mut before = training("", crew(1, 2));
+    before.state.running = None;
+    let mut play = adopting(&before, &[5]);
+    assert_eq!(words(&play.effects), ["train 5-9"]);
+    assert_eq!(play.apply(Event::Tick), [], "once");
 }
 
 /// GEN-2: what the journal has not reserved is not used.
