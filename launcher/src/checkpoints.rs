@@ -7,6 +7,7 @@ use zipper_checkpoint::{CheckpointError, CheckpointSummary, Checkpoints, ErrorKi
 use zipper_cli::{ExitStatus, UserError};
 
 use crate::run::print;
+use crate::status::unusable;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -121,16 +122,6 @@ async fn verify(checkpoints: &Checkpoints, checkpoint: &CheckpointSummary) -> an
             // What the store does not give is not damaged.
             _ => Err(unusable(error)),
         },
-    }
-}
-
-/// A person has to change something, or the store fails.
-fn unusable(error: CheckpointError) -> anyhow::Error {
-    match error.kind() {
-        ErrorKind::Config | ErrorKind::Denied => UserError::new(error.to_string())
-            .hint("docs/storage.md says how Zipper finds endpoint, region and credentials")
-            .into(),
-        _ => error.into(),
     }
 }
 

@@ -6,6 +6,8 @@ use anyhow::Context;
 use zipper_cli::UserError;
 use zipper_config::schema::{ContainerConfig, ContainerRuntime};
 
+use crate::processes::in_path;
+
 /// Variables that processes of a run need and enroot would not hand in. Their values stay out of the command line.
 const VARIABLES: [&str; 6] = [
     "CUDA_VISIBLE_DEVICES",
@@ -90,8 +92,7 @@ fn program(container: &ContainerConfig) -> &'static str {
 /// If it is not.
 pub(crate) fn check(container: &ContainerConfig) -> Result<(), UserError> {
     let program = program(container);
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    if std::env::split_paths(&path).any(|folder| folder.join(program).is_file()) {
+    if in_path(program).is_some() {
         return Ok(());
     }
     let error = UserError::new(format!(

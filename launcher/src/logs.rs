@@ -1,12 +1,14 @@
 //! `zipper-launch logs`: the logs of all processes of a run as one.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
+use serde::Serialize;
 use zipper_checkpoint::RunStore;
 use zipper_cli::{ExitStatus, UserError};
 
@@ -31,6 +33,9 @@ pub(crate) struct Arguments {
     /// Only what workers wrote while they were this rank.
     #[arg(long)]
     rank: Option<u32>,
+    /// Print each line as a JSON document: `source`, `rank` (null where there is none) and `line`.
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
@@ -47,7 +52,7 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     let mut logs = Logs::new(folder, arguments.rank);
     loop {
         let lines = logs.more(arguments.follow)?;
-        match write(&lines) {
+        match write(&lines, arguments.json) {
             // The reader, such as `head`, has enough.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(ExitStatus::Done),
             written => written.context("stdout cannot be written")?,
@@ -67,10 +72,15 @@ async fn folder_of(url: &str) -> anyhow::Result<PathBuf> {
     preflight::log_folder(&store, begun.config())
 }
 
-fn write(lines: &[String]) -> io::Result<()> {
+fn write(lines: &[Entry], json: bool) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     for line in lines {
-        writeln!(stdout, "{line}")?;
+        if json {
+            serde_json::to_writer(&mut stdout, line)?;
+            writeln!(stdout)?;
+        } else {
+            writeln!(stdout, "{line}")?;
+        }
     }
     stdout.flush()
 }
@@ -94,10 +104,19 @@ struct LogFile {
     rank: Option<u32>,
 }
 
-/// A line with what it is sorted by.
+/// A line and who wrote it.
+#[derive(Debug, PartialEq, Serialize)]
 struct Entry {
-    time: String,
-    text: String,
+    source: String,
+    rank: Option<u32>,
+    line: String,
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rank = self.rank.map_or_else(String::new, |rank| format!(" rank {rank}"));
+        write!(f, "{}{rank} | {}", self.source, self.line)
+    }
 }
 
 impl Logs {
@@ -110,8 +129,8 @@ impl Logs {
     }
 
     /// What has come since the last call, in the order of its times; an unfinished last line only if no more is to come.
-    fn more(&mut self, more_to_come: bool) -> anyhow::Result<Vec<String>> {
-        let mut entries = Vec::new();
+    fn more(&mut self, more_to_come: bool) -> anyhow::Result<Vec<Entry>> {
+        let mut lines_by_time = Vec::new();
         for name in log_names(&self.folder)? {
             let path = self.folder.join(&name);
             let file = self.files.entry(name.clone()).or_default();
@@ -124,16 +143,17 @@ impl Logs {
                 if self.rank.is_some() && self.rank != file.rank {
                     continue;
                 }
-                let rank = file.rank.map_or_else(String::new, |rank| format!(" rank {rank}"));
-                entries.push(Entry {
-                    time: file.time.clone(),
-                    text: format!("{source}{rank} | {line}"),
-                });
+                let line = Entry {
+                    source: source.clone(),
+                    rank: file.rank,
+                    line: line.to_owned(),
+                };
+                lines_by_time.push((file.time.clone(), line));
             }
         }
         // Stable: lines without a time stay behind the one they belong to.
-        entries.sort_by(|a, b| a.time.cmp(&b.time));
-        Ok(entries.into_iter().map(|entry| entry.text).collect())
+        lines_by_time.sort_by(|(one, _), (other, _)| one.cmp(other));
+        Ok(lines_by_time.into_iter().map(|(_, line)| line).collect())
     }
 }
 
@@ -225,12 +245,15 @@ mod tests {
         let folder = folder();
         let mut logs = Logs::new(folder.path().to_owned(), None);
         let lines = logs.more(false).unwrap();
-        let starts: Vec<&str> = lines
-            .iter()
-            .map(|line| line.split_once(" | ").expect("every line has its source").0)
-            .collect();
+        let texts: Vec<String> = lines.iter().map(Entry::to_string).collect();
+        let start = |text: &String| {
+            text.split_once(" | ")
+                .expect("every line has its source")
+                .0
+                .to_owned()
+        };
         assert_eq!(
-            starts,
+            texts.iter().map(start).collect::<Vec<_>>(),
             [
                 "node0/1",
                 "node0-agent",
@@ -242,7 +265,11 @@ mod tests {
                 "node0-agent"
             ]
         );
-        assert_eq!(lines[2], "node0-agent | with");
+        assert_eq!(texts[2], "node0-agent | with");
+        assert_eq!(
+            serde_json::to_value(&lines[2]).unwrap(),
+            serde_json::json!({"source": "node0-agent", "rank": null, "line": "with"})
+        );
     }
 
     /// A rank is what a worker was at that time, and half a line is shown when it is whole.
@@ -257,10 +284,12 @@ mod tests {
             .unwrap();
         write!(file, " now whole\nand half").unwrap();
         let lines = logs.more(true).unwrap();
-        assert_eq!(
-            lines,
-            ["node0/1 rank 0 | 2026-01-02T03:04:08.000001Z  INFO unfinished now whole"]
-        );
+        let expected = Entry {
+            source: "node0/1".to_owned(),
+            rank: Some(0),
+            line: "2026-01-02T03:04:08.000001Z  INFO unfinished now whole".to_owned(),
+        };
+        assert_eq!(lines, [expected]);
         assert!(logs.more(true).unwrap().is_empty());
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
@@ -77,11 +77,6 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
 }
 
 fn pass_on(asked: Asked, pid: u32) {
-    let signal = match asked {
-        Asked::Interrupt => Signal::SIGINT,
-        Asked::Terminate => Signal::SIGTERM,
-        Asked::Preempt => Signal::SIGUSR1,
-    };
     // One that has just ended is noticed by itself.
-    let _ = kill(Pid::from_raw(pid.cast_signed()), signal);
+    let _ = kill(Pid::from_raw(pid.cast_signed()), asked.signal());
 }

@@ -34,6 +34,16 @@ impl Asked {
             Self::Preempt => "SIGUSR1",
         }
     }
+
+    /// What another process is sent, so that it hears the same.
+    pub(crate) fn signal(self) -> nix::sys::signal::Signal {
+        use nix::sys::signal::Signal;
+        match self {
+            Self::Interrupt => Signal::SIGINT,
+            Self::Terminate => Signal::SIGTERM,
+            Self::Preempt => Signal::SIGUSR1,
+        }
+    }
 }
 
 /// The signals that are handled, from when this is made on.

@@ -244,7 +244,7 @@ fn render(picture: &Picture) -> String {
     text
 }
 
-/// `4 ranks (generation 2); 3 healthy, 1 silent nodes`
+/// `4 workers in generation 2; nodes: 3 healthy, 1 silent`
 fn members(picture: &Picture) -> String {
     if picture.generation == 0 {
         return String::new();

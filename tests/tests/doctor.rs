@@ -8,14 +8,8 @@ use std::process::Command;
 
 use serde_json::Value;
 use zipper_tests::{
-    FalseClock, FaultProxy, Finished, Fixture, Launched, Mode, NotPermitted, S3Server, Slurm, SmallDisk,
-    program,
+    FalseClock, FaultProxy, Finished, Fixture, Launched, Mode, S3Server, Slurm, SmallDisk, permitted, program,
 };
-
-/// What a test makes of a rig that this machine does not allow: it says so and shows nothing.
-fn permitted<T>(rig: Result<T, NotPermitted>) -> Option<T> {
-    rig.inspect_err(|why| eprintln!("left out: {why}")).ok()
-}
 
 /// What the doctor said.
 struct Examined {

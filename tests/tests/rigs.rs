@@ -10,12 +10,7 @@ use std::{fs, io};
 
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, RetryConfig};
-use zipper_tests::{FalseClock, FaultProxy, Mode, Namespaces, NotPermitted, S3Server, SmallDisk, wait_until};
-
-/// What a test makes of a rig that this machine does not allow: it says so and shows nothing.
-fn permitted<T>(rig: Result<T, NotPermitted>) -> Option<T> {
-    rig.inspect_err(|why| eprintln!("left out: {why}")).ok()
-}
+use zipper_tests::{FalseClock, FaultProxy, Mode, Namespaces, S3Server, SmallDisk, permitted, wait_until};
 
 async fn put(store: &Arc<dyn ObjectStore>, name: &str, bytes: usize) -> object_store::Result<()> {
     let (path, content) = (Path::from(name), vec![7; bytes].into());

@@ -175,7 +175,7 @@ async fn strangers_are_refused_and_nothing_secret_is_left_anywhere() {
         .arg(fixture.path().join("run.yaml"))
         .args(["--set", &format!("watching.listen={listen}:0")])
         .current_dir(&disk)
-        .env("RUST_LOG", "debug")
+        .env("ZIPPER_LOG", "debug")
         .envs(server.env());
     let launched = Launched::start_command(&mut command);
     let run = server.run(RUN);

@@ -596,9 +596,18 @@ fn what_slurm_cannot_give_is_refused() {
         "{}",
         finished.stderr
     );
-    let finished = submit(&["--print", "--partition", "nowhere", "--sbatch=--comment=a b"]);
+    let finished = submit(&[
+        "--print",
+        "--partition=nowhere",
+        "--sbatch=--comment=a b",
+        "--set=cluster.interface=lo",
+    ]);
     assert_eq!(finished.code, Some(0), "{}", finished.stderr);
-    for line in ["#SBATCH --partition=nowhere", "#SBATCH '--comment=a b'"] {
+    for line in [
+        "#SBATCH --partition=nowhere",
+        "#SBATCH '--comment=a b'",
+        "cluster.interface=lo",
+    ] {
         assert!(finished.stdout.contains(line), "{}", finished.stdout);
     }
 

@@ -9,7 +9,7 @@ fi
 rm -rf "$here/libtorch.partial" "$here/pip"
 python3 -m venv "$here/pip"
 "$here/pip/bin/pip" install --quiet --no-deps --no-compile --only-binary=:all: --require-hashes \
-  --python-version 3.11 --implementation cp --platform manylinux_2_28_@ARCH@ --platform manylinux2014_@ARCH@ \
+  --python-version 3.11 --implementation cp @PLATFORMS@ \
   --target "$here/libtorch.partial" --requirement "$here/libtorch.txt"
 mv "$here/libtorch.partial" "$here/libtorch"
 rm -rf "$here/pip"

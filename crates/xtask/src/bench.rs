@@ -44,7 +44,7 @@ impl Bench {
     }
 }
 
-/// Measures with the release build and writes `docs/benchmarks/<name>.json`.
+/// Measures with the release build and writes `docs/benchmarks/<name>.json`, or such a file for each size of model.
 ///
 /// # Errors
 /// What building or measuring fails with.

@@ -2,13 +2,14 @@
 
 use std::env::consts::ARCH;
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, bail};
 
 use crate::checks;
+use crate::setup;
 use crate::workspace::{self, Workspace, printed};
 
 const PROGRAMS: [&str; 3] = ["zipper-coordinator", "zipper-launch", "zipper-worker"];
@@ -59,7 +60,12 @@ fn fill(workspace: &Workspace, folder: &Path) -> anyhow::Result<()> {
     for (from, to) in FILES {
         copy(&root.join(from), &folder.join(to))?;
     }
-    let script = read(&root.join("crates/xtask/dist").join(SCRIPT))?.replace("@ARCH@", ARCH);
+    let platforms: Vec<String> = setup::platforms()
+        .iter()
+        .map(|platform| format!("--platform {platform}"))
+        .collect();
+    let script = read(&root.join("crates/xtask/dist").join(SCRIPT))?;
+    let script = script.replace("@PLATFORMS@", &platforms.join(" "));
     let to = folder.join(SCRIPT);
     write(&to, &script)?;
     fs::set_permissions(&to, fs::Permissions::from_mode(0o755))
@@ -102,7 +108,7 @@ fn pack(workspace: &Workspace, dist: &Path, name: &str, tarball: &Path) -> anyho
     workspace::run(tar.args(["--use-compress-program=gzip -n -9", name]))
 }
 
-/// Starts the programs where nothing else is, with an empty environment, and looks which libtorch they find.
+/// Fetches libtorch where nothing else is, starts the programs there with an empty environment, and looks which libtorch they find.
 fn check(workspace: &Workspace, tarball: &Path, name: &str) -> anyhow::Result<()> {
     let place = std::env::temp_dir().join(format!("zipper-dist-{}", std::process::id()));
     fs::create_dir_all(&place).with_context(|| format!("cannot make `{}`", place.display()))?;
@@ -121,9 +127,7 @@ fn check_in(workspace: &Workspace, tarball: &Path, name: &str, place: &Path) -> 
             .arg(place),
     )?;
     let unpacked = place.join(name);
-    let libtorch = unpacked.join("libtorch");
-    symlink(workspace.deps().join("libtorch"), &libtorch)
-        .with_context(|| format!("cannot make `{}`", libtorch.display()))?;
+    workspace::run(&mut Command::new(unpacked.join(SCRIPT)))?;
     let program = |name: &str| -> PathBuf { unpacked.join("bin").join(name) };
     let linked = printed(Command::new("ldd").arg(program("zipper-worker")))?;
     let own = format!("=> {}", place.display());

@@ -12,7 +12,7 @@ pub use logs::{
     Around, LOG_FORMAT, LogFormat, describe_process, init_tracing, init_tracing_as, log_format, write_logs_by,
 };
 
-/// How a program ends; scripts and Slurm rely on the numbers (DESIGN 6).
+/// How a program ends; scripts and Slurm rely on the numbers (docs/alarms.md).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitStatus {
     /// Everything was done.

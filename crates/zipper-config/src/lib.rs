@@ -11,6 +11,7 @@ pub mod reference;
 pub mod schema;
 pub mod sweep;
 mod validate;
+mod warnings;
 
 pub use load::{from_str, load};
 pub use problems::{ConfigErrors, Problem};

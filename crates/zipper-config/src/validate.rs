@@ -8,18 +8,17 @@ use zipper_types::language::language_codes;
 
 use crate::problems::{Problem, suggest};
 use crate::schema::{
-    AugmentConfig, ByLanguage, CtcOutput, DEFAULT, ElasticConfig, EncoderContext, ProjectorKind, RunConfig,
-    SPEECH, StageConfig, StartFrom,
+    AugmentConfig, ByLanguage, CtcOutput, DEFAULT, RunConfig, SPEECH, StageConfig, StartFrom,
 };
 
 /// Whisper's positions.
-const LONGEST_SECONDS: f64 = 30.0;
+pub(crate) const LONGEST_SECONDS: f64 = 30.0;
 /// Frames of log-mel features in that time.
 const LONGEST_FRAMES: usize = 3000;
 /// Mel bands of the smaller Whisper models.
 const MEL_BANDS: usize = 80;
 /// Factors of speed perturbation are taken to this.
-const SPEED_PRECISION: f64 = 1e-3;
+pub(crate) const SPEED_PRECISION: f64 = 1e-3;
 /// Factors of speed perturbation: beyond, it is no speech any more.
 const SPEEDS: std::ops::RangeInclusive<f64> = 0.5..=2.0;
 /// Heartbeats that may be lost before a worker is taken for dead.
@@ -555,81 +554,5 @@ fn cluster(check: &mut Check, config: &RunConfig) {
                 mount.display()
             )
         });
-    }
-}
-
-impl RunConfig {
-    /// Settings that have no effect as the rest stands; worth a warning.
-    pub fn warnings(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
-        let defaults = crate::schema::AdapterConfig::default();
-        let mut warn = |has_no_effect: bool, key: &str, unless: &str| {
-            if has_no_effect {
-                warnings.push(format!("`{key}` has no effect unless {unless}"));
-            }
-        };
-        let stage = &self.training.zipper;
-        let adapter = &self.adapter;
-        warn(
-            adapter.shared_rank.is_some() && adapter.variant != Variant::Static,
-            "adapter.shared_rank",
-            "`adapter.variant` is `static`",
-        );
-        warn(
-            adapter.router != defaults.router && !adapter.variant.has_router(),
-            "adapter.router",
-            "`adapter.variant` is `hard` or `soft`",
-        );
-        warn(
-            stage.router_lr.is_some() && !adapter.variant.has_router(),
-            "training.zipper.router_lr",
-            "`adapter.variant` is `hard` or `soft`",
-        );
-        warn(
-            self.training.align.router_lr.is_some(),
-            "training.align.router_lr",
-            "stage 1 had a router, which it never has",
-        );
-        warn(
-            self.elastic.snapshot_every != ElasticConfig::default().snapshot_every
-                && adapter.variant == Variant::Shared,
-            "elastic.snapshot_every",
-            "`adapter.variant` has banks",
-        );
-        warn(
-            self.runtime.bank_memory_mib.is_some() && adapter.variant == Variant::Shared,
-            "runtime.bank_memory_mib",
-            "`adapter.variant` has banks",
-        );
-        let augment = &self.training.augment;
-        if let Some(masks) = &augment.spec_augment {
-            warn(
-                masks.frequency_masks * masks.frequency_width + masks.time_masks * masks.time_width == 0,
-                "training.augment.spec_augment",
-                "there are masks that are wider than 0",
-            );
-        }
-        warn(
-            !augment.speed.is_empty()
-                && augment
-                    .speed
-                    .iter()
-                    .all(|speed| (speed - 1.0).abs() < SPEED_PRECISION / 2.0),
-            "training.augment.speed",
-            "one of the factors is not 1",
-        );
-        let projector = &self.model.projector;
-        warn(
-            projector.kind == ProjectorKind::Conv && projector.hidden.is_some(),
-            "model.projector.hidden",
-            "`model.projector.kind` is `stack`",
-        );
-        warn(
-            self.model.encoder.context == EncoderContext::Chunked
-                && self.model.encoder.chunk_seconds >= LONGEST_SECONDS,
-            "model.encoder.context: chunked",
-            "a chunk is shorter than the longest utterance",
-        );
-        warnings
     }
 }

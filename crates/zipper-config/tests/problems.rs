@@ -342,6 +342,19 @@ fn settings_without_effect_are_warned_of() {
     let config =
         minimal(&["training.augment={spec_augment: {frequency_width: 0, time_masks: 0}, speed: [1.0]}"]);
     assert_eq!(config.warnings().len(), 2, "{:?}", config.warnings());
+    let config = minimal(&["model.projector.kind=conv", "model.projector.stack=8"]);
+    assert_eq!(config.warnings().len(), 1, "{:?}", config.warnings());
+}
+
+#[test]
+fn a_job_that_slurm_may_kill_before_its_checkpoint_is_warned_of() {
+    let of = |stop_before| minimal(&["cluster.time=1h", stop_before, "runtime.grace=2m"]).warnings();
+    assert!(of("cluster.stop_before=121s").is_empty());
+    let warnings = of("cluster.stop_before=2m");
+    assert!(
+        warnings.len() == 1 && warnings[0].contains("`runtime.grace` (2m)"),
+        "{warnings:?}"
+    );
 }
 
 #[test]

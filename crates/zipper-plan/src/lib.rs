@@ -2,7 +2,7 @@
 //! stage a step belongs to.
 //!
 //! Everything here is a function of its arguments; there is no I/O, no clock and no tensor. The sampler is the
-//! anchor of exactness (DESIGN 3): it knows nothing of ranks.
+//! anchor of exactness (docs/decisions/0002): it knows nothing of ranks.
 
 mod calibration;
 mod dealing;

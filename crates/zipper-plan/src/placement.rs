@@ -1,4 +1,4 @@
-//! Which ranks own the bank of which language, and which of them takes which utterance (DESIGN 4).
+//! Which ranks own the bank of which language, and which of them takes which utterance (docs/decisions/0003).
 //!
 //! The wrap-around rule: the languages lie one after the other on a ruler as long as there are ranks, each as long as its
 //! share of the expected work, and the ruler is cut at the integers. So every rank gets the same expected work, a

@@ -75,7 +75,7 @@ impl fmt::Display for WorkerId {
     }
 }
 
-/// The two stages of Zipper-LoRA training (DESIGN 2, "Two stages with Initial-B").
+/// The two stages of Zipper-LoRA training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stage {
@@ -101,7 +101,7 @@ impl fmt::Display for Stage {
     }
 }
 
-/// How the B matrices of an adapter are shared between languages (DESIGN 2).
+/// How the B matrices of an adapter are shared between languages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Variant {

@@ -127,7 +127,7 @@ pub const METRICS: [(&str, Kind, &str, &str); 38] = [
         "zipper_comm_bytes_total",
         Kind::Counter,
         "gradients",
-        "bytes given to collectives: `shared` by each rank, `banks` by all ranks together",
+        "bytes that all ranks together gave to collectives, for `shared` gradients and for `banks`",
     ),
     ("zipper_generation", Kind::Gauge, "", "the newest generation"),
     ("zipper_world_size", Kind::Gauge, "", "its ranks"),

@@ -172,7 +172,7 @@ fn is_terminal() -> bool {
     std::io::stderr().is_terminal() && !dumb
 }
 
-/// Whether the run is at work, for the mark before its last line.
+/// Whether the run is in trouble, for the mark before its last line.
 fn is_troubled(phase: Phase) -> bool {
     matches!(phase, Phase::Recovering | Phase::Failed)
 }

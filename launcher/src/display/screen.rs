@@ -3,8 +3,8 @@
 //! ```text
 //! align   ━━━━━━━━━━━━━━━━━━━━━━━━ 2000/2000
 //! zipper  ━━━━━━━━╸─────────────── 1310/4000  ETA 1h 3m
-//! loss 1.234  lr 2.9e-4  181 audio-s/s  940 tokens/s  comm 6 %
-//! 4/4 nodes healthy  8 ranks (generation 3)  checkpoint step 1250  effective 98.4 %
+//! loss 1.234  lr 2.9e-4  181 audio-s/s  comm 6 %  940 tokens/s
+//! 4/4 nodes healthy  checkpoint step 1250  8 ranks (generation 3)
 //! en 0.91  de 1.30  vi 1.72  ...
 //! • recovered in 1.4s with 8 workers from the memory of step 1240: no step was lost
 //! ```

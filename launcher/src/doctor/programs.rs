@@ -8,9 +8,8 @@ use tokio::process::Command;
 use zipper_config::RunConfig;
 
 use super::finding::Finding;
-use super::room;
 use crate::devices::{self, Crew, Worker, count};
-use crate::plan;
+use crate::plan::{self, bytes};
 use crate::processes::beside;
 
 /// How long a program that says something about itself may take.
@@ -146,7 +145,7 @@ pub(super) async fn gpu_memory(config: &RunConfig, crew: &Crew) -> Option<Findin
     // As many share one, at the least.
     let sharing = u64::from(crew.workers_per_machine()).div_ceil(gpus.len() as u64);
     let needed = models * sharing;
-    let (needed_text, there) = (room::bytes(needed), room::bytes(largest));
+    let (needed_text, there) = (bytes(needed), bytes(largest));
     Some(if needed > largest {
         Finding::failure(
             "memory",

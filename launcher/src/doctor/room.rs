@@ -11,7 +11,7 @@ use zipper_types::{Stage, Variant};
 
 use super::finding::Finding;
 use crate::devices::Crew;
-use crate::plan;
+use crate::plan::{self, bytes};
 use crate::preflight::{local_folder, log_folder};
 
 /// Room that logs and metrics take in a long run.
@@ -223,10 +223,6 @@ fn within(memory: Memory, group: &Path) -> Memory {
         all: memory.all.min(limit),
         free: memory.free.min(limit.saturating_sub(used.saturating_sub(cached))),
     }
-}
-
-pub(super) fn bytes(bytes: u64) -> String {
-    indicatif::HumanBytes(bytes).to_string()
 }
 
 #[cfg(test)]

@@ -1,15 +1,14 @@
 //! Slurm, where there is one, or where the configuration wants one.
 
-use std::path::PathBuf;
-
 use zipper_config::RunConfig;
 use zipper_config::schema::ClusterConfig;
 
 use super::finding::Finding;
 use super::programs::said_by;
+use crate::processes::in_path;
 
 /// What zipper-launch calls.
-const COMMANDS: [&str; 4] = ["sbatch", "scancel", "scontrol", "srun"];
+const COMMANDS: [&str; 4] = ["sbatch", "squeue", "scontrol", "srun"];
 
 /// Looks whether jobs can be handed in.
 pub(super) async fn look(config: Option<&RunConfig>) -> Vec<Finding> {
@@ -87,11 +86,4 @@ async fn partition(name: Option<&str>) -> Option<Finding> {
         )
         .fix(format!("set `cluster.partition` to one of: {}", there.join(", ")))
     })
-}
-
-fn in_path(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .map(|folder| folder.join(program))
-        .find(|file| file.is_file())
 }

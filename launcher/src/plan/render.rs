@@ -123,6 +123,7 @@ fn number(value: f64) -> String {
     }
 }
 
-fn bytes(bytes: u64) -> String {
+/// So many bytes, for people.
+pub(crate) fn bytes(bytes: u64) -> String {
     indicatif::HumanBytes(bytes).to_string()
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use tokio::process::Command;
 use zipper_cli::UserError;
 
-use crate::devices::NodeRange;
+use crate::devices::{NodeRange, count};
 use crate::route::own_address_towards;
 
 /// How long Slurm's controller may take to answer.
@@ -107,7 +107,7 @@ impl Allocation {
         let Some(there) = there else {
             let error = UserError::new(format!(
                 "Slurm job {job} has {} ({}), and {spare} are needed for spare workers alone",
-                nodes(self.nodes),
+                count(self.nodes, "node"),
                 self.node_list
             ));
             return Err(error.hint("ask Slurm for more nodes, or for fewer `--spares`"));
@@ -120,13 +120,13 @@ impl Allocation {
             }),
             Some(range) => {
                 let asked = if range.min == range.max {
-                    nodes(range.max)
+                    count(range.max, "node")
                 } else {
-                    format!("{} to {}", range.min, nodes(range.max))
+                    format!("{} to {}", range.min, count(range.max, "node"))
                 };
                 let error = UserError::new(format!(
                     "the run was asked to have {asked}{and_spares}, but Slurm job {job} has {} ({})",
-                    nodes(self.nodes),
+                    count(self.nodes, "node"),
                     self.node_list
                 ));
                 Err(error
@@ -246,10 +246,6 @@ fn count_gpus(gres: &str) -> u32 {
         count.parse::<u32>().ok()
     });
     counts.sum()
-}
-
-fn nodes(number: u32) -> String {
-    format!("{number} node{}", if number == 1 { "" } else { "s" })
 }
 
 /// What `scontrol` says.

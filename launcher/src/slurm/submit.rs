@@ -19,6 +19,12 @@ use crate::resume::Begun;
 use crate::run::{self, print};
 
 /// How long sbatch may take.
+/// Keys of `cluster` that are decided in the job, or begin so: the script has none of them.
+const IN_THE_JOB: [&str; 3] = [
+    "cluster.certificate_lifetime",
+    "cluster.container",
+    "cluster.interface",
+];
 const SUBMIT_TIMEOUT: Duration = Duration::from_mins(2);
 
 #[derive(Debug, clap::Args)]
@@ -141,10 +147,9 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
 
 /// The changes of the configuration that the job's own zipper-launch is given: what Slurm is asked for is in the script already.
 fn for_the_run(arguments: &run::Arguments) -> Vec<String> {
-    let is_of_the_script =
-        |change: &String| change.starts_with("cluster.") && !change.starts_with("cluster.container");
+    let in_the_job = |change: &String| IN_THE_JOB.iter().any(|key| change.starts_with(key));
     let mut changes = arguments.all_overrides();
-    changes.retain(|change| !is_of_the_script(change));
+    changes.retain(|change| !change.starts_with("cluster.") || in_the_job(change));
     changes
 }
 

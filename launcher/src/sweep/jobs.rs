@@ -14,6 +14,7 @@ use zipper_cli::UserError;
 use zipper_config::RunConfig;
 
 use super::{Place, gather, has_result};
+use crate::preflight;
 
 /// Which job each run was handed in as, by the run's URL; beside the comparison's runs.
 const JOBS: &str = "jobs.json";
@@ -28,7 +29,7 @@ impl Place {
             Some(bytes) => serde_json::from_slice(&bytes).with_context(|| store.object_url(JOBS))?,
             None => BTreeMap::new(),
         };
-        let folder = self.config_folder()?;
+        let folder = self.config_folder(&store)?;
         let mut lines = Vec::new();
         for (url, config) in self.in_order() {
             if has_result(&url, &config).await? {
@@ -63,11 +64,9 @@ impl Place {
     }
 
     /// Where jobs read their configurations: beside the comparison, or where it is a bucket, below the folder of this command.
-    fn config_folder(&self) -> anyhow::Result<PathBuf> {
-        let beside = match self.url.strip_prefix("file://") {
-            Some(folder) => PathBuf::from(folder),
-            None => PathBuf::from("sweeps").join(&self.sweep.name),
-        };
+    fn config_folder(&self, store: &RunStore) -> anyhow::Result<PathBuf> {
+        let beside = preflight::local_folder(store);
+        let beside = beside.unwrap_or_else(|| PathBuf::from("sweeps").join(&self.sweep.name));
         let folder = std::path::absolute(beside.join("configs")).context("the current folder is gone")?;
         std::fs::create_dir_all(&folder)
             .map_err(|error| UserError::new(format!("cannot make `{}`: {error}", folder.display())))?;

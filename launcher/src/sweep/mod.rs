@@ -11,7 +11,7 @@ use std::process::Stdio;
 
 use anyhow::Context;
 use bytes::Bytes;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 use zipper_checkpoint::RunStore;
@@ -273,15 +273,10 @@ async fn launch(
     }
 }
 
-fn pass_on(child: &Child, signal: Asked) {
-    let signal = match signal {
-        Asked::Interrupt => Signal::SIGINT,
-        Asked::Terminate => Signal::SIGTERM,
-        Asked::Preempt => Signal::SIGUSR1,
-    };
+fn pass_on(child: &Child, asked: Asked) {
     // It may have ended this moment.
     if let Some(pid) = child.id().and_then(|pid| pid.try_into().ok()) {
-        let _ = kill(Pid::from_raw(pid), signal);
+        let _ = kill(Pid::from_raw(pid), asked.signal());
     }
 }
 

@@ -37,7 +37,7 @@ const WARM_UP_PADDED: usize = 1;
 /// Measures training.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// The file that takes what was measured.
+    /// The files that take what was measured, one for each size, whose name goes into theirs.
     output: PathBuf,
     #[command(flatten)]
     torch_side: TorchSide,
@@ -105,10 +105,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         cores: available_parallelism()?.get(),
     };
     let selection = &bench.arguments.selection;
-    let (mut jobs, mut runs) = (Vec::new(), Vec::new());
     for &size in &selection.sizes {
         let job = bench.prepare(size)?;
-        jobs.push(job.to_json());
+        let output = bench.arguments.output_of(size);
+        let mut runs = Vec::new();
         for &variant in &selection.variants {
             for &processes in &selection.processes {
                 for round in 0..selection.rounds {
@@ -117,14 +117,23 @@ fn main() -> Result<(), Box<dyn Error>> {
                     }
                 }
                 // What is measured so far is kept if a later run fails.
-                bench.write(&jobs, &runs)?;
+                bench.write(&output, &job, &runs)?;
             }
         }
+        report::print(&bench.table(&runs));
+        report::print_steps(&report::steps(&runs));
+        println!("\nwritten: {}", output.display());
     }
-    report::print(&bench.table(&runs));
-    report::print_steps(&report::steps(&runs));
-    println!("\nwritten: {}", bench.arguments.output.display());
     Ok(())
+}
+
+impl Arguments {
+    /// The file of a size, `training-smollm2.json` beside `training.json`: one size is measured again without the other.
+    fn output_of(&self, size: DemoSize) -> PathBuf {
+        let stem = self.output.file_stem().unwrap_or_default().to_string_lossy();
+        self.output
+            .with_file_name(format!("{stem}-{}.json", value_name(size)))
+    }
 }
 
 impl Selection {

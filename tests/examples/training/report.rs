@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs;
+use std::path::Path;
 
 use serde_json::{Map, Value, json};
 use zipper_tests::{cpu, profile, spread, value_name};
 
+use crate::job::Job;
 use crate::runs::Run;
 use crate::{Bench, Side, WARM_UP, WARM_UP_PADDED};
 
@@ -20,25 +22,22 @@ const PAIRS: [(Side, Side); 5] = [
 ];
 
 impl Bench {
-    /// A row for each pair that was measured.
+    /// A row for each pair that was measured, of runs of one size.
     pub(crate) fn table(&self, runs: &[Run]) -> Vec<Value> {
         let selection = &self.arguments.selection;
         let mut rows = Vec::new();
-        for &size in &selection.sizes {
-            for &variant in &selection.variants {
-                for &processes in &selection.processes {
-                    for (zipper, pytorch) in PAIRS {
-                        let of = |side| {
-                            let of_side = move |run: &&Run| {
-                                (run.size, run.variant, run.processes, run.side)
-                                    == (size, variant, processes, side)
-                            };
-                            runs.iter().filter(of_side).collect::<Vec<_>>()
+        for &variant in &selection.variants {
+            for &processes in &selection.processes {
+                for (zipper, pytorch) in PAIRS {
+                    let of = |side| {
+                        let of_side = move |run: &&Run| {
+                            (run.variant, run.processes, run.side) == (variant, processes, side)
                         };
-                        let (ours, theirs) = (of(zipper), of(pytorch));
-                        if !ours.is_empty() && !theirs.is_empty() {
-                            rows.push(row(&ours, &theirs));
-                        }
+                        runs.iter().filter(of_side).collect::<Vec<_>>()
+                    };
+                    let (ours, theirs) = (of(zipper), of(pytorch));
+                    if !ours.is_empty() && !theirs.is_empty() {
+                        rows.push(row(&ours, &theirs));
                     }
                 }
             }
@@ -46,22 +45,19 @@ impl Bench {
         rows
     }
 
-    pub(crate) fn write(&self, jobs: &[Value], runs: &[Run]) -> Result<(), Box<dyn Error>> {
+    pub(crate) fn write(&self, output: &Path, job: &Job, runs: &[Run]) -> Result<(), Box<dyn Error>> {
         let report = json!({
             "command": "cargo xtask bench training",
             "flags": self.arguments.selection.flags(),
             "machine": {"cpu": cpu(), "cores": self.cores},
             "profile": profile(),
             "uncounted_steps": {"padded_30s": WARM_UP_PADDED, "others": WARM_UP},
-            "sizes": jobs,
+            "job": job.to_json(),
             "table": self.table(runs),
             "steps": steps(runs),
             "runs": runs.iter().map(Run::to_json).collect::<Vec<_>>(),
         });
-        fs::write(
-            &self.arguments.output,
-            serde_json::to_string_pretty(&report)? + "\n",
-        )?;
+        fs::write(output, serde_json::to_string_pretty(&report)? + "\n")?;
         Ok(())
     }
 }

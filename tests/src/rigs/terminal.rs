@@ -6,8 +6,9 @@ use std::num::NonZero;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use anstyle::{Ansi256Color, Effects, RgbColor, Style};
 use nix::pty::{Winsize, openpty};
-use vt100::Parser;
+use vt100::{Cell, Color, Parser};
 
 /// Lines that have left the screen and are kept.
 const SCROLLBACK: usize = 10_000;
@@ -68,6 +69,20 @@ impl Terminal {
             .collect()
     }
 
+    /// The screen with its colours, as escape sequences of which none moves the cursor, without what is blank at its end.
+    pub fn styled(&self) -> String {
+        let screen = self.screen.lock().unwrap_or_else(PoisonError::into_inner);
+        let (rows, columns) = screen.screen().size();
+        let row = |row| {
+            let cells = (0..columns.get()).filter_map(|column| screen.screen().cell(row, column));
+            let cells: Vec<_> = cells.filter(|cell| !cell.is_wide_continuation()).collect();
+            let styles = cells.chunk_by(|one, next| style(one) == style(next));
+            styles.map(styled).collect::<String>()
+        };
+        let rows: Vec<String> = (0..rows.get()).map(row).collect();
+        rows.join("\n").trim_end().to_owned()
+    }
+
     /// Rows of the screen that go on in the next one, by their number: what happens to lines that are longer than a row.
     pub fn wrapped(&self) -> Vec<usize> {
         let screen = self.screen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -83,7 +98,7 @@ impl Terminal {
         let mut cells = (0..rows.get()).flat_map(|row| (0..columns.get()).map(move |column| (row, column)));
         cells.any(|(row, column)| {
             let cell = screen.screen().cell(row, column);
-            cell.is_some_and(|cell| cell.bold() || cell.fgcolor() != vt100::Color::Default)
+            cell.is_some_and(|cell| cell.bold() || cell.fgcolor() != Color::Default)
         })
     }
 
@@ -91,6 +106,24 @@ impl Terminal {
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
+}
+
+/// Neighbours of one style.
+fn styled(cells: &[&Cell]) -> String {
+    let text = |cell: &&Cell| if cell.has_contents() { cell.contents() } else { " " }.to_owned();
+    let style = style(cells[0]);
+    format!("{style}{}{style:#}", cells.iter().map(text).collect::<String>())
+}
+
+fn style(cell: &Cell) -> Style {
+    let color = match cell.fgcolor() {
+        Color::Default => None,
+        Color::Idx(index) => Some(Ansi256Color(index).into()),
+        Color::Rgb(red, green, blue) => Some(RgbColor(red, green, blue).into()),
+    };
+    let of = |effect, is_on| if is_on { effect } else { Effects::new() };
+    let effects = of(Effects::BOLD, cell.bold()) | of(Effects::DIMMED, cell.dim());
+    Style::new().fg_color(color).effects(effects)
 }
 
 impl Drop for Terminal {

@@ -9,6 +9,7 @@ mod system;
 mod wheels;
 
 pub(crate) use libtorch::Flavor;
+pub(crate) use wheels::platforms;
 
 use crate::workspace::Workspace;
 

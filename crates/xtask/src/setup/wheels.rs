@@ -86,7 +86,7 @@ impl Wheels {
 }
 
 /// Platform tags of wheels that run with the glibc that libtorch needs, 2.28, newest first.
-fn platforms() -> Vec<String> {
+pub(crate) fn platforms() -> Vec<String> {
     let by_version = (5..=28).rev().map(|minor| format!("manylinux_2_{minor}_{ARCH}"));
     by_version.chain([format!("manylinux2014_{ARCH}")]).collect()
 }

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use zipper_types::Variant;
 
-/// The LoRA adapters (DESIGN 2).
+/// The LoRA adapters.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AdapterConfig {
@@ -91,7 +91,7 @@ pub enum BankInit {
     Zero,
 }
 
-/// The language-conditioned router (DESIGN 2): `g_l = sigmoid(W e_l + b)`.
+/// The language-conditioned router: `g_l = sigmoid(W e_l + b)`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RouterConfig {

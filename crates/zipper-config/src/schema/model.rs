@@ -72,7 +72,7 @@ fn default_left_context_seconds() -> f64 {
     8.0
 }
 
-/// How much of the utterance an encoder frame may see (DESIGN 2, "Encoder context").
+/// How much of the utterance an encoder frame may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EncoderContext {

@@ -102,8 +102,7 @@ fn check_overlap(measured: &Value) {
         );
     }
     println!(
-        "\nMissing in this file: runs of one process, and `compute_seconds` of steps. `--measured docs/benchmarks/training.json` checks \
-         1, 2 and 4 processes, once it is there."
+        "\nThis file has no runs of one process. `--measured docs/benchmarks/training-quickstart.json` has."
     );
 }
 

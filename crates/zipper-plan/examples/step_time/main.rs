@@ -3,7 +3,7 @@
 //! ```text
 //! cargo run --release -p zipper-plan --example step_time
 //! cargo run --release -p zipper-plan --example step_time -- --mfu 0.4 --inter-gb-s 20 --steps 100
-//! cargo run --release -p zipper-plan --example step_time -- --measured docs/benchmarks/training.json
+//! cargo run --release -p zipper-plan --example step_time -- --measured docs/benchmarks/training-quickstart.json
 //! cargo run --release -p zipper-plan --example step_time -- --help
 //! ```
 //!
