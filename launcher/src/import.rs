@@ -34,7 +34,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// The corpus's folder; with `lhotse` a file of cuts.
+    /// The corpus's folder; with `lhotse` a file of cuts, with `msr-86k` the JSON.
     root: PathBuf,
     /// How it is laid out.
     #[arg(long, value_enum)]
@@ -74,6 +74,9 @@ enum LayoutName {
     Mls,
     /// LibriSpeech: the folder with `train-clean-100` and the others.
     LibriSpeech,
+    /// MSR-86K: a language's JSON, with the recordings anywhere below its folder.
+    #[value(name = "msr-86k")]
+    Msr86k,
     /// A Kaldi data directory.
     Kaldi,
     /// Cuts of Lhotse, `.jsonl` or `.jsonl.gz`.
@@ -88,6 +91,7 @@ impl LayoutName {
             Self::CommonVoice => Layout::CommonVoice,
             Self::Mls => Layout::Mls,
             Self::LibriSpeech => Layout::LibriSpeech,
+            Self::Msr86k => Layout::Msr86k,
             Self::Kaldi => Layout::Kaldi,
             Self::Lhotse => Layout::Lhotse,
             Self::Audiofolder => Layout::AudioFolder,

@@ -197,6 +197,86 @@ fn mls_and_librispeech_find_their_audio() {
 }
 
 #[test]
+fn segments_of_msr_86k_are_parts_of_recordings() {
+    let tree = Tree::new();
+    tree.audio("audio/yt-one.opus");
+    let segment = |sid: &str, times: &str, text: &str| format!("{{\"sid\": \"{sid}\", {times}, {text}}}");
+    let segments = [
+        segment(
+            "one_0000",
+            r#""begin_time": 0.1, "end_time": 0.3"#,
+            r#""text_tn": "раз""#,
+        ),
+        segment(
+            "one_0001",
+            r#""begin_time": "0.3", "end_time": "0.45""#,
+            r#""text": "два""#,
+        ),
+    ]
+    .join(", ");
+    let gone = segment(
+        "gone_0000",
+        r#""begin_time": 0, "end_time": 1"#,
+        r#""text_tn": "нет""#,
+    );
+    let json = |segments: &str| {
+        format!(
+            "{{\"audios\": [{{\"aid\": \"yt-one\", \"segments\": [{segments}]}}, {{\"aid\": \"yt-gone\", \"segments\": [{gone}]}}]}}"
+        )
+    };
+    tree.write("ru.json", json(&segments).as_bytes());
+    tree.write("ids.txt", b"one_0001\none_0000\none_0001\none_0009\ngone_0000\n");
+    let mut request = Request {
+        root: tree.path("ru.json"),
+        lang: Some("ru".to_owned()),
+        ids: vec![tree.path("ids.txt")],
+        ..tree.request(Layout::Msr86k, "")
+    };
+    let imported = import(&request).expect("it is MSR-86K");
+    let file = "audio/yt-one.opus";
+    assert_eq!(
+        lines(&tree, &imported),
+        [
+            row("one_0001", file, "два", "ru"),
+            row("one_0000", file, "раз", "ru")
+        ]
+    );
+    let cuts: Vec<_> = imported
+        .lines
+        .iter()
+        .map(|line| (line.offset, line.duration))
+        .collect();
+    assert_eq!(cuts, [(Some(0.3), 0.45 - 0.3), (Some(0.1), 0.3 - 0.1)]);
+    assert!(imported.bad_audio["gone_0000"].contains("yt-gone.wav"));
+    assert_eq!(imported.missing[&request.ids[0]], ["one_0009"]);
+    assert_eq!(imported.repeated[&request.ids[0]][0].id, "one_0001");
+
+    request.ids.clear();
+    for (wrong, expected) in [
+        (
+            json(&segment(
+                "x",
+                r#""begin_time": 2, "end_time": 1"#,
+                r#""text": "a""#,
+            )),
+            "segment `x` does not begin before it ends",
+        ),
+        (
+            json(&[segments.as_str(), &segments].join(", ")),
+            "id `one_0000` is there already",
+        ),
+        (
+            "{}".to_owned(),
+            "not recordings of MSR-86K: missing field `audios`",
+        ),
+    ] {
+        tree.write("ru.json", wrong.as_bytes());
+        let error = import(&request).expect_err("it cannot be taken over").to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
 fn kaldi_directories_with_and_without_segments() {
     let tree = Tree::new();
     tree.audio("audio/a.flac");

@@ -7,6 +7,7 @@ mod audiofolder;
 mod common_voice;
 mod kaldi;
 mod lhotse;
+mod msr_86k;
 mod transcripts;
 
 use std::collections::{BTreeMap, HashMap};
@@ -29,6 +30,8 @@ pub enum Layout {
     Mls,
     /// LibriSpeech: `<split>/<speaker>/<chapter>/*.trans.txt` with the audio beside them.
     LibriSpeech,
+    /// MSR-86K: a JSON of recordings with their segments, and the recordings anywhere below its folder.
+    Msr86k,
     /// A Kaldi data directory: `wav.scp`, `text`, and if they are there `segments`, `utt2lang`, `utt2dur`.
     Kaldi,
     /// Cuts of Lhotse: a `.jsonl` or `.jsonl.gz` file.
@@ -40,7 +43,7 @@ pub enum Layout {
 /// What is imported.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// The corpus's folder; for [`Layout::Lhotse`] the file of cuts.
+    /// The corpus's folder; for [`Layout::Lhotse`] the file of cuts, for [`Layout::Msr86k`] the JSON.
     pub root: PathBuf,
     /// Its layout.
     pub layout: Layout,
@@ -128,7 +131,7 @@ struct Found {
     duration: Option<f64>,
     text: String,
     lang: Option<String>,
-    /// Where it is listed, for messages.
+    /// Where it is listed, for messages: a file and a line, or in a file without lines the how manieth utterance.
     listed: (PathBuf, usize),
 }
 
@@ -226,6 +229,7 @@ fn find(request: &Request) -> Result<Vec<Found>, ManifestErrors> {
         Layout::CommonVoice => common_voice::find(&root, &request.split, &mut problems),
         Layout::Mls => transcripts::mls(&root.join(&request.split), &mut problems),
         Layout::LibriSpeech => transcripts::librispeech(&root.join(&request.split), &mut problems),
+        Layout::Msr86k => msr_86k::find(&root, &mut problems),
         Layout::Kaldi => kaldi::find(&root, &mut problems),
         Layout::Lhotse => lhotse::find(&root, &mut problems),
         Layout::AudioFolder => audiofolder::find(&root, &mut problems),
