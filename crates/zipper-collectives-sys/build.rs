@@ -4,6 +4,7 @@ fn main() {
     let libtorch = zipper_build::libtorch();
     let cuda = std::env::var_os("CARGO_FEATURE_CUDA").is_some();
 
+    let mut libraries = vec!["torch_cpu", "c10"];
     let mut shim = zipper_build::shim(&libtorch);
     shim.define("USE_C10D_GLOO", None)
         .define("USE_DISTRIBUTED", None)
@@ -17,11 +18,8 @@ fn main() {
             .define("USE_CUDA", None)
             .includes(zipper_build::cuda_includes(&libtorch))
             .file("shim/nccl.cpp");
+        libraries.extend(["torch_cuda", "c10_cuda"]);
     }
     shim.compile("zipper_c10d");
-
-    zipper_build::link(&libtorch, &["torch_cpu", "c10"]);
-    if cuda {
-        zipper_build::link(&libtorch, &["torch_cuda", "c10_cuda"]);
-    }
+    zipper_build::link(&libtorch, &libraries);
 }

@@ -6,8 +6,8 @@ costs into whose weights an adapter was merged. One adapter for all is active in
 of a batch have their own (`adapter_names`).
 
 Usage: decode.py PLAN --tensors FILE
-  PLAN is JSON: the resolved `config` of the run, the `prompts` by language (before and behind the speech), the number of `threads`, the `languages` of the utterances,
-  the names of `adapters` (none, `shared`, or one for each language) and of the layers that they adapt (`sites`).
+  PLAN is JSON: the resolved `config` of the run, the `prompts` by language (before and behind the speech), the number of `threads`,
+  the `languages` of the utterances, the names of `adapters` (none, `shared`, or one for each language) and of the layers that they adapt (`sites`).
   FILE is safetensors: `frames.<n>` of each utterance, `projector.*`, and `lora.<adapter>.<site>.A` and `.B`.
   Each line of stdin is a JSON object with `batches` of places of utterances and with `max_new_tokens`. Its answer is a line of JSON: the
   `seconds` that decoding took, and the `tokens` of each utterance without the one that ended them. If it has `leads`, so has the answer:

@@ -13,8 +13,8 @@ log-likelihoods, divided by all their target tokens. What differs is how:
 As with zipper-worker, audio is read and turned into features by the thread that trains, within the step.
 
 Usage: torchrun --standalone --nproc-per-node N train.py PLAN --projector FILE --encoder padded_30s|native|cached
-  PLAN is JSON: the resolved `config` of the run, the `prompts` by language (before and behind the speech), the learning rate (`lr`), and for each of the `steps` and each
-  rank its micro batches of utterance ids. FILE is a checkpoint's shared.safetensors with the projector to begin with.
+  PLAN is JSON: the resolved `config` of the run, the `prompts` by language (before and behind the speech), the learning rate (`lr`),
+  and for each of the `steps` and each rank its micro batches of utterance ids. FILE is a checkpoint's shared.safetensors with the projector to begin with.
 Rank 0 prints a line of JSON for each step (`step`, `seconds`, `audio_seconds`, `tokens`, `loss`), and at last `peak_kib` of every rank.
 """
 

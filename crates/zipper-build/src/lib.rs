@@ -1,9 +1,9 @@
 //! Where libtorch is, for build scripts.
 //!
 //! Owns what crates that link libtorch need at build time: finding the install that `cargo xtask setup` made (`LIBTORCH`, set in
-//! `.cargo/config.toml`), compiling C++ against it, and making the programs of a package find its shared libraries when they run. A library's link arguments do not reach the programs that use it, so each package
-//! with a program, a test or an example that links libtorch has a `build.rs` whose main function calls
-//! [`find_libtorch_at_run_time`].
+//! `.cargo/config.toml`), compiling C++ against it, and making the programs of a package find its shared libraries when they run. A library's
+//! link arguments do not reach the programs that use it, so each package with a program, a test or an example that links libtorch has a
+//! `build.rs` whose main function calls [`find_libtorch_at_run_time`].
 //!
 //! Never used at run time.
 

@@ -45,7 +45,7 @@ impl TrainState {
     pub fn read<E: From<TrainError>>(
         read: impl FnOnce(&[String]) -> Result<Vec<Vec<u8>>, E>,
     ) -> Result<Self, E> {
-        let bytes = read(&[STATE_PART.to_owned()])?.concat();
+        let bytes = read(&[STATE_PART.to_owned()])?.pop().unwrap_or_default();
         let state = serde_json::from_slice(&bytes)
             .map_err(|error| TrainError::State(format!("`{STATE_PART}` of the checkpoint: {error}")))?;
         Ok(state)

@@ -50,7 +50,10 @@ fn of_run(config: &RunConfig, url: &str, step: Step, runtime: &Handle) -> anyhow
         .into());
     }
     let parts = Parts::new(runtime.clone(), store.checkpoints(), manifest);
-    let shared = parts.read(&["shared.safetensors".to_owned()])?.concat();
+    let shared = parts
+        .read(&["shared.safetensors".to_owned()])?
+        .pop()
+        .unwrap_or_default();
     let scale = other.adapter.alpha / other.adapter.rank as f64;
     let source = format!("{url}, step {step}");
     Start::of_checkpoint(config, &source, &shared, scale).map_err(user_error_if_config)

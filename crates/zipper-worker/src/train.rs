@@ -388,8 +388,8 @@ impl Worker {
             shared.completed(&report);
             let last = report.step.0 == task.until_step;
             let leaves = report.stop || (report.regroup && !last);
-            let due = report.step.0.is_multiple_of(self.config.training.log_every);
-            if due || last || leaves || report.skipped || report.spike {
+            let is_logged = report.step.0.is_multiple_of(self.config.training.log_every);
+            if is_logged || last || leaves || report.skipped || report.spike {
                 let gates = session.replica().adapters().gate_shares();
                 let gates = gates.map(|gates| wire::gates(gates, &self.config.data.languages));
                 let line = v1::StepMetrics {

@@ -18,13 +18,13 @@ use crate::preflight;
 use crate::resume::Begun;
 use crate::run::{self, print};
 
-/// How long sbatch may take.
 /// Keys of `cluster` that are decided in the job, or begin so: the script has none of them.
 const IN_THE_JOB: [&str; 3] = [
     "cluster.certificate_lifetime",
     "cluster.container",
     "cluster.interface",
 ];
+/// How long sbatch may take.
 const SUBMIT_TIMEOUT: Duration = Duration::from_mins(2);
 
 #[derive(Debug, clap::Args)]
