@@ -504,6 +504,8 @@ fn other_configurations_are_refused_unless_they_train_the_same() {
                 "checkpoint.keep_last=7",
                 "--set",
                 "evaluation.tests=[{name: held-out, manifest: train.jsonl}]",
+                "--backend",
+                "gloo",
                 "--nodes",
                 "64",
             ],
@@ -511,6 +513,7 @@ fn other_configurations_are_refused_unless_they_train_the_same() {
                 "This launch differs from the run's configuration (- in the run, + now):\n  - checkpoint.keep_last: 3\n  + \
                  checkpoint.keep_last: 7\n",
                 "  - evaluation.tests: []\n  + evaluation.tests: [{",
+                "  - runtime.backend: auto\n  + runtime.backend: gloo\n",
                 "  - runtime.grace: \"1m\"\n  + runtime.grace: \"30s\"\n",
                 "error: ",
                 "64 workers",

@@ -27,7 +27,7 @@ pub use models::{LlmShape, write_llm, write_whisper};
 pub use programs::{Finished, Launched, processes, program, wait_until};
 pub use rigs::{
     Browser, FalseClock, FaultProxy, Host, Mode, Namespaces, NotPermitted, S3Server, Slurm, SmallDisk,
-    Terminal, permitted,
+    Terminal, everything_is_required, permitted,
 };
 
 /// A folder with models, audio, manifests and a configuration.

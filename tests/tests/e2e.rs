@@ -203,28 +203,6 @@ fn a_killed_launcher_leaves_no_process_behind() {
     });
 }
 
-/// 50 steps through both stages as real processes: two workers and one worker report the same losses.
-#[test]
-fn two_workers_and_one_worker_give_the_same_trajectory() {
-    let fixture = Fixture::new();
-    fixture.write_config("long.yaml", |text| {
-        text.replace("steps: 6,", "steps: 25,")
-            .replace("every_steps: 4", "every_steps: 0")
-            .replace("untrained: true", "untrained: false")
-    });
-    assert_code(&run(&launch(&fixture, "long.yaml", "one", &["--nodes", "1"])), 0);
-    assert_code(&run(&launch(&fixture, "long.yaml", "two", &["--nodes", "2"])), 0);
-    let (one, two) = (fixture.losses("one"), fixture.losses("two"));
-    assert_eq!((one.len(), two.len()), (50, 50));
-    for ((step, one), (_, two)) in one.iter().zip(&two) {
-        let difference = (one - two).abs() / one;
-        assert!(
-            difference < 1e-4,
-            "step {step}: {one} with one worker, {two} with two"
-        );
-    }
-}
-
 /// Thread 4 of docs/testing.md. A pre-emption notice ends the run with a checkpoint and exit code 75; called again it goes on from
 /// exactly there, among all its checkpoints, keeps its metrics and logs, and has the losses of a run that was not stopped.
 #[test]

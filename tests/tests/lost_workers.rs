@@ -103,5 +103,8 @@ fn thread_2_a_stopped_worker_is_named_when_a_collective_times_out() {
     let settings = ["runtime.heartbeat_timeout=100s", "runtime.collective_timeout=3s"];
     let (finished, took) = lose(1, &fixture, Signal::SIGSTOP, &settings);
     assert_named(1, &finished, &fixture, " did not come");
-    assert!(took < Duration::from_mins(1), "{took:?}");
+    assert!(
+        took < Duration::from_secs(100),
+        "heartbeats told of it first: {took:?}"
+    );
 }

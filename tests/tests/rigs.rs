@@ -109,15 +109,18 @@ async fn a_proxy_can_be_slow_and_can_hang() {
     put(&store, "slow", 200_000).await.unwrap();
     assert!(started.elapsed() >= Duration::from_millis(500));
     proxy.set(Mode::Hang);
-    let read = tokio::spawn(async move { get(&store, "slow").await });
-    tokio::time::timeout(Duration::from_secs(1), async {
+    let mut read = tokio::spawn(async move { get(&store, "slow").await });
+    tokio::time::timeout(Duration::from_secs(30), async {
         while proxy.harmed() < 2 {
             tokio::task::yield_now().await;
         }
     })
     .await
     .expect("the request reaches the proxy");
-    assert!(!read.is_finished(), "the proxy answered");
+    // It does not answer for as long as anybody looks.
+    let answered = tokio::time::timeout(Duration::from_millis(500), &mut read).await;
+    assert!(answered.is_err(), "{answered:?}");
+    assert_eq!(proxy.harmed(), 2);
     proxy.set(Mode::Pass);
     // The connection is cut, and the client's second try succeeds.
     assert_eq!(read.await.unwrap().unwrap(), 200_000);

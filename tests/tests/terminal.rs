@@ -118,16 +118,11 @@ fn play(fixture: &Fixture, columns: u16, no_color: bool) {
 }
 
 #[test]
-fn a_narrow_terminal_has_what_matters() {
+fn a_narrow_terminal_is_not_garbled() {
     play(&fixture(), 60, false);
 }
 
 #[test]
-fn an_ordinary_terminal_has_more() {
+fn without_colour_nothing_is_garbled() {
     play(&fixture(), 100, true);
-}
-
-#[test]
-fn a_wide_terminal_has_everything() {
-    play(&fixture(), 150, false);
 }

@@ -504,7 +504,7 @@ async fn leases(run: &RunStore) {
 }
 
 /// LEASE-1.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn of_many_contenders_one_gets_the_run() {
     let run = RunStore::in_memory();
     drop(Lease::acquire(&run, holder(1), TTL, None).await.unwrap().unwrap());

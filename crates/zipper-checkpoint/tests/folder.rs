@@ -4,7 +4,7 @@ use std::fs;
 
 use bytes::Bytes;
 use zipper_checkpoint::{ErrorKind, RunStore, layout};
-use zipper_tests::{SmallDisk, manifest};
+use zipper_tests::{SmallDisk, manifest, permitted};
 use zipper_types::{Generation, Step};
 
 async fn write(run: &RunStore, step: Step) {
@@ -55,12 +55,8 @@ async fn unfinished_files_are_collected() {
 /// A full disk is told apart from other trouble, harms nothing that is there, and is over when there is room again.
 #[tokio::test]
 async fn a_full_disk_is_an_error_of_its_own() {
-    let disk = match SmallDisk::mount(4) {
-        Ok(disk) => disk,
-        Err(reason) => {
-            eprintln!("skipped: {reason}");
-            return;
-        }
+    let Some(disk) = permitted(SmallDisk::mount(4)) else {
+        return;
     };
     let run = RunStore::open(disk.path().join("run").to_str().unwrap()).unwrap();
     write(&run, Step(10)).await;

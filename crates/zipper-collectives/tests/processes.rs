@@ -65,6 +65,7 @@ fn lose_the_victim(rank: Rank, store: &Store, timeout: Duration, signal: Signal)
     let options = GroupOptions {
         roll_call: Some(RollCall::new(&store).unwrap()),
         recorder: recorder.clone(),
+        first_timeout: LONG,
         ..GroupOptions::gloo(HOST, timeout)
     };
     let group = ProcessGroup::connect(&store, rank, WorldSize(WORLD_SIZE), &options).unwrap();

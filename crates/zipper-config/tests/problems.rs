@@ -461,7 +461,6 @@ fn augmentation_and_a_cache_of_encoder_outputs_exclude_each_other() {
     );
 }
 
-/// Slurm would refuse these in its own words hours later, or read a script's line as two.
 #[test]
 fn stage_2_does_not_begin_with_a_projector_that_has_learnt_nothing() {
     let overrides = ["training.align.steps=0", "training.start_from={peft: a}"];
@@ -474,6 +473,7 @@ fn stage_2_does_not_begin_with_a_projector_that_has_learnt_nothing() {
     );
 }
 
+/// Slurm would refuse these in its own words hours later, or read a script's line as two.
 #[test]
 fn what_slurm_could_not_take_is_refused() {
     for (overrides, expected) in [

@@ -39,9 +39,24 @@ impl fmt::Display for NotPermitted {
     }
 }
 
-/// What a test makes of a rig that this machine does not allow: it says so and shows nothing.
+/// Whether tests have to show all that they can show: what the machine does not allow is a failure then.
+pub fn everything_is_required() -> bool {
+    std::env::var_os("ZIPPER_RIGS").is_some_and(|value| value == "required")
+}
+
+/// What a test makes of a rig that this machine does not allow: it says so and shows nothing, unless it has to show something.
+///
+/// # Panics
+/// If it has to.
 pub fn permitted<T>(rig: Result<T, NotPermitted>) -> Option<T> {
-    rig.inspect_err(|why| eprintln!("left out: {why}")).ok()
+    match rig {
+        Ok(rig) => Some(rig),
+        Err(why) if everything_is_required() => panic!("ZIPPER_RIGS=required, but {why}"),
+        Err(why) => {
+            eprintln!("left out: {why}");
+            None
+        }
+    }
 }
 
 /// A file of this repository.

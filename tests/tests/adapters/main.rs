@@ -7,7 +7,7 @@ mod start;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use zipper_tests::{Finished, Fixture, Launched, program};
+use zipper_tests::{Finished, Fixture, Launched, everything_is_required, program};
 
 fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
@@ -16,6 +16,10 @@ fn repository(path: &str) -> PathBuf {
 /// The Python with transformers and PEFT; nothing where setup has installed a torch that cannot be imported.
 fn python() -> Option<PathBuf> {
     if !repository(".deps/libtorch/nvidia/nccl").exists() {
+        assert!(
+            !everything_is_required(),
+            "ZIPPER_RIGS=required, but torch cannot be imported"
+        );
         eprintln!("not shown: `cargo xtask setup --cuda` installs the torch that transformers needs");
         return None;
     }

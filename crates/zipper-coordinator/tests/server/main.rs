@@ -215,10 +215,11 @@ async fn metrics_after_the_step_of_resumption_go_at_once() {
         .await
         .expect("the folder can be written");
     let coordinator = Coordinator::start(&store, config()).await;
-    let fleet = Fleet::join(&coordinator, &store).await;
+    let mut fleet = Fleet::join(&coordinator, &store).await;
     let request = failed(&fleet.members[0], false);
     let mut client = coordinator.workers();
     client.report_failure(request).await.expect("anybody may report");
+    fleet.verdict().await;
     assert_eq!(coordinator.ended().await, ExitStatus::Failed);
     assert_eq!(metric_lines(&store).await, [], "the run begins anew");
 }
@@ -506,7 +507,7 @@ async fn a_rendezvous_that_is_not_complete_in_time_ends_the_run() {
     let directory = TempDir::new().expect("a folder");
     let store = run_in(&directory);
     let mut config = config();
-    config.runtime.rendezvous_timeout = Duration::from_millis(50);
+    config.runtime.rendezvous_timeout = Duration::from_secs(2);
     let coordinator = Coordinator::start(&store, config).await;
     let mut client = coordinator.workers();
     let joined = client.join(join_request(1)).await.expect("it may ask");

@@ -100,11 +100,6 @@ fn soft_is_the_same_on_one_two_three_and_four_ranks() {
 }
 
 #[test]
-fn independent_is_the_same_on_one_and_three_ranks() {
-    check(Variant::Independent, Dtype::F32, 10, &[3], 1e-4);
-}
-
-#[test]
 fn every_variant_is_the_same_in_f64() {
     for variant in Variant::ALL {
         check(variant, Dtype::F64, 8, &[2, 4], 1e-9);

@@ -495,8 +495,8 @@ fn break_everywhere(variant: Variant, snapshot_every: u64, first: usize, stride:
 
 #[test]
 fn a_generation_may_break_anywhere() {
-    break_everywhere(Variant::Soft, 3, 5, 23);
-    break_everywhere(Variant::Independent, 1, 14, 31);
+    break_everywhere(Variant::Soft, 3, 5, 47);
+    break_everywhere(Variant::Independent, 1, 14, 61);
 }
 
 #[test]
