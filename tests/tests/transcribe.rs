@@ -359,15 +359,18 @@ fn what_cannot_be_transcribed_is_refused() {
     refused(&["--language", "de", "--beam", "0", audio], &["--beam"]);
 }
 
-/// Trains long enough that the LID head knows the training utterances of a tiny corpus.
-fn train_with_head(fixture: &Fixture, variant: &str) -> String {
+/// Trains a head that tells languages apart; after 300 steps of stage 1 it knows the training utterances of a tiny corpus.
+fn train_with_head(fixture: &Fixture, variant: &str, align_steps: u64) -> String {
     let config = fixture.write_config(&format!("{variant}.yaml"), |text| {
         text.replace("variant: soft", &format!("variant: {variant}"))
             .replace(
                 "    template: \"<{lang}>\"\n",
                 "    template: \"<{lang}>\"\n  lid_head: {}\n",
             )
-            .replace("align: {steps: 6, lr: 2.0e-3,", "align: {steps: 300, lr: 1.0e-1,")
+            .replace(
+                "align: {steps: 6, lr: 2.0e-3,",
+                &format!("align: {{steps: {align_steps}, lr: 1.0e-1,"),
+            )
             .replace("lr: 1.0e-3, router_lr: 1.0e-2", "lr: 2.0e-2, router_lr: 2.0e-1")
             .replace("untrained: true", "untrained: false")
             .replace("no_audio_control: true", "no_audio_control: false")
@@ -385,7 +388,7 @@ fn train_with_head(fixture: &Fixture, variant: &str) -> String {
 fn languages_are_detected_and_mixed() {
     let fixture = Fixture::new();
     sing_languages(&fixture.path().join("corpus"));
-    let url = train_with_head(&fixture, "soft");
+    let url = train_with_head(&fixture, "soft", 300);
     let utterances = utterances(&fixture);
     let paths: Vec<&str> = utterances.iter().map(|[path, ..]| path.as_str()).collect();
 
@@ -434,7 +437,7 @@ fn languages_are_detected_and_mixed() {
 
     let refused = transcribe(&url, &["--mixture", "--language", "en", paths[0]]);
     assert_eq!(refused.code, Some(2), "{}", refused.stderr);
-    let independent = train_with_head(&fixture, "independent");
+    let independent = train_with_head(&fixture, "independent", 6);
     let refused = transcribe(&independent, &["--mixture", paths[0]]);
     assert_eq!(refused.code, Some(2), "{}", refused.stderr);
     assert!(refused.stderr.contains("independent"), "{}", refused.stderr);
