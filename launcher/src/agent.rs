@@ -213,7 +213,6 @@ impl Agent {
         let request = v1::RegisterNodeRequest {
             agent: Some(self.context.clone()),
             hostname: hostname(),
-            workers: self.arguments.devices.len() as u32,
         };
         let registered = patiently(self.arguments.patience, || {
             let (mut client, request) = (self.client(), request.clone());

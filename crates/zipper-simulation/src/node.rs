@@ -184,7 +184,6 @@ impl Agent {
         let request = v1::RegisterNodeRequest {
             agent: Some(self.context()),
             hostname: format!("host{}", self.number),
-            workers: 1,
         };
         let answer = self.insist(request, |services, request| async move {
             services.register_node(request).await

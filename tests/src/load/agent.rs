@@ -38,7 +38,6 @@ impl Agent {
         let request = v1::RegisterNodeRequest {
             agent: Some(self.context()),
             hostname: hostname(self.node),
-            workers: self.fleet.load.workers_per_node,
         };
         let registered = self.client.register_node(request).await;
         self.fleet

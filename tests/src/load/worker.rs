@@ -185,9 +185,7 @@ impl Sender {
                 local_rank: self.local,
                 store_address: format!("{}:{}", hostname(self.node), 29500 + self.local),
                 hostname: hostname(self.node),
-                pid: 1 + self.local,
                 held: if remembers { vec![held.clone()] } else { Vec::new() },
-                idle: None,
             };
             let answer = self.client.join(request).await;
             let answer = answer

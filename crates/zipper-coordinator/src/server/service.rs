@@ -182,7 +182,6 @@ impl WorkerService for Services {
             store_address: request.store_address,
             hostname: request.hostname,
             held: held?,
-            idle: zipper_proto::duration(request.idle).unwrap_or_default(),
         };
         let mut views = self.views.clone();
         views.mark_unchanged();

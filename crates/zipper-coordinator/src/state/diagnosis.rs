@@ -394,13 +394,16 @@ impl Known {
         }
     }
 
-    /// `it had completed step 3 and was in ..`.
+    /// `it had completed step 3 and had been in .. for 0.2s`.
     fn last_known(&self) -> String {
         let step = format!("it had completed step {}", self.step);
         match &self.collective {
             None => step,
             Some(collective) if collective.finished => format!("{step} and last finished {collective}"),
-            Some(collective) => format!("{step} and was in {collective}"),
+            Some(collective) => {
+                let waited = collective.age.as_secs_f64();
+                format!("{step} and had been in {collective} for {waited:.1}s")
+            }
         }
     }
 }

@@ -28,8 +28,6 @@ pub struct Joining {
     pub hostname: String,
     /// What it remembers.
     pub held: Vec<HeldState>,
-    /// Time since its last step.
-    pub idle: Duration,
 }
 
 /// A sign of life.

@@ -37,7 +37,6 @@ fn joining(local_rank: u32, incarnation: u64) -> Joining {
         store_address: format!("host{local_rank}:7"),
         hostname: format!("host{local_rank}"),
         held: Vec::new(),
-        idle: Duration::ZERO,
     }
 }
 

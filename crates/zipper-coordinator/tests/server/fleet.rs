@@ -175,9 +175,7 @@ pub(crate) fn join_request(local_rank: u32) -> v1::JoinRequest {
         local_rank,
         store_address: format!("127.0.0.1:{}", 7000 + local_rank),
         hostname: "host".to_owned(),
-        pid: 1,
         held: Vec::new(),
-        idle: None,
     }
 }
 

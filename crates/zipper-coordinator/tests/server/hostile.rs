@@ -113,7 +113,6 @@ fn sensible(kind: u8, member: &v1::MemberContext) -> Vec<u8> {
         8 => v1::RegisterNodeRequest {
             agent,
             hostname: "host".to_owned(),
-            workers: 2,
         }
         .encode_to_vec(),
         9 => v1::AgentHeartbeatRequest { agent }.encode_to_vec(),

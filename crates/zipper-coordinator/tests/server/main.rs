@@ -368,7 +368,6 @@ async fn register(agents: &mut AgentServiceClient<Channel>) -> (v1::AgentContext
     let request = v1::RegisterNodeRequest {
         agent: Some(agent.clone()),
         hostname: "host".to_owned(),
-        workers: 2,
     };
     let registered = agents.register_node(request).await.expect("agents may");
     (agent, registered.into_inner())

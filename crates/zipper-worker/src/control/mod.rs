@@ -150,7 +150,6 @@ impl Control {
     /// Enters the rendezvous, with what this worker remembers, and waits until a generation has a place for it.
     pub(crate) fn join(&mut self, store_address: &str, held: &[v1::HeldState]) -> Result<Joined, Refused> {
         self.shared.set_doing("waiting");
-        let left = Instant::now();
         loop {
             let request = v1::JoinRequest {
                 member: Some(self.identity.member(self.last_generation)),
@@ -158,9 +157,7 @@ impl Control {
                 local_rank: self.identity.local_rank,
                 store_address: store_address.to_owned(),
                 hostname: self.identity.hostname.clone(),
-                pid: std::process::id(),
                 held: held.to_vec(),
-                idle: Some(zipper_proto::wire_duration(left.elapsed())),
             };
             let response = self.poll("joining", |mut client| {
                 let request = poll(request.clone());
