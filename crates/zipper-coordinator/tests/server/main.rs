@@ -190,13 +190,19 @@ async fn a_stopped_run_goes_on_from_an_earlier_checkpoint() {
             .await
             .expect("the folder can be read");
         assert_eq!(latest, Some(Step(stopped_at)));
-        // As if the last checkpoint were damaged: the run goes on from the one before.
-        store
-            .checkpoints()
-            .remove(Step(5))
-            .await
-            .expect("the folder can be written");
+        if stopped_at == 5 {
+            // Damaged on the disk: it makes room, and the run goes on from the one before.
+            let damage = store.put("checkpoints/step-00000005/part0", "x".into());
+            damage.await.expect("the folder can be written");
+        }
     }
+    let list = store.checkpoints().list().await.expect("the folder can be read");
+    let steps: Vec<Step> = list
+        .checkpoints
+        .iter()
+        .map(|checkpoint| checkpoint.manifest.step)
+        .collect();
+    assert!(!steps.contains(&Step(5)), "{steps:?}");
     let lines = metric_lines(&store).await;
     assert_eq!(
         lines,
