@@ -68,6 +68,44 @@ fn a_whole_run_ends_with_a_table_and_everything_on_disk() {
         );
     }
     assert!(run.join("run.yaml").exists() && run.join("eval/table.json").exists());
+    eval_repeats_the_figures_of(&fixture);
+}
+
+/// `zipper-worker eval` on the last checkpoint gives the figures that the run itself reported.
+fn eval_repeats_the_figures_of(fixture: &Fixture) {
+    let eval = |more: &[&str]| {
+        let output = std::process::Command::new(program("zipper-worker"))
+            .args([
+                "eval",
+                "--run",
+                &fixture.run_url("run"),
+                "--threads",
+                "1",
+                "--manifest",
+            ])
+            .arg(fixture.path().join("corpus/test.jsonl"))
+            .args(more)
+            .output()
+            .expect("zipper-worker can be started");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        (
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr,
+            output.status.code(),
+        )
+    };
+    let (document, stderr, code) = eval(&["--json"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    let document: serde_json::Value =
+        serde_json::from_str(&document).expect("one JSON document and nothing else");
+    let reported = fs::read(fixture.path().join("run/eval/numbers-step-00000012.json")).expect("a report");
+    let reported: serde_json::Value = serde_json::from_slice(&reported).expect("JSON");
+    assert_eq!(document["report"], reported["report"]);
+    assert_eq!(document["step"], 12);
+    let (table, _, _) = eval(&["--checkpoint", "step-00000006"]);
+    assert!(table.contains("WER") && table.contains("vi"), "{table}");
+    let (_, message, code) = eval(&["--checkpoint", "step-00000099"]);
+    assert!(code == Some(2) && message.contains("step-00000099"), "{message}");
 }
 
 /// With `runtime.pin_cores` workers on one machine have cores of their own, or share them evenly where there are too few.
@@ -108,46 +146,6 @@ fn workers_have_cores_of_their_own() {
     assert_eq!(of_workers[0] == of_workers[1], cores == 1, "{of_workers:?}");
     kill(Pid::from_raw(running.pid().cast_signed()), Signal::SIGTERM).expect("it runs");
     assert_code(&running.wait(), 75);
-}
-
-/// `zipper-worker eval` on the last checkpoint gives the figures that the run itself reported.
-#[test]
-fn eval_repeats_the_figures_of_the_run() {
-    let fixture = Fixture::new();
-    assert_code(&run(&launch(&fixture, "run.yaml", "run", &["--nodes", "2"])), 0);
-    let eval = |more: &[&str]| {
-        let output = std::process::Command::new(program("zipper-worker"))
-            .args([
-                "eval",
-                "--run",
-                &fixture.run_url("run"),
-                "--threads",
-                "1",
-                "--manifest",
-            ])
-            .arg(fixture.path().join("corpus/test.jsonl"))
-            .args(more)
-            .output()
-            .expect("zipper-worker can be started");
-        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-        (
-            String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr,
-            output.status.code(),
-        )
-    };
-    let (document, stderr, code) = eval(&["--json"]);
-    assert_eq!(code, Some(0), "{stderr}");
-    let document: serde_json::Value =
-        serde_json::from_str(&document).expect("one JSON document and nothing else");
-    let reported = fs::read(fixture.path().join("run/eval/numbers-step-00000012.json")).expect("a report");
-    let reported: serde_json::Value = serde_json::from_slice(&reported).expect("JSON");
-    assert_eq!(document["report"], reported["report"]);
-    assert_eq!(document["step"], 12);
-    let (table, _, _) = eval(&["--checkpoint", "step-00000006"]);
-    assert!(table.contains("WER") && table.contains("vi"), "{table}");
-    let (_, message, code) = eval(&["--checkpoint", "step-00000099"]);
-    assert!(code == Some(2) && message.contains("step-00000099"), "{message}");
 }
 
 /// Where no worker may be started again, one that is killed ends the run with exit code 1 and its name, and `--resume` goes on

@@ -182,3 +182,41 @@ async fn thread_1_a_run_that_loses_workers_again_and_again_ends_at_its_limit() {
     ];
     assert_ended(&endless.end().await, &words);
 }
+
+/// A coordinator may end once for a reason that passes.
+#[tokio::test(flavor = "multi_thread")]
+async fn thread_1_a_coordinator_that_ends_again_and_again_is_given_up() {
+    let endless = Endless::start("1", &["elastic.restarts_per_node=1"]);
+    endless.make_steps(3).await;
+    let last = endless
+        .kill_until_it_is_back("the coordinator", LiveRun::coordinator)
+        .await;
+    endless.make_steps(3).await;
+    kill(Pid::from_raw(last), Signal::SIGKILL).expect("it is there");
+    let words = [
+        "the coordinator ended 2 times within `elastic.restart_window` = 1h",
+        "the end of its log",
+        "coordinator.log",
+    ];
+    assert_ended(&endless.end().await, &words);
+}
+
+/// Workers wait for a coordinator that does not answer as long as the configuration says, and go on when it does again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coordinator_that_hangs_is_waited_for_so_long_and_no_longer() {
+    let endless = Endless::start("2", &["elastic.coordinator_timeout=3s"]);
+    endless.make_steps(3).await;
+    let coordinator = endless.run.coordinator().expect("it is at work");
+    kill(Pid::from_raw(coordinator), Signal::SIGSTOP).expect("it is there");
+    let gone = |run: &LiveRun| (0..2).all(|node| run.worker(node).is_none()).then_some(());
+    endless.wait_for("its workers have ended", gone).await;
+    let log = endless.fixture.path().join("run/logs/node0-worker0.log");
+    let log = std::fs::read_to_string(log).expect("it wrote one");
+    assert!(
+        log.contains("no coordinator for 3s (`elastic.coordinator_timeout`)"),
+        "{log}"
+    );
+    kill(Pid::from_raw(coordinator), Signal::SIGCONT).expect("it is there");
+    endless.wait_for_size(1, 2).await;
+    endless.make_steps(3).await;
+}

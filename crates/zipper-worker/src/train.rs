@@ -285,6 +285,10 @@ impl Worker {
         let step = Step(assignment.step);
         let team = self.form_team(assignment)?;
         self.control.shared().abort_when_over(team.abort_handles());
+        // It may have ended before there was anything to abort.
+        if self.control.shared().is_over() {
+            return Ok(Left::Over);
+        }
         let origin = wire::origin(assignment)?;
         session
             .regroup(team, step, &origin)
