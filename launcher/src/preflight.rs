@@ -1,5 +1,6 @@
 //! Everything that can be refused before a process starts: configuration, manifests, audio, the run itself.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -278,7 +279,7 @@ pub(crate) fn read_config(file: &Path, overrides: &[String]) -> anyhow::Result<R
 
 /// Reads all manifests and decodes all audio; returns the training corpus without what cannot be used, and the ids of
 /// what cannot be.
-fn check_data(config: &RunConfig) -> anyhow::Result<(Corpus, Vec<String>)> {
+fn check_data(config: &RunConfig) -> anyhow::Result<(Corpus, BTreeSet<String>)> {
     let load = |paths: &[PathBuf]| read_manifests(config, paths);
     let mut train = load(&config.data.train)?;
     eprintln!("Training data:\n{}", train.report);
@@ -289,7 +290,7 @@ fn check_data(config: &RunConfig) -> anyhow::Result<(Corpus, Vec<String>)> {
     }
     let bad = check_all_audio(&all);
     if bad.is_empty() {
-        return Ok((train, Vec::new()));
+        return Ok((train, BTreeSet::new()));
     }
     let mut named: Vec<String> = bad.iter().take(NAMED).map(ToString::to_string).collect();
     if bad.len() > NAMED {
@@ -312,7 +313,7 @@ fn check_data(config: &RunConfig) -> anyhow::Result<(Corpus, Vec<String>)> {
                 bad.len(),
                 all.len()
             );
-            let ids: Vec<String> = bad.into_iter().map(|bad| bad.id).collect();
+            let ids: BTreeSet<String> = bad.into_iter().map(|bad| bad.id).collect();
             train.utterances.retain(|utterance| !ids.contains(&utterance.id));
             train.report.count(&train.utterances);
             Ok((train, ids))
@@ -322,10 +323,7 @@ fn check_data(config: &RunConfig) -> anyhow::Result<(Corpus, Vec<String>)> {
 
 /// Reads manifests without looking at the audio.
 pub(crate) fn read_manifests(config: &RunConfig, paths: &[PathBuf]) -> anyhow::Result<Corpus> {
-    let limits = DurationLimits {
-        min_seconds: config.data.min_seconds,
-        max_seconds: config.data.max_seconds,
-    };
+    let limits = DurationLimits::from(&config.data);
     let corpus = load_corpus(paths, &config.data.languages, limits);
     corpus.map_err(|error| UserError::new(error.to_string()).into())
 }

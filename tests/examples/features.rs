@@ -230,10 +230,7 @@ impl Bench {
             println!("{} is left out: {missing}", value_name(corpus));
             return Ok(None);
         }
-        let limits = DurationLimits {
-            min_seconds: config.data.min_seconds,
-            max_seconds: config.data.max_seconds,
-        };
+        let limits = DurationLimits::from(&config.data);
         let mut all = load_corpus(&config.data.train, &config.data.languages, limits)?.utterances;
         all.retain(|utterance| self.soundfile || is_wav(utterance));
         let kept = spread_over(&all, self.arguments.selection.utterances);

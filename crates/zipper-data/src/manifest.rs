@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 use thiserror::Error;
 use url::Url;
+use zipper_config::schema::DataConfig;
 
 use crate::audio::{AudioError, decode};
 use crate::report::CorpusReport;
@@ -54,6 +55,16 @@ pub struct DurationLimits {
     pub min_seconds: f64,
     /// Longest utterance, in seconds.
     pub max_seconds: f64,
+}
+
+/// `data.min_seconds` and `data.max_seconds`.
+impl From<&DataConfig> for DurationLimits {
+    fn from(data: &DataConfig) -> Self {
+        Self {
+            min_seconds: data.min_seconds,
+            max_seconds: data.max_seconds,
+        }
+    }
 }
 
 /// The usable utterances of some manifests.

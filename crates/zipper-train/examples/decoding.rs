@@ -412,10 +412,7 @@ impl Job {
 /// Utterances of all languages in turn, of each from all over its part of the corpus.
 fn of_all_languages(config: &RunConfig, count: usize) -> Result<Vec<Utterance>, Box<dyn Error>> {
     let data = &config.data;
-    let limits = DurationLimits {
-        min_seconds: data.min_seconds,
-        max_seconds: data.max_seconds,
-    };
+    let limits = DurationLimits::from(data);
     let corpus = load_corpus(&data.train, &data.languages, limits)?.utterances;
     let mut by_language: Vec<Vec<Utterance>> = data.languages.iter().map(|_| Vec::new()).collect();
     for utterance in corpus {

@@ -134,10 +134,7 @@ fn measure(config: &RunConfig, rank: Rank, port: u16) -> Measured {
 }
 
 fn session(config: &RunConfig, rank: Rank, port: u16) -> Session {
-    let limits = DurationLimits {
-        min_seconds: config.data.min_seconds,
-        max_seconds: config.data.max_seconds,
-    };
+    let limits = DurationLimits::from(&config.data);
     let corpus = load_corpus(&config.data.train, &config.data.languages, limits).expect("a valid manifest");
     let placement = Placement::solve(&PlacementProblem {
         work: BENCHMARK_UTTERANCES

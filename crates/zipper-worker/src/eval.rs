@@ -38,10 +38,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     }
     let source = Source::open(&arguments.source)?;
     let config = &source.config;
-    let limits = DurationLimits {
-        min_seconds: config.data.min_seconds,
-        max_seconds: config.data.max_seconds,
-    };
+    let limits = DurationLimits::from(&config.data);
     let corpus = load_corpus(
         std::slice::from_ref(&arguments.manifest),
         &config.data.languages,

@@ -529,10 +529,7 @@ impl Worker {
 
     fn corpus(&self, manifests: &[std::path::PathBuf]) -> anyhow::Result<Corpus> {
         let data = &self.config.data;
-        let limits = DurationLimits {
-            min_seconds: data.min_seconds,
-            max_seconds: data.max_seconds,
-        };
+        let limits = DurationLimits::from(data);
         let mut corpus = load_corpus(manifests, &data.languages, limits)
             .map_err(|error| UserError::new(error.to_string()))?;
         corpus

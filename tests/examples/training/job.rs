@@ -79,10 +79,7 @@ impl Bench {
             .into_iter()
             .chain(&config.data.train);
         size.require(needed)?;
-        let limits = DurationLimits {
-            min_seconds: config.data.min_seconds,
-            max_seconds: config.data.max_seconds,
-        };
+        let limits = DurationLimits::from(&config.data);
         let mut utterances = load_corpus(&config.data.train, &config.data.languages, limits)?.utterances;
         let is_wav = |utterance: &Utterance| {
             utterance

@@ -33,10 +33,7 @@ fn recognition_is_trained_as_without_it() {
 
 /// How often the likeliest language is the right one, on what was trained on.
 fn accuracy(session: &Session, config: &RunConfig) -> Result<f64, TrainError> {
-    let limits = DurationLimits {
-        min_seconds: config.data.min_seconds,
-        max_seconds: config.data.max_seconds,
-    };
+    let limits = DurationLimits::from(&config.data);
     let corpus = load_corpus(&config.data.train, &config.data.languages, limits).expect("a valid manifest");
     let utterances: Vec<&Utterance> = corpus.utterances.iter().collect();
     let posteriors = session.replica().detect(&utterances)?;

@@ -29,10 +29,7 @@ pub(crate) fn config(fixture: &Fixture, edit: impl Fn(&mut RunConfig)) -> RunCon
 }
 
 fn corpus(config: &RunConfig) -> Vec<Utterance> {
-    let limits = DurationLimits {
-        min_seconds: config.data.min_seconds,
-        max_seconds: config.data.max_seconds,
-    };
+    let limits = DurationLimits::from(&config.data);
     let corpus = load_corpus(&config.data.train, &config.data.languages, limits).expect("a valid manifest");
     corpus.utterances
 }
