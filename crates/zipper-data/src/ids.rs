@@ -1,8 +1,7 @@
 //! Lists of utterance ids: which part of a published corpus an experiment uses.
 //!
-//! One id a line, as published beside papers (`train_mls_de_ids.txt`). Owns reading such a list and comparing it with what a
-//! corpus holds. Nothing is dropped silently: ids that are listed more than once, and ids that the corpus lacks, are kept by
-//! name for the caller to show or to refuse.
+//! One id a line, as published beside papers (`train_mls_de_ids.txt`). Owns reading such a list; [`crate::import`] compares it with what
+//! a corpus holds. Nothing is dropped silently: ids that are listed more than once are kept by name for the caller to show.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -61,15 +60,6 @@ pub enum IdListError {
     },
 }
 
-/// What a corpus has of a list.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Selection<T> {
-    /// In the order of the list, each id once.
-    pub chosen: Vec<T>,
-    /// Listed ids that the corpus does not have, in the order of the list.
-    pub missing: Vec<String>,
-}
-
 impl IdList {
     /// Reads a list. Blank lines, a byte order mark, and spaces around an id do not count.
     ///
@@ -120,23 +110,5 @@ impl IdList {
             ids,
             repeated,
         })
-    }
-
-    /// Takes the listed utterances out of what a corpus holds; what is not listed stays in `found`.
-    ///
-    /// Every id of the list is afterwards either in `chosen` or in `missing`.
-    #[must_use]
-    pub fn select<T>(&self, found: &mut HashMap<String, T>) -> Selection<T> {
-        let mut selection = Selection {
-            chosen: Vec::with_capacity(self.ids.len().min(found.len())),
-            missing: Vec::new(),
-        };
-        for id in &self.ids {
-            match found.remove(id) {
-                Some(utterance) => selection.chosen.push(utterance),
-                None => selection.missing.push(id.clone()),
-            }
-        }
-        selection
     }
 }

@@ -21,6 +21,6 @@ pub use augment::Augmentation;
 pub use check::{BadAudio, check_audio};
 pub use cut::{CutOptions, Segment, cut};
 pub use features::{Features, HOP_LENGTH, LogMel, Padding};
-pub use ids::{IdList, IdListError, RepeatedId, Selection};
+pub use ids::{IdList, IdListError, RepeatedId};
 pub use manifest::{Corpus, DurationLimits, ManifestErrors, ManifestProblem, Utterance, load_corpus};
 pub use report::{CorpusReport, LanguageReport};

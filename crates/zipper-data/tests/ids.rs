@@ -1,7 +1,6 @@
-//! Goal: a list of ids says exactly which utterances are taken; what is repeated or missing is named, and a file that is no list
-//! is refused with its line. Method: small files as published, Windows line ends and byte order marks included.
+//! Goal: a list of ids is read as it is; what is repeated is named, and a file that is no list is refused with its line. Method:
+//! small files as published, Windows line ends and byte order marks included.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 
 use tempfile::TempDir;
@@ -38,21 +37,6 @@ fn a_doubled_list_names_every_id() {
         list.repeated,
         [repeated("a", 2, 4), repeated("b", 3, 5), repeated("c", 2, 6)]
     );
-}
-
-/// Shows that ids in = utterances out + missing, in the order of the list, and that the rest is left behind.
-#[test]
-fn every_id_is_chosen_or_missing() {
-    let (_folder, file) = list("c\nx\na\nc\ny\n");
-    let list = IdList::read(&file).expect("a list");
-    let mut found: HashMap<String, u32> = [("a", 1), ("b", 2), ("c", 3)]
-        .map(|(id, utterance)| (id.to_owned(), utterance))
-        .into();
-    let selection = list.select(&mut found);
-    assert_eq!(selection.chosen, [3, 1]);
-    assert_eq!(selection.missing, ["x", "y"]);
-    assert_eq!(selection.chosen.len() + selection.missing.len(), list.ids.len());
-    assert_eq!(found.into_keys().collect::<Vec<_>>(), ["b"]);
 }
 
 /// Shows that a table in place of a list, an empty file, other bytes than text, and no file at all are refused by name.

@@ -149,6 +149,56 @@ fn what_lists_name_is_what_comes_out() {
     );
 }
 
+/// Shows that an id of two lists, or of one with and without its ending, is taken once and not missing, and that ids may have folders and
+/// endings themselves.
+#[test]
+fn what_lists_name_twice_is_taken_once() {
+    let tree = common_voice();
+    tree.write("one.txt", b"common_voice_ar_3\ncommon_voice_ar_1\n");
+    tree.write(
+        "two.txt",
+        b"common_voice_ar_1\ncommon_voice_ar_2.mp3\ncommon_voice_ar_2\ncommon_voice_ar_4\n",
+    );
+    let request = Request {
+        ids: vec![tree.path("one.txt"), tree.path("two.txt")],
+        prefix: "cv-".to_owned(),
+        ..tree.request(Layout::CommonVoice, "train")
+    };
+    let imported = import(&request).expect("the lists can be read");
+    let names: Vec<&str> = imported.lines.iter().map(|line| line.id.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "cv-common_voice_ar_3",
+            "cv-common_voice_ar_1",
+            "cv-common_voice_ar_2"
+        ]
+    );
+    assert!(imported.missing.is_empty(), "{:?}", imported.missing);
+    assert_eq!(imported.empty_texts, ["cv-common_voice_ar_4"]);
+
+    let tree = kaldi("speaker/a.wav");
+    tree.write("ids.txt", b"speaker/a.wav\n");
+    let request = Request {
+        ids: vec![tree.path("ids.txt")],
+        ..tree.request(Layout::Kaldi, "")
+    };
+    let imported = import(&request).expect("the list can be read");
+    assert_eq!(imported.lines.len(), 1, "{:?}", imported.missing);
+    assert_eq!(imported.lines[0].id, "speaker/a.wav");
+}
+
+/// A Kaldi directory with one recording, which is an utterance.
+fn kaldi(id: &str) -> Tree {
+    let tree = Tree::new();
+    tree.audio("audio/a.flac");
+    let audio = tree.path("audio/a.flac");
+    tree.write("wav.scp", format!("{id} {}\n", audio.display()).as_bytes());
+    tree.write("text", format!("{id} a whole recording\n").as_bytes());
+    tree.write("utt2lang", format!("{id} en\n").as_bytes());
+    tree
+}
+
 #[test]
 fn mls_and_librispeech_find_their_audio() {
     let tree = Tree::new();
@@ -278,14 +328,7 @@ fn segments_of_msr_86k_are_parts_of_recordings() {
 
 #[test]
 fn kaldi_directories_with_and_without_segments() {
-    let tree = Tree::new();
-    tree.audio("audio/a.flac");
-    tree.write(
-        "wav.scp",
-        format!("rec-a {}\n", tree.path("audio/a.flac").display()).as_bytes(),
-    );
-    tree.write("text", b"rec-a a whole recording\n");
-    tree.write("utt2lang", b"rec-a en\n");
+    let tree = kaldi("rec-a");
     let imported = import(&tree.request(Layout::Kaldi, "")).expect("it is Kaldi's");
     assert_eq!(
         lines(&tree, &imported),
@@ -314,6 +357,41 @@ fn kaldi_directories_with_and_without_segments() {
         error.contains("wav.scp:1: a command that makes audio is not run"),
         "{error}"
     );
+}
+
+/// Shows that a length that is none is named: neither is the audio measured instead, nor does it come into the manifest.
+#[test]
+fn lengths_that_are_none_are_named() {
+    let tree = kaldi("rec-a");
+    tree.write("utt2dur", b"rec-a 0.25\n");
+    let imported = import(&tree.request(Layout::Kaldi, "")).expect("it is Kaldi's");
+    assert!((imported.lines[0].duration - 0.25).abs() < 1e-9, "stated");
+    for wrong in ["soon", "nan", "inf", "-1", "0"] {
+        tree.write("utt2dur", format!("rec-a {wrong}\n").as_bytes());
+        let error = import(&tree.request(Layout::Kaldi, ""))
+            .expect_err("it is no length")
+            .to_string();
+        let expected = format!("utt2dur:1: `{wrong}` is not a length in seconds");
+        assert!(error.contains(&expected), "{error}");
+    }
+    tree.write("utt2dur", b"");
+    tree.write("segments", b"utt-1 rec-a 0.1 inf\n");
+    tree.write("text", b"utt-1 one\n");
+    let error = import(&tree.request(Layout::Kaldi, ""))
+        .expect_err("it has no end")
+        .to_string();
+    assert!(error.contains("segments:1: expected"), "{error}");
+
+    let tree = common_voice();
+    tree.write(
+        "clip_durations.tsv",
+        b"clip\tduration[ms]\ncommon_voice_ar_1.mp3\tnan\n",
+    );
+    let error = import(&tree.request(Layout::CommonVoice, "train"))
+        .expect_err("it is no length")
+        .to_string();
+    let expected = "clip_durations.tsv:2: `nan` is not a length in milliseconds";
+    assert!(error.contains(expected), "{error}");
 }
 
 /// A cut as Lhotse writes it.
@@ -381,6 +459,83 @@ fn cuts_of_lhotse_packed_or_not() {
         ("MonoCut", "command", "comes from `command`: only files"),
     ] {
         tree.write("cuts.jsonl", cut("x", kind, source, "").as_bytes());
+        let request = Request {
+            root: tree.path("cuts.jsonl"),
+            ..tree.request(Layout::Lhotse, "")
+        };
+        let error = import(&request).expect_err("it cannot be taken over").to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+/// Shows that a part of a recording has an offset also where it begins with it, that a whole recording has none, and that an utterance is
+/// taken as a whole where its cut begins in it: the text is of all of it.
+#[test]
+fn parts_of_recordings_say_where_they_begin() {
+    let tree = Tree::new();
+    tree.audio("r.flac");
+    let at = |id: &str, times: &str, supervision: &str| {
+        let own = "\"start\": 0.1, \"duration\": 0.3";
+        cut(id, "MonoCut", "file", supervision).replacen(own, times, 1)
+    };
+    let text = [
+        at(
+            "first",
+            r#""start": 0.0, "duration": 0.3"#,
+            &supervision("s-1", 0.0, 0.3, "uno"),
+        ),
+        at(
+            "all",
+            r#""start": 0.0, "duration": 0.5"#,
+            &supervision("s-2", 0.0, 0.5, "due"),
+        ),
+        at(
+            "late",
+            r#""start": 0.2, "duration": 0.3"#,
+            &supervision("s-3", -0.1, 0.25, "tre"),
+        ),
+    ]
+    .concat();
+    tree.write("cuts.jsonl", text.as_bytes());
+    let request = Request {
+        root: tree.path("cuts.jsonl"),
+        ..tree.request(Layout::Lhotse, "")
+    };
+    let imported = import(&request).expect("these are cuts");
+    let found: Vec<_> = imported
+        .lines
+        .iter()
+        .map(|line| (line.id.as_str(), line.offset, line.duration))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            ("first", Some(0.0), 0.3),
+            ("all", None, 0.5),
+            ("s-3", Some(0.1), 0.25)
+        ]
+    );
+}
+
+/// Shows that a cut whose audio is not what its file holds is refused: one channel of several, or audio that Lhotse changes as it reads it.
+#[test]
+fn cuts_whose_audio_is_in_no_file_are_refused() {
+    let tree = Tree::new();
+    tree.audio("r.flac");
+    for (from, to, expected) in [
+        (
+            r#""channels": [0]"#,
+            r#""channels": [0, 1]"#,
+            "cuts.jsonl:1: cut `x` is one channel of a file with 2",
+        ),
+        (
+            r#""duration": 0.5"#,
+            r#""duration": 0.5, "transforms": [{"name": "Speed", "kwargs": {"factor": 1.1}}]"#,
+            "cuts.jsonl:1: the recording of cut `x` has transforms",
+        ),
+    ] {
+        let text = cut("x", "MonoCut", "file", "").replace(from, to);
+        tree.write("cuts.jsonl", text.as_bytes());
         let request = Request {
             root: tree.path("cuts.jsonl"),
             ..tree.request(Layout::Lhotse, "")

@@ -39,13 +39,13 @@ fn durations(root: &Path, problems: &mut Problems) -> HashMap<String, f64> {
     let mut durations = HashMap::new();
     for (line, [clip, milliseconds]) in rows(&table, ["clip", "duration[ms]"], problems) {
         match milliseconds.parse::<f64>() {
-            Ok(milliseconds) => {
+            Ok(milliseconds) if milliseconds.is_finite() && milliseconds >= 0.0 => {
                 durations.insert(stem(&clip).to_owned(), milliseconds / 1000.0);
             }
-            Err(_) => problems.add(
+            _ => problems.add(
                 &table,
                 Some(line),
-                format!("`{milliseconds}` is not a number of milliseconds"),
+                format!("`{milliseconds}` is not a length in milliseconds"),
             ),
         }
     }

@@ -9,8 +9,8 @@ use super::{Found, Problems};
 pub(super) fn find(root: &Path, problems: &mut Problems) -> Vec<Found> {
     let recordings = recordings(root, problems);
     let segments = segments(root, problems);
-    let languages = optional(root, "utt2lang", problems);
-    let durations = optional(root, "utt2dur", problems);
+    let languages = languages(root, problems);
+    let durations = durations(root, problems);
     let file = root.join("text");
     let mut found = Vec::new();
     for (line, id, text) in table(&file, problems) {
@@ -31,7 +31,7 @@ pub(super) fn find(root: &Path, problems: &mut Problems) -> Vec<Found> {
             );
             continue;
         };
-        let stated = durations.get(&id).and_then(|text| text.parse().ok());
+        let stated = durations.get(&id).copied();
         found.push(Found {
             audio: audio.clone(),
             offset: cut.map(|(start, _)| start),
@@ -78,7 +78,7 @@ fn segments(root: &Path, problems: &mut Problems) -> Option<HashMap<String, (Str
             _ => None,
         };
         match parsed {
-            Some((recording, (start, end))) if start >= 0.0 && end > start => {
+            Some((recording, (start, end))) if start >= 0.0 && end > start && end.is_finite() => {
                 segments.insert(id, (recording.to_owned(), start, end));
             }
             _ => problems.add(
@@ -91,15 +91,32 @@ fn segments(root: &Path, problems: &mut Problems) -> Option<HashMap<String, (Str
     Some(segments)
 }
 
-fn optional(root: &Path, name: &str, problems: &mut Problems) -> HashMap<String, String> {
-    let file = root.join(name);
+fn languages(root: &Path, problems: &mut Problems) -> HashMap<String, String> {
+    let file = root.join("utt2lang");
     if !file.exists() {
         return HashMap::new();
     }
     table(&file, problems)
         .into_iter()
-        .map(|(_, id, value)| (id, value))
+        .map(|(_, id, lang)| (id, lang))
         .collect()
+}
+
+fn durations(root: &Path, problems: &mut Problems) -> HashMap<String, f64> {
+    let file = root.join("utt2dur");
+    if !file.exists() {
+        return HashMap::new();
+    }
+    let mut durations = HashMap::new();
+    for (line, id, text) in table(&file, problems) {
+        match text.parse::<f64>() {
+            Ok(seconds) if seconds.is_finite() && seconds > 0.0 => {
+                durations.insert(id, seconds);
+            }
+            _ => problems.add(&file, Some(line), format!("`{text}` is not a length in seconds")),
+        }
+    }
+    durations
 }
 
 /// Lines of an id and the rest, with their numbers.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::{Found, Problems};
 
@@ -34,6 +35,10 @@ struct Supervision {
 #[derive(Deserialize)]
 struct Recording {
     sources: Vec<Source>,
+    /// In seconds.
+    duration: f64,
+    /// What Lhotse does to the audio when it reads it: `Speed`, `Volume`, ...
+    transforms: Option<Vec<IgnoredAny>>,
 }
 
 #[derive(Deserialize)]
@@ -41,6 +46,8 @@ struct Source {
     #[serde(rename = "type")]
     kind: String,
     source: String,
+    #[serde(default)]
+    channels: Vec<u32>,
 }
 
 /// Times are compared with this precision, in seconds.
@@ -98,7 +105,25 @@ fn utterances(line: &str, folder: &Path) -> Result<Vec<Found>, String> {
             ));
         }
     };
+    if recording
+        .transforms
+        .as_ref()
+        .is_some_and(|transforms| !transforms.is_empty())
+    {
+        return Err(format!(
+            "the recording of cut `{}` has transforms, which are not applied: write its audio into files (`save_audios`), and import \
+             those",
+            cut.id
+        ));
+    }
     let audio = match recording.sources.as_slice() {
+        [source] if source.channels.len() > 1 => {
+            return Err(format!(
+                "cut `{}` is one channel of a file with {}: write each channel into a file of its own",
+                cut.id,
+                source.channels.len()
+            ));
+        }
         [source] if source.kind == "file" => folder.join(&source.source),
         [source] => {
             return Err(format!(
@@ -117,23 +142,26 @@ fn utterances(line: &str, folder: &Path) -> Result<Vec<Found>, String> {
     Ok(cut
         .supervisions
         .iter()
-        .map(|supervision| found(&cut, supervision, &audio))
+        .map(|supervision| found(&cut, supervision, &audio, recording.duration))
         .collect())
 }
 
-fn found(cut: &Cut, supervision: &Supervision, audio: &Path) -> Found {
+fn found(cut: &Cut, supervision: &Supervision, audio: &Path, recording_seconds: f64) -> Found {
     // One that covers its cut is named by it, as ids of supervisions often are the same in copies of a cut.
-    let whole = supervision.start.abs() < SAME && (supervision.duration - cut.duration).abs() < SAME;
-    let start = cut.start + supervision.start.max(0.0);
+    let whole_cut = supervision.start.abs() < SAME && (supervision.duration - cut.duration).abs() < SAME;
+    // What the cut has cut off is taken, too: the text is of all of it.
+    let start = (cut.start + supervision.start).max(0.0);
+    let (id, duration) = if whole_cut {
+        (&cut.id, cut.duration)
+    } else {
+        (&supervision.id, supervision.duration)
+    };
+    let whole_file = start < SAME && (duration - recording_seconds).abs() < SAME;
     Found {
-        id: if whole {
-            cut.id.clone()
-        } else {
-            supervision.id.clone()
-        },
+        id: id.clone(),
         audio: audio.to_owned(),
-        offset: (start > 0.0).then_some(start),
-        duration: Some(if whole { cut.duration } else { supervision.duration }),
+        offset: (!whole_file).then_some(start),
+        duration: Some(duration),
         text: supervision.text.clone().unwrap_or_default(),
         lang: supervision.language.clone(),
         listed: (PathBuf::new(), 0),

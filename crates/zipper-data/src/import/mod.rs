@@ -170,26 +170,36 @@ pub fn import(request: &Request) -> Result<Imported, ImportError> {
     chosen.retain(|found| {
         let has_text = !found.text.trim().is_empty();
         if !has_text {
-            imported.empty_texts.push(found.id.clone());
+            imported
+                .empty_texts
+                .push(format!("{}{}", request.prefix, found.id));
         }
         has_text
     });
+    // Before anything is measured: that may take hours.
+    let chosen = chosen
+        .into_iter()
+        .map(|found| {
+            let lang = found.lang.clone().or_else(|| request.lang.clone());
+            match lang {
+                Some(lang) => Ok((found, lang)),
+                None => Err(ImportError::NoLanguage { id: found.id }),
+            }
+        })
+        .collect::<Result<Vec<_>, _>>()?;
     let measured: Vec<_> = chosen
         .into_par_iter()
-        .map(|found| {
+        .map(|(found, lang)| {
             let duration = match found.duration {
                 // What is listed has to be there, too.
                 Some(duration) if found.audio.is_file() => Ok(duration),
                 _ => seconds(&found.audio).map(|whole| whole - found.offset.unwrap_or(0.0)),
             };
-            (found, duration)
+            (found, lang, duration)
         })
         .collect();
-    for (found, duration) in measured {
+    for (found, lang, duration) in measured {
         let id = format!("{}{}", request.prefix, found.id);
-        let Some(lang) = found.lang.or_else(|| request.lang.clone()) else {
-            return Err(ImportError::NoLanguage { id: found.id });
-        };
         match duration {
             Ok(duration) => {
                 let amount = imported.languages.entry(lang.clone()).or_default();
@@ -256,21 +266,31 @@ fn choose(request: &Request, found: Vec<Found>, imported: &mut Imported) -> Resu
     if request.ids.is_empty() {
         return Ok(found);
     }
-    let mut by_id: HashMap<String, Found> =
-        found.into_iter().map(|found| (found.id.clone(), found)).collect();
+    let mut by_id: HashMap<String, Option<Found>> = found
+        .into_iter()
+        .map(|found| (found.id.clone(), Some(found)))
+        .collect();
     let mut chosen = Vec::new();
     for file in &request.ids {
-        let mut list = IdList::read(file)?;
-        for id in &mut list.ids {
-            *id = stem(id).to_owned();
+        let list = IdList::read(file)?;
+        let mut missing = Vec::new();
+        for id in list.ids {
+            let name = if by_id.contains_key(&id) {
+                id.as_str()
+            } else {
+                stem(&id)
+            };
+            match by_id.get_mut(name) {
+                // One that has been named, perhaps by another list, is taken once.
+                Some(found) => chosen.extend(found.take()),
+                None => missing.push(id),
+            }
         }
-        let selection = list.select(&mut by_id);
-        chosen.extend(selection.chosen);
         if !list.repeated.is_empty() {
             imported.repeated.insert(file.clone(), list.repeated);
         }
-        if !selection.missing.is_empty() {
-            imported.missing.insert(file.clone(), selection.missing);
+        if !missing.is_empty() {
+            imported.missing.insert(file.clone(), missing);
         }
     }
     Ok(chosen)
