@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serializer};
+use serde_yaml::Value;
 
 /// Writes a duration as `1m 30s`.
 pub(crate) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
@@ -11,10 +13,14 @@ pub(crate) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Re
 
 /// Reads `1m 30s`.
 pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    humantime::parse_duration(&text).map_err(|error| {
-        serde::de::Error::custom(format!("`{text}` is not a duration such as `30s`: {error}"))
-    })
+    let text = match Value::deserialize(deserializer)? {
+        Value::String(text) => text,
+        // It lacks a unit, which is said below.
+        Value::Number(number) => number.to_string(),
+        _ => return Err(Error::custom("not a duration such as `30s`")),
+    };
+    humantime::parse_duration(&text)
+        .map_err(|error| Error::custom(format!("`{text}` is not a duration such as `30s`: {error}")))
 }
 
 /// The same for a duration that may be left out.

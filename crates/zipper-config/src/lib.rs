@@ -14,5 +14,5 @@ mod validate;
 mod warnings;
 
 pub use load::{from_str, load};
-pub use problems::{ConfigErrors, Problem};
+pub use problems::{ConfigErrors, Problem, nearest};
 pub use schema::RunConfig;

@@ -76,7 +76,6 @@ fn read(mut value: Value, problems: &mut Vec<Problem>) -> Option<RunConfig> {
             Err(error) => error,
         };
         let path: Vec<String> = error.path().iter().map(ToString::to_string).collect();
-        let path = if path == ["."] { Vec::new() } else { path };
         let message = error.into_inner().to_string();
         let problem = Problem::from_serde(&taken_out.original(&path), &message);
         // What a problem took with it is not a problem of its own.
@@ -166,7 +165,7 @@ fn index(segment: &str) -> Option<usize> {
     segment.trim_matches(['[', ']']).parse().ok()
 }
 
-/// Sets `key.path=value`; the value is YAML.
+/// Sets `key.path=value`; the value is YAML. Items of lists are `list.0`, or `list[0]` as in messages.
 fn override_key(root: &mut Value, text: &str) -> Result<(), Problem> {
     let bad = |message: String| Problem::of_key(format!("--set {text}"), message);
     let (path, value) = text
@@ -175,7 +174,7 @@ fn override_key(root: &mut Value, text: &str) -> Result<(), Problem> {
     let value: Value =
         serde_yaml::from_str(value).map_err(|error| bad(format!("the value is not YAML: {error}")))?;
     let mut at = root;
-    for key in path.split('.') {
+    for key in path.replace('[', ".[").split('.') {
         if key.is_empty() {
             return Err(bad("the key path has an empty part".into()));
         }

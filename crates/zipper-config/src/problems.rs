@@ -129,11 +129,19 @@ fn key_of(path: &[String]) -> String {
 
 /// `; did you mean ...?` where something known is close enough.
 pub(crate) fn suggest(name: &str, known: &[&str]) -> String {
-    known
-        .iter()
-        .map(|known| (strsim::jaro_winkler(name, known), known))
-        .filter(|(similarity, _)| *similarity > 0.75)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, known)| format!("; did you mean `{known}`?"))
+    nearest(name, known.iter().copied())
+        .map(|known| format!("; did you mean `{known}`?"))
         .unwrap_or_default()
+}
+
+/// The one of `known` that `name` is most like, if it is like any.
+pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    const ALIKE: f64 = 0.75;
+    let name = name.to_lowercase();
+    known
+        .into_iter()
+        .map(|known| (strsim::jaro_winkler(&name, &known.to_lowercase()), known))
+        .filter(|(similarity, _)| *similarity > ALIKE)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, known)| known)
 }

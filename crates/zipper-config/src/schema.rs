@@ -28,15 +28,16 @@ pub use cluster::{ClusterConfig, ContainerConfig, ContainerRuntime};
 pub use data::{DataConfig, OnBadAudio};
 pub use elastic::{ElasticConfig, OnLoss};
 pub use evaluation::{EvaluationConfig, TestSet};
-pub(crate) use model::SPEECH;
 pub use model::{
     CtcOutput, Dtype, EncoderConfig, EncoderContext, LidHeadConfig, LlmConfig, ModelConfig, ProjectorConfig,
     ProjectorKind, PromptConfig, PromptKind,
 };
+pub(crate) use model::{SPEECH, default_chunk_seconds, default_left_context_seconds};
 pub use runtime::{Backend, RuntimeConfig};
 pub use start::StartFrom;
 pub use text::ByLanguage;
 pub(crate) use text::DEFAULT;
+pub(crate) use training::default_loss_spike_factor;
 pub use training::{OnLossSpike, OnNonFinite, OptimizerConfig, Schedule, StageConfig, TrainingConfig};
 pub use watching::WatchingConfig;
 

@@ -14,7 +14,7 @@ use crate::schema::{AdapterConfig, EvaluationConfig, StageConfig, StartFrom};
 
 /// The axis over which results are put together.
 pub const SEED: &str = "seed";
-/// Keys that stage 1 does not know.
+/// Keys on which stage 1 does not depend.
 const OF_STAGE_2: [&str; 6] = [
     "adapter.variant",
     "adapter.init",
@@ -210,12 +210,16 @@ impl Sweep {
         self.members.push(Member { values, run });
     }
 
-    /// The run of stage 1 that a run with `config` begins with.
+    /// The run of stage 1 that a run with `config` begins with. It is evaluated as the first of these runs.
     fn stage_1_of(&mut self, values: &[String], config: &RunConfig) -> usize {
         let mut config = stage_1(config);
         let known = self.stage_1.iter().position(|run| {
-            config.name.clone_from(&run.config.name);
-            run.config == config
+            let same = RunConfig {
+                name: run.config.name.clone(),
+                evaluation: run.config.evaluation.clone(),
+                ..config.clone()
+            };
+            run.config == same
         });
         known.unwrap_or_else(|| {
             let own = self.axes.iter().zip(values).filter(|(key, _)| {
@@ -238,10 +242,12 @@ impl Sweep {
 
     fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
-        for (index, run) in self.runs.iter().enumerate() {
-            if self.runs[..index].iter().any(|other| other.name == run.name) {
-                let problem = format!("two runs would be called `{}`", run.name);
-                problems.push(Problem::of_key("axes", problem));
+        for runs in [&self.runs, &self.stage_1] {
+            for (index, run) in runs.iter().enumerate() {
+                if runs[..index].iter().any(|other| other.name == run.name) {
+                    let problem = format!("two runs would be called `{}`", run.name);
+                    problems.push(Problem::of_key("axes", problem));
+                }
             }
         }
         let Some(first) = self.runs.first() else {
@@ -311,6 +317,7 @@ fn stage_1(config: &RunConfig) -> RunConfig {
     config.evaluation = EvaluationConfig {
         tests: Vec::new(),
         untrained: false,
+        no_audio_control: false,
         ..config.evaluation
     };
     config

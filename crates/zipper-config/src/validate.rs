@@ -15,6 +15,8 @@ use crate::schema::{
 pub(crate) const LONGEST_SECONDS: f64 = 30.0;
 /// Frames of log-mel features in that time.
 const LONGEST_FRAMES: usize = 3000;
+/// One such frame.
+const SHORTEST_SECONDS: f64 = 0.01;
 /// Mel bands of the smaller Whisper models.
 const MEL_BANDS: usize = 80;
 /// Factors of speed perturbation are taken to this.
@@ -38,15 +40,19 @@ impl Check {
         }
     }
 
-    fn positive(&mut self, value: f64, key: &str) {
-        self.require(value > 0.0 && value.is_finite(), key, || {
-            format!("{value} is not above 0")
+    fn above(&mut self, value: f64, limit: f64, key: &str) {
+        self.require(value > limit && value.is_finite(), key, || {
+            broken(value, &format!("not above {limit}"))
         });
+    }
+
+    fn positive(&mut self, value: f64, key: &str) {
+        self.above(value, 0.0, key);
     }
 
     fn at_least(&mut self, value: f64, least: f64, key: &str) {
         self.require(value >= least && value.is_finite(), key, || {
-            format!("{value} is below {least}")
+            broken(value, &format!("below {least}"))
         });
     }
 
@@ -54,6 +60,15 @@ impl Check {
         self.require((0.0..1.0).contains(&value), key, || {
             format!("{value} is not in [0, 1)")
         });
+    }
+}
+
+/// What is wrong with a number for which the relation would be.
+fn broken(value: f64, relation: &str) -> String {
+    if value.is_finite() {
+        format!("{value} is {relation}")
+    } else {
+        format!("{value} is not a finite number")
     }
 }
 
@@ -220,7 +235,7 @@ fn data(check: &mut Check, config: &RunConfig) {
         "data.text_normalization",
     );
     check.positive(data.temperature, "data.temperature");
-    check.at_least(data.min_seconds, 0.0, "data.min_seconds");
+    check.at_least(data.min_seconds, SHORTEST_SECONDS, "data.min_seconds");
     check.require(data.max_seconds <= LONGEST_SECONDS, "data.max_seconds", || {
         format!(
             "{} is above {LONGEST_SECONDS}, the longest that Whisper's encoder has positions for",
@@ -281,11 +296,7 @@ fn training(check: &mut Check, config: &RunConfig) {
         "training.optimizer.weight_decay",
     );
     check.at_least(training.clip_grad_norm, 0.0, "training.clip_grad_norm");
-    check.require(
-        training.loss_spike_factor > 1.0 && training.loss_spike_factor.is_finite(),
-        "training.loss_spike_factor",
-        || format!("{} is not above 1", training.loss_spike_factor),
-    );
+    check.above(training.loss_spike_factor, 1.0, "training.loss_spike_factor");
     check.require(training.log_every > 0, "training.log_every", || {
         "0 is not above 0".to_owned()
     });
@@ -385,6 +396,17 @@ fn evaluation(check: &mut Check, config: &RunConfig) {
         &config.data.languages,
         "evaluation.normalizer",
     );
+    for (index, lang) in evaluation.cer_languages.iter().enumerate() {
+        // Also those of other runs: the default is for all.
+        let is_known = config.data.languages.contains(lang) || language_codes().any(|code| code == lang);
+        check.require(is_known, &format!("evaluation.cer_languages[{index}]"), || {
+            let known: Vec<&str> = config.data.languages.iter().map(String::as_str).collect();
+            format!(
+                "`{lang}` is neither in `data.languages` nor a language code of Whisper{}",
+                suggest(lang, &known)
+            )
+        });
+    }
     check.require(evaluation.max_new_tokens > 0, "evaluation.max_new_tokens", || {
         "0 is not above 0".to_owned()
     });
@@ -422,9 +444,7 @@ fn elastic(check: &mut Check, config: &RunConfig) {
         (elastic.hang_factor, "elastic.hang_factor"),
         (elastic.straggler_factor, "elastic.straggler_factor"),
     ] {
-        check.require(factor > 1.0 && factor.is_finite(), key, || {
-            format!("{factor} is not above 1")
-        });
+        check.above(factor, 1.0, key);
     }
     check.require(elastic.straggler_steps > 0, "elastic.straggler_steps", || {
         "0 is not above 0".to_owned()
@@ -466,17 +486,10 @@ fn runtime(check: &mut Check, config: &RunConfig) {
             humantime::format_duration(runtime.rendezvous_timeout)
         )
     });
-    check.require(
-        runtime.bucket_mib.is_finite() && runtime.bucket_mib > 0.0,
-        "runtime.bucket_mib",
-        || format!("{} is not above 0", runtime.bucket_mib),
-    );
-    let bank_memory = runtime.bank_memory_mib.unwrap_or(1.0);
-    check.require(
-        bank_memory.is_finite() && bank_memory > 0.0,
-        "runtime.bank_memory_mib",
-        || format!("{bank_memory} is not above 0"),
-    );
+    check.positive(runtime.bucket_mib, "runtime.bucket_mib");
+    if let Some(mib) = runtime.bank_memory_mib {
+        check.positive(mib, "runtime.bank_memory_mib");
+    }
     check.require(
         runtime.threads_per_worker != Some(0),
         "runtime.threads_per_worker",

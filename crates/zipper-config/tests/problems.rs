@@ -51,10 +51,15 @@ fn overrides_reach_every_depth() {
         "adapter.variant=hard",
         "evaluation.tests=[{name: a, manifest: a.jsonl}]",
         "evaluation.tests.0.name=b",
+        "evaluation.tests[0].manifest=b.jsonl",
         "runtime.heartbeat_timeout=1m",
     ]);
     assert!((config.training.align.lr - 3e-3).abs() < 1e-12);
-    assert_eq!(config.evaluation.tests[0].name, "b");
+    let test = &config.evaluation.tests[0];
+    assert_eq!(
+        (test.name.as_str(), test.manifest.to_str()),
+        ("b", Some("b.jsonl"))
+    );
     assert_eq!(config.runtime.heartbeat_timeout.as_secs(), 60);
 }
 
@@ -118,6 +123,7 @@ fn each_broken_relation_names_its_key_and_value() {
             "data.min_seconds=30",
             "data.min_seconds: 30 is not below `data.max_seconds` = 30",
         ),
+        ("data.min_seconds=0", "data.min_seconds: 0 is below 0.01"),
         (
             "training.align.warmup_steps=9",
             "training.align.warmup_steps: 9 is more than `training.align.steps` = 3",
@@ -139,6 +145,19 @@ fn each_broken_relation_names_its_key_and_value() {
             "training.batch_audio_seconds: 0 is not above 0",
         ),
         (
+            "training.clip_grad_norm=.inf",
+            "training.clip_grad_norm: inf is not a finite number",
+        ),
+        (
+            "elastic.hang_factor=.inf",
+            "elastic.hang_factor: inf is not a finite number",
+        ),
+        ("adapter.alpha=.nan", "adapter.alpha: NaN is not a finite number"),
+        (
+            "evaluation.cer_languages=[ja, jp]",
+            "evaluation.cer_languages[1]: `jp` is neither in `data.languages` nor a language code of Whisper",
+        ),
+        (
             "training.optimizer.betas=[0.9, 1]",
             "training.optimizer.betas[1]: 1 is not in [0, 1)",
         ),
@@ -149,6 +168,18 @@ fn each_broken_relation_names_its_key_and_value() {
         (
             "runtime.heartbeat_timeout=2s",
             "runtime.heartbeat_timeout: 2s is less than 3 times `runtime.heartbeat_interval` = 1s",
+        ),
+        (
+            "runtime.grace=30",
+            "runtime.grace: `30` is not a duration such as `30s`: time unit needed, for example 30sec or 30ms",
+        ),
+        (
+            "runtime.grace=[30s]",
+            "runtime.grace: not a duration such as `30s`",
+        ),
+        (
+            "cluster.time=2",
+            "cluster.time: `2` is not a duration such as `30s`: time unit needed, for example 2sec or 2ms",
         ),
         (
             "runtime.collective_timeout=10m",
@@ -174,6 +205,10 @@ fn each_broken_relation_names_its_key_and_value() {
         (
             "training.align.steps.more=1",
             "--set training.align.steps.more=1: `more` is below a value that has no keys",
+        ),
+        (
+            "data.train[1]=x",
+            "--set data.train[1]=x: `[1]` is not an index of a list of 1",
         ),
     ];
     assert_each(&table);
@@ -344,6 +379,61 @@ fn settings_without_effect_are_warned_of() {
     assert_eq!(config.warnings().len(), 2, "{:?}", config.warnings());
     let config = minimal(&["model.projector.kind=conv", "model.projector.stack=8"]);
     assert_eq!(config.warnings().len(), 1, "{:?}", config.warnings());
+}
+
+/// Each of these is warned of by itself, and not where it has an effect.
+#[test]
+fn settings_that_belong_to_another_are_warned_of_without_it() {
+    let tests = "evaluation.tests=[{name: a, manifest: a.jsonl}]";
+    for (key, value, belongs_to, without) in [
+        (
+            "adapter.init",
+            "zero",
+            "adapter.variant=soft",
+            "adapter.variant=shared",
+        ),
+        (
+            "elastic.replacement_wait",
+            "3m",
+            "elastic.on_loss=wait",
+            "elastic.on_loss=shrink",
+        ),
+        (
+            "training.loss_spike_factor",
+            "4",
+            "training.on_loss_spike=skip",
+            "training.on_loss_spike=ignore",
+        ),
+        ("evaluation.untrained", "true", tests, "evaluation.tests=[]"),
+        (
+            "evaluation.no_audio_control",
+            "true",
+            tests,
+            "evaluation.tests=[]",
+        ),
+        (
+            "model.encoder.chunk_seconds",
+            "3",
+            "model.encoder.context=chunked",
+            "model.encoder.context=native",
+        ),
+        (
+            "model.encoder.left_context_seconds",
+            "4",
+            "model.encoder.context=chunked",
+            "model.encoder.context=native",
+        ),
+    ] {
+        let set = format!("{key}={value}");
+        let warnings = minimal(&[&set, without]).warnings();
+        let expected = format!("`{key}` has no effect unless ");
+        assert!(
+            warnings.len() == 1 && warnings[0].starts_with(&expected),
+            "{set} {without}: {warnings:?}"
+        );
+        let warnings = minimal(&[&set, belongs_to]).warnings();
+        assert!(warnings.is_empty(), "{set} {belongs_to}: {warnings:?}");
+    }
 }
 
 #[test]

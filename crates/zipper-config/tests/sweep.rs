@@ -96,6 +96,26 @@ fn what_both_stages_have_gives_each_run_its_own_stage_1() {
     assert_eq!((sweep.runs.len(), sweep.stage_1.len()), (4, 2));
 }
 
+/// Shows that runs which differ in how they are evaluated have the same stage 1, which is there once.
+#[test]
+fn what_is_evaluated_makes_no_stage_1_of_its_own() {
+    let axes = "[{key: evaluation.beam, values: [1, 5]}, {key: adapter.variant, values: [soft, hard]}]";
+    let sweep = sweep(
+        axes,
+        "set: [evaluation.every_steps=2, evaluation.no_audio_control=true]",
+    )
+    .expect("it is valid");
+    assert_eq!(sweep.runs.len(), 4);
+    let names: Vec<&str> = sweep.stage_1.iter().map(|run| run.name.as_str()).collect();
+    assert_eq!(names, ["stage1"]);
+    assert!(sweep.runs.iter().all(|run| run.begins_with == Some(0)));
+    let beams: Vec<usize> = sweep.runs.iter().map(|run| run.config.evaluation.beam).collect();
+    assert_eq!(beams, [1, 1, 5, 5]);
+    let stage_1 = &sweep.stage_1[0].config;
+    assert_eq!(stage_1.evaluation.every_steps, 2);
+    assert!(stage_1.warnings().is_empty(), "{:?}", stage_1.warnings());
+}
+
 #[test]
 fn problems_are_named() {
     let table = [

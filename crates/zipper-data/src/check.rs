@@ -14,6 +14,8 @@ use crate::manifest::Utterance;
 const DURATION_TOLERANCE: f64 = 0.5;
 /// How far a cut may reach beyond the end of its file, in seconds: manifests round.
 const CUT_TOLERANCE: f64 = 0.05;
+/// One frame of features, in seconds: the encoder reads at least that.
+const SHORTEST: f64 = 0.01;
 
 /// An utterance that cannot be trained on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -34,7 +36,8 @@ impl fmt::Display for BadAudio {
 
 /// Decodes the audio of every utterance with `threads` threads, and returns the bad ones in the order of `utterances`.
 ///
-/// Bad is also a whole file whose length is not the manifest's `duration`, and a cut that ends after its file.
+/// Bad is also a whole file whose length is not the manifest's `duration`, a cut that ends after its file, and what is too short for a
+/// frame of features.
 /// `on_progress` gets the number of utterances done, from any of the threads.
 pub fn check_audio(
     utterances: &[Utterance],
@@ -80,6 +83,10 @@ fn reason(utterance: &Utterance) -> Option<String> {
             "`{path}`: the cut ends at {:.2} s, but the audio ends at {:.2} s",
             offset + duration,
             offset + seconds
+        )),
+        _ if seconds < SHORTEST => Some(format!(
+            "`{path}`: {:.1} ms of audio are less than a frame of features, which takes 10 ms",
+            seconds * 1000.0
         )),
         _ => None,
     }

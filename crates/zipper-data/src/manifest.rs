@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 use thiserror::Error;
 use url::Url;
+use zipper_config::nearest;
 use zipper_config::schema::DataConfig;
 
 use crate::audio::{AudioError, decode};
@@ -24,7 +25,7 @@ pub struct Utterance {
     pub audio_filepath: PathBuf,
     /// Start of the utterance in the file, in seconds. `None`: the utterance is the whole file.
     pub offset: Option<f64>,
-    /// Length in seconds, positive.
+    /// Length in seconds.
     pub duration: f64,
     /// Transcript, trimmed, not empty.
     pub text: String,
@@ -366,15 +367,5 @@ fn language_ordinal(lang: &str, languages: &[String]) -> Result<usize, String> {
 
 /// ` (<lead>`closest`)` if one of the candidates resembles the word.
 fn did_you_mean<'a>(lead: &str, word: &str, candidates: impl Iterator<Item = &'a str>) -> String {
-    const SIMILAR: f64 = 0.8;
-    candidates
-        .map(|candidate| {
-            (
-                strsim::jaro_winkler(&word.to_lowercase(), &candidate.to_lowercase()),
-                candidate,
-            )
-        })
-        .filter(|(similarity, _)| *similarity >= SIMILAR)
-        .max_by(|(a, _), (b, _)| a.total_cmp(b))
-        .map_or_else(String::new, |(_, candidate)| format!(" ({lead}`{candidate}`)"))
+    nearest(word, candidates).map_or_else(String::new, |known| format!(" ({lead}`{known}`)"))
 }

@@ -36,6 +36,7 @@ fn bad_audio_is_found_and_good_audio_is_not() {
         lang: "en".to_owned(),
     };
     write_seconds(&folder.path().join("3s.wav"), 3.0);
+    write_seconds(&folder.path().join("5ms.wav"), 0.005);
     fs::write(folder.path().join("text.wav"), "not audio").expect("temporary folder");
     let utterances = [
         utterance("whole", "3s.wav", None, 3.0),
@@ -46,6 +47,8 @@ fn bad_audio_is_found_and_good_audio_is_not() {
         utterance("last cut", "3s.wav", Some(2.0), 1.01),
         utterance("cut over the end", "3s.wav", Some(2.5), 1.0),
         utterance("cut after the end", "3s.wav", Some(3.5), 1.0),
+        utterance("blip", "5ms.wav", None, 0.12),
+        utterance("end of the last cut", "3s.wav", Some(2.995), 0.05),
         utterance("text", "text.wav", None, 1.0),
         utterance("missing", "missing.wav", None, 1.0),
     ];
@@ -56,7 +59,7 @@ fn bad_audio_is_found_and_good_audio_is_not() {
 
     let mut progress = progress.into_inner().expect("no panic");
     progress.sort_unstable();
-    assert_eq!(progress, (1..=10).collect::<Vec<_>>());
+    assert_eq!(progress, (1..=12).collect::<Vec<_>>());
     let prefix = format!("`{}/", folder.path().display());
     let found: Vec<String> = bad
         .iter()
@@ -67,6 +70,8 @@ fn bad_audio_is_found_and_good_audio_is_not() {
         "utterance `shorter than stated`: `3s.wav`: the manifest states 4.00 s, but the file has 3.00 s; for a part of a file give `offset` too",
         "utterance `cut over the end`: `3s.wav`: the cut ends at 3.50 s, but the audio ends at 3.00 s",
         "utterance `cut after the end`: `3s.wav`: the cut starts at 3.50 s, but the audio ends at 3.00 s",
+        "utterance `blip`: `5ms.wav`: 5.0 ms of audio are less than a frame of features, which takes 10 ms",
+        "utterance `end of the last cut`: `3s.wav`: 5.0 ms of audio are less than a frame of features, which takes 10 ms",
         "utterance `text`: `text.wav`: this is not audio that can be read: no WAV, FLAC, MP3 or Ogg data in it",
         "utterance `missing`: `missing.wav`: cannot read the file: No such file or directory (os error 2)",
     ];

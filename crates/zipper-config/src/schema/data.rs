@@ -12,7 +12,8 @@ use super::ByLanguage;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// Language codes (ISO 639-1), each with a bank of its own; every utterance must be in one of them.
+    /// Codes of languages, each with a bank of its own: those of Whisper, or others with a name in `model.prompt.language_names`. Every
+    /// utterance must be in one of them.
     pub languages: Vec<String>,
     /// Training manifests (JSON lines).
     pub train: Vec<PathBuf>,
@@ -33,7 +34,7 @@ pub struct DataConfig {
     /// Longest utterance, in seconds; longer ones are left out and counted. At most 30 (Whisper's positions).
     #[serde(default = "default_max_seconds")]
     pub max_seconds: f64,
-    /// Shortest utterance, in seconds; shorter ones are left out and counted.
+    /// Shortest utterance, in seconds; shorter ones are left out and counted. At least 0.01 (one frame of features).
     #[serde(default = "default_min_seconds")]
     pub min_seconds: f64,
 }

@@ -30,7 +30,7 @@ pub struct EvaluationConfig {
     /// Longest transcript, in tokens.
     #[serde(default = "default_max_new_tokens")]
     pub max_new_tokens: usize,
-    /// Languages whose headline figure is the CER.
+    /// Languages whose headline figure is the CER: codes of the run's languages or of Whisper.
     #[serde(default = "default_cer_languages")]
     pub cer_languages: Vec<String>,
     /// What is done to references and hypotheses before they are compared, by language: `english`, `basic`, `basic_split` (letters as
@@ -86,7 +86,7 @@ fn default_cer_languages() -> Vec<String> {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TestSet {
-    /// Name in the table and the file names: letters, digits, `-` and `_`.
+    /// Name in the table and the file names: letters, digits, `-`, `_` and `.`.
     pub name: String,
     /// The manifest (JSON lines).
     pub manifest: PathBuf,

@@ -18,7 +18,7 @@ pub struct ModelConfig {
     pub projector: ProjectorConfig,
     /// The frozen language model.
     pub llm: LlmConfig,
-    /// The text before the speech.
+    /// The text around the speech.
     #[serde(default)]
     pub prompt: PromptConfig,
     /// A head that tells languages apart, trained beside recognition: `eval` says how well, and `transcribe` detects languages with
@@ -64,11 +64,11 @@ pub struct EncoderConfig {
     pub cache: Option<PathBuf>,
 }
 
-fn default_chunk_seconds() -> f64 {
+pub(crate) fn default_chunk_seconds() -> f64 {
     2.0
 }
 
-fn default_left_context_seconds() -> f64 {
+pub(crate) fn default_left_context_seconds() -> f64 {
     8.0
 }
 

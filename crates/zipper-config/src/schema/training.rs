@@ -52,7 +52,7 @@ fn default_clip() -> f64 {
     5.0
 }
 
-fn default_loss_spike_factor() -> f64 {
+pub(crate) fn default_loss_spike_factor() -> f64 {
     3.0
 }
 
