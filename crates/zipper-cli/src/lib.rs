@@ -97,10 +97,9 @@ pub fn finish(result: anyhow::Result<ExitStatus>) -> ExitStatus {
 
 /// Prints `error:` with the whole chain, an empty line and `hint:` lines, and gives the exit status that fits.
 pub fn report(error: &anyhow::Error, to: &mut impl Write) -> ExitStatus {
-    let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
     let user = error.chain().find_map(|cause| cause.downcast_ref::<UserError>());
     // Nothing can be done if stderr is gone; the exit status still tells.
-    let _ = writeln!(to, "error: {}", causes.join(": "));
+    let _ = writeln!(to, "error: {}", in_words(error));
     for (index, hint) in user.iter().flat_map(|user| &user.hints).enumerate() {
         if index == 0 {
             let _ = writeln!(to);
@@ -111,6 +110,17 @@ pub fn report(error: &anyhow::Error, to: &mut impl Write) -> ExitStatus {
         Some(user) if !user.may_pass => ExitStatus::Usage,
         _ => ExitStatus::Failed,
     }
+}
+
+/// An error with what caused it, each cause once: many errors end in the words of their source.
+pub fn in_words(error: &anyhow::Error) -> String {
+    let mut causes: Vec<String> = Vec::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if causes.last().is_none_or(|said| !said.ends_with(&cause)) {
+            causes.push(cause);
+        }
+    }
+    causes.join(": ")
 }
 
 /// Calls `then` when the process that started this one is gone: our stdin is a pipe that it never writes to, so the pipe's end
@@ -164,6 +174,32 @@ mod tests {
         assert_eq!(report(&error.into(), &mut printed), ExitStatus::Failed);
         let printed = String::from_utf8(printed).unwrap();
         assert_eq!(printed, "error: the store is away\n\nhint: start it\n");
+    }
+
+    /// An error that ends in the words of its source, as many do.
+    #[derive(Debug)]
+    struct Unreadable(std::io::Error);
+
+    impl fmt::Display for Unreadable {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "cannot read `a.wav`: {}", self.0)
+        }
+    }
+
+    impl std::error::Error for Unreadable {
+        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+            Some(&self.0)
+        }
+    }
+
+    #[test]
+    fn what_an_error_says_of_its_source_is_said_once() {
+        let error =
+            anyhow::Error::new(Unreadable(std::io::Error::other("disk on fire"))).context("utterance `a`");
+        assert_eq!(
+            in_words(&error),
+            "utterance `a`: cannot read `a.wav`: disk on fire"
+        );
     }
 
     #[test]

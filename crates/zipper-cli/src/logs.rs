@@ -100,7 +100,11 @@ pub fn init_tracing(default_filter: &str) {
 
 /// As [`init_tracing`], in `format` if it is given.
 pub fn init_tracing_as(default_filter: &str, format: Option<LogFormat>) {
-    let filter = EnvFilter::try_from_env("ZIPPER_LOG").unwrap_or_else(|_| EnvFilter::new(default_filter));
+    let wanted = std::env::var("ZIPPER_LOG").ok();
+    let filter = chosen_filter(wanted.as_deref()).unwrap_or_else(|warning| {
+        eprintln!("warning: {warning}");
+        None
+    });
     let inherited = std::env::var(LOG_FORMAT).is_ok_and(|format| format == LogFormat::Json.name());
     let format = format.unwrap_or(if inherited {
         LogFormat::Json
@@ -111,7 +115,7 @@ pub fn init_tracing_as(default_filter: &str, format: Option<LogFormat>) {
     let builder = tracing_subscriber::fmt()
         // Colours are for people: logs in files are searched.
         .with_ansi(io::stderr().is_terminal())
-        .with_env_filter(filter)
+        .with_env_filter(filter.unwrap_or_else(|| EnvFilter::new(default_filter)))
         .with_writer(Stderr);
     // A second call, as in tests, changes nothing.
     let _ = match format {
@@ -121,6 +125,18 @@ pub fn init_tracing_as(default_filter: &str, format: Option<LogFormat>) {
             .event_format(OpenTelemetry)
             .try_init(),
     };
+}
+
+/// The filter that the user wants, if any; or what is wrong with it.
+fn chosen_filter(wanted: Option<&str>) -> Result<Option<EnvFilter>, String> {
+    let Some(wanted) = wanted else {
+        return Ok(None);
+    };
+    EnvFilter::try_new(wanted).map(Some).map_err(|error| {
+        format!(
+            "`ZIPPER_LOG={wanted}` is not a filter such as `info,zipper_train=debug`, and is ignored: {error}"
+        )
+    })
 }
 
 /// Stderr, by way of [`write_logs_by`].
@@ -253,6 +269,20 @@ mod tests {
     fn digests_are_those_of_fnv_1a() {
         assert_eq!(digest(""), 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d);
         assert_eq!(digest("a"), 0xd228_cb69_6f1a_8caf_7891_2b70_4e4a_8964);
+    }
+
+    #[test]
+    fn a_filter_that_is_none_is_told_of() {
+        assert!(matches!(chosen_filter(None), Ok(None)));
+        assert!(matches!(
+            chosen_filter(Some("info,zipper_train=debug")),
+            Ok(Some(_))
+        ));
+        let warning = chosen_filter(Some("zipper_train=debgu")).expect_err("there is no such level");
+        assert!(
+            warning.starts_with("`ZIPPER_LOG=zipper_train=debgu` is not a filter"),
+            "{warning}"
+        );
     }
 
     /// What a test's logs are written into.

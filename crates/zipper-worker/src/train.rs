@@ -12,7 +12,9 @@ use tch::Device;
 use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use zipper_checkpoint::{RunStore, StoreOptions, layout};
-use zipper_cli::{ExitStatus, UserError, describe_process, die_with_parent, hostname, when_parent_is_gone};
+use zipper_cli::{
+    ExitStatus, UserError, describe_process, die_with_parent, hostname, in_words, when_parent_is_gone,
+};
 use zipper_collectives::memory::gpu_peak_bytes;
 use zipper_collectives::{Backend, FlightRecorder, GroupOptions, RollCall, Store};
 use zipper_config::RunConfig;
@@ -349,7 +351,7 @@ impl Worker {
         self.control.report_failure(Failure {
             config: error.chain().any(<dyn std::error::Error>::is::<UserError>),
             fatal,
-            message: format!("{error:#}"),
+            message: in_words(error),
             collective: diagnosis::failed_collective(error),
         })
     }
