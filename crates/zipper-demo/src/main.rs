@@ -36,12 +36,21 @@ enum Command {
         steps: u32,
         /// Share of rows, 0 to 1, that are dictation: a blurred spelling, where speech will be, before its text. So a small model learns
         /// to listen, where a large one knows how to repeat.
-        #[arg(long, default_value_t = 0.0)]
+        #[arg(long, default_value_t = 0.0, value_parser = share)]
         dictation: f64,
         /// Torch threads.
         #[arg(long, default_value_t = 2)]
         threads: u16,
     },
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share: f64 = text.parse().map_err(|_| "expected a number, such as `0.9`")?;
+    if (0.0..=1.0).contains(&share) {
+        Ok(share)
+    } else {
+        Err("expected a share, 0 to 1".to_owned())
+    }
 }
 
 fn main() -> ExitStatus {
@@ -55,4 +64,29 @@ fn main() -> ExitStatus {
     } = Cli::parse().command;
     tch::set_num_threads(i32::from(threads));
     zipper_cli::finish(pretrain::run(&words, &output, steps, dictation).map(|()| ExitStatus::Done))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_share_is_refused() {
+        let parse = |dictation: &str| {
+            let dictation = format!("--dictation={dictation}");
+            Cli::try_parse_from([
+                "zipper-demo",
+                "pretrain-lm",
+                "--words=words.tsv",
+                "--output=lm",
+                &dictation,
+            ])
+        };
+        for share in ["0", "0.9", "1"] {
+            assert!(parse(share).is_ok(), "{share}");
+        }
+        for wrong in ["2", "-0.1", "nan", "half"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -3,6 +3,7 @@
 //! So a Speech-LLM that is to read spellings has its speech before the language: `model.prompt.template: "{speech}<|{lang}|>"`.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Instant;
 use std::{fmt, fs};
@@ -51,12 +52,20 @@ pub(crate) fn run(words: &Path, output: &Path, steps: u32, dictation: f64) -> an
     let text = fs::read_to_string(words)
         .map_err(|error| UserError::new(format!("cannot read `{}`: {error}", words.display())))?;
     let settings = format!("{RECIPE} {steps} {dictation} {}\n", blake3::hash(text.as_bytes()));
-    if fs::read_to_string(output.join(STAMP)).is_ok_and(|stamp| stamp == settings) {
+    let stamp = output.join(STAMP);
+    if fs::read_to_string(&stamp).is_ok_and(|stamp| stamp == settings) {
         tracing::info!("kept {}", output.display());
         return Ok(());
     }
     let words = words::parse(&text).with_context(|| format!("`{}`", words.display()))?;
     fs::create_dir_all(output).with_context(|| format!("cannot make `{}`", output.display()))?;
+    // Until all is written the folder is neither what it was nor what it will be.
+    match fs::remove_file(&stamp) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot remove `{}`", stamp.display()));
+        }
+        _ => {}
+    }
     let vocabulary = Vocabulary::new(words.keys(), &words::characters(&words));
     directory::write_description(output, &SHAPE, &vocabulary)?;
     let config = LlmConfig::read(&output.join("config.json"))?;
@@ -69,7 +78,6 @@ pub(crate) fn run(words: &Path, output: &Path, steps: u32, dictation: f64) -> an
     };
     train(&model, &rows, steps)?;
     directory::write_weights(output, &model.tensors)?;
-    let stamp = output.join(STAMP);
     fs::write(&stamp, settings).with_context(|| format!("cannot write `{}`", stamp.display()))
 }
 
@@ -307,6 +315,20 @@ mod tests {
         let written = fs::metadata(&weights).unwrap().modified().unwrap();
         run(&text, &output, 30, 0.0).unwrap();
         assert_eq!(fs::metadata(&weights).unwrap().modified().unwrap(), written);
+    }
+
+    /// What is half another directory has no stamp of what it was before.
+    #[test]
+    fn a_run_that_does_not_come_to_its_end_leaves_no_stamp() {
+        let folder = tempfile::tempdir().unwrap();
+        let (text, output) = (folder.path().join("words.tsv"), folder.path().join("lm"));
+        fs::write(&text, "en\tone\n").unwrap();
+        let stamp = output.join(STAMP);
+        // Nothing can be written where it is a folder.
+        fs::create_dir_all(output.join("config.json")).unwrap();
+        fs::write(&stamp, "of another text\n").unwrap();
+        assert!(run(&text, &output, 1, 0.0).is_err());
+        assert!(!stamp.exists());
     }
 
     #[test]

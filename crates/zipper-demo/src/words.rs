@@ -15,7 +15,7 @@ pub(crate) fn parse(content: &str) -> Result<Words, UserError> {
     let mut words = Words::new();
     for (index, line) in content.lines().enumerate() {
         match line.split_once('\t') {
-            Some((lang, text)) if !lang.is_empty() && !text.is_empty() => {
+            Some((lang, text)) if !lang.is_empty() && !text.trim().is_empty() => {
                 words.entry(lang.to_owned()).or_default().push(text.to_owned());
             }
             _ => {
@@ -54,6 +54,8 @@ mod tests {
     fn a_bad_line_is_named() {
         let error = parse("en\tone\ntwo\n").unwrap_err();
         assert_eq!(error.to_string(), "line 2 is not `language<TAB>text`: `two`");
+        let error = parse("en\tone\nvi\t \n").unwrap_err();
+        assert_eq!(error.to_string(), "line 2 is not `language<TAB>text`: `vi\t `");
         assert_eq!(parse("").unwrap_err().to_string(), "there is no text");
     }
 }
