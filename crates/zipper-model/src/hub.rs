@@ -55,6 +55,8 @@ pub fn read_optional_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>,
 /// The weights of a model directory, mapped into memory and read by name.
 #[derive(Debug)]
 pub struct Weights {
+    /// Which tensors there are stands here.
+    listing: PathBuf,
     files: Vec<WeightsFile>,
     /// Tensor name to the file it is in.
     index: BTreeMap<String, usize>,
@@ -81,14 +83,21 @@ impl Weights {
     /// # Errors
     /// [`ModelError`] naming the file that is missing, cut off or not a safetensors file.
     pub fn open(folder: &Path, device: Device, kind: Kind) -> Result<Self, ModelError> {
-        let names: Vec<String> = match read_optional_json::<Index>(&folder.join(INDEX))? {
-            Some(index) => {
-                let mut names: Vec<String> = index.weight_map.into_values().collect();
+        let index = folder.join(INDEX);
+        let (listing, names) = match read_optional_json::<Index>(&index)? {
+            Some(Index { weight_map }) if weight_map.is_empty() => {
+                return Err(ModelError::Invalid {
+                    path: index,
+                    problem: "`weight_map` names no file: was the download cut off?".to_owned(),
+                });
+            }
+            Some(Index { weight_map }) => {
+                let mut names: Vec<String> = weight_map.into_values().collect();
                 names.sort();
                 names.dedup();
-                names
+                (index, names)
             }
-            None => vec![SINGLE.to_owned()],
+            None => (folder.join(SINGLE), vec![SINGLE.to_owned()]),
         };
         let files = names
             .iter()
@@ -99,6 +108,7 @@ impl Weights {
             index.extend(file.metadata.tensors().into_keys().map(|name| (name, position)));
         }
         Ok(Self {
+            listing,
             files,
             index,
             device,
@@ -117,7 +127,7 @@ impl Weights {
     /// [`ModelError`] if it is missing, has another shape or an element type that is not a float.
     pub fn get(&self, name: &str, shape: &[i64]) -> Result<Tensor, ModelError> {
         let position = *self.index.get(name).ok_or_else(|| ModelError::Invalid {
-            path: self.files[0].path.clone(),
+            path: self.listing.clone(),
             problem: format!("there is no tensor `{name}`: is config.json that of this model?"),
         })?;
         let file = &self.files[position];
@@ -128,7 +138,7 @@ impl Weights {
         let info = file
             .metadata
             .info(name)
-            .ok_or_else(|| invalid(format!("tensor `{name}` is listed but not there")))?;
+            .expect("the index is made of the files' own lists");
         let found: Vec<i64> = info.shape.iter().map(|&size| size as i64).collect();
         if found != shape {
             return Err(ModelError::Shape {
@@ -151,7 +161,7 @@ impl Weights {
         let (from, to) = info.data_offsets;
         let bytes = &file.map[file.data_start + from..file.data_start + to];
         let tensor = Tensor::f_from_data_size(bytes, shape, stored)?;
-        Ok(tensor.to_device(self.device).to_kind(self.kind))
+        Ok(tensor.f_to_device(self.device)?.f_to_kind(self.kind)?)
     }
 }
 
@@ -170,17 +180,9 @@ impl WeightsFile {
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
         let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| ModelError::Invalid {
             path: path.clone(),
-            problem: format!("not a whole safetensors file: {error}"),
+            problem: format!("not a whole safetensors file, was it cut off? {error}"),
         })?;
         let data_start = header + size_of::<u64>();
-        let needed = data_start + metadata.data_len();
-        if map.len() != needed {
-            let problem = format!(
-                "the file has {} bytes, its header asks for {needed}: was it cut off?",
-                map.len()
-            );
-            return Err(ModelError::Invalid { path, problem });
-        }
         Ok(Self {
             path,
             map,

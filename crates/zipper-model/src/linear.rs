@@ -5,7 +5,7 @@ use tch::Tensor;
 use crate::ModelError;
 use crate::packing::Packing;
 
-/// Index of an adapted linear layer in the list that [`crate::llm::CausalLm::lora_sites`] returns.
+/// Number of an adapted linear layer: those of the LLM first, as [`crate::llm::CausalLm::lora_sites`] lists them, then those of the encoder.
 pub type SiteId = usize;
 
 /// An adapted linear layer, as the adapters see it.

@@ -35,7 +35,7 @@ pub struct Param {
     pub scope: ParamScope,
     /// What it is.
     pub role: ParamRole,
-    /// The first adapted layer that uses it; nothing for the projector and for what all layers use. Gradients of later
+    /// The first adapted layer that uses it; nothing for the projector and for what all layers use. Within the LLM, gradients of later
     /// layers are complete earlier.
     pub site: Option<SiteId>,
     /// The value.

@@ -1,19 +1,18 @@
 //! The token ids around the speech: `[before][speech][after][text][eos]`.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, context};
 use serde::Deserialize;
-use serde_json::Value;
 use tokenizers::Tokenizer;
 use zipper_config::schema::{PromptConfig, PromptKind};
 
 use crate::ModelError;
 use crate::hub;
-use crate::llm::{LlmConfig, token_ids};
+use crate::llm::{LlmConfig, TokenIds};
 
 /// Stands for the speech in a chat message; a private-use character that no template contains.
 const SPEECH: char = '\u{f8ff}';
@@ -31,7 +30,7 @@ pub struct Prompt {
     special: TokenizerConfig,
     /// Rows of the LLM's embedding.
     vocab_size: i64,
-    frames: Mutex<BTreeMap<String, Frame>>,
+    frames: RefCell<BTreeMap<String, Frame>>,
 }
 
 /// The token ids before and after the speech, for one language.
@@ -78,7 +77,7 @@ enum SpecialToken {
 
 #[derive(Debug, Deserialize)]
 struct GenerationConfig {
-    eos_token_id: Option<Value>,
+    eos_token_id: Option<TokenIds>,
 }
 
 impl Prompt {
@@ -110,9 +109,8 @@ impl Prompt {
         let special = special.unwrap_or_default();
         let generation = hub::read_optional_json::<GenerationConfig>(&folder.join("generation_config.json"))?;
         let mut stops = llm.eos_token_ids.clone();
-        stops.extend(token_ids(
-            generation.and_then(|config| config.eos_token_id).as_ref(),
-        ));
+        let named = generation.and_then(|config| config.eos_token_id);
+        stops.extend(named.map(TokenIds::list).unwrap_or_default());
         let eos = id(&special.eos_token)
             .or(stops.first().copied())
             .ok_or_else(|| ModelError::Invalid {
@@ -144,7 +142,7 @@ impl Prompt {
             stops,
             special,
             vocab_size: llm.vocab_size,
-            frames: Mutex::new(BTreeMap::new()),
+            frames: RefCell::new(BTreeMap::new()),
         })
     }
 
@@ -163,13 +161,8 @@ impl Prompt {
     /// # Errors
     /// [`ModelError::UnknownLanguage`]; [`ModelError`] if the chat template is missing or cannot be rendered.
     pub fn frame(&self, lang: &str) -> Result<Frame, ModelError> {
-        if let Some(frame) = self
-            .frames
-            .lock()
-            .ok()
-            .and_then(|frames| frames.get(lang).cloned())
-        {
-            return Ok(frame);
+        if let Some(frame) = self.frames.borrow().get(lang) {
+            return Ok(frame.clone());
         }
         let around = self.config.around_speech(lang);
         let (before, after) = around.ok_or_else(|| ModelError::UnknownLanguage(lang.to_owned()))?;
@@ -184,9 +177,7 @@ impl Prompt {
             }
             PromptKind::Chat => self.chat_frame(&format!("{before}{SPEECH}{after}"))?,
         };
-        if let Ok(mut frames) = self.frames.lock() {
-            frames.insert(lang.to_owned(), frame.clone());
-        }
+        self.frames.borrow_mut().insert(lang.to_owned(), frame.clone());
         Ok(frame)
     }
 

@@ -1,6 +1,6 @@
 //! The whole: encoder frames in, loss or transcript out.
 //!
-//! A row is `[bos][prompt][speech][text]`, and the loss is on the text and the eos that follows it.
+//! A row is `[before][speech][after][text]` (see [`crate::prompt`]), and the loss is on the text and the eos that follows it.
 
 use tch::{Device, Kind, Tensor};
 use zipper_config::schema::{CtcOutput, ModelConfig};

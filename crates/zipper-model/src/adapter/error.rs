@@ -3,24 +3,12 @@
 /// Adapters that cannot exist.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum AdapterError {
-    /// No language to make a bank for.
-    #[error("`data.languages` is empty: adapters need at least one language")]
-    NoLanguages,
-    /// A setting outside of its range.
-    #[error("`adapter.{key}` is {value}: expected {expected}")]
-    OutOfRange {
-        /// The key below `adapter`.
-        key: &'static str,
-        /// What it was set to.
-        value: String,
-        /// What it may be.
-        expected: String,
-    },
     /// A rank that the adapted layer cannot have.
     #[error(
         "`adapter.rank` is {rank}, but layer `{site}` maps {d_in} features to {d_out} and can have a rank of at most \
-         {}; lower the rank or leave the layer out of `adapter.targets`",
-        d_in.min(d_out)
+         {}; lower the rank or leave the layer out of `adapter.{}`",
+        d_in.min(d_out),
+        targets_of(site)
     )]
     RankTooLarge {
         /// The adapted layer.
@@ -38,4 +26,13 @@ pub enum AdapterError {
         /// In what they differ.
         reason: String,
     },
+}
+
+/// The key that names the layers of the model in which `site` is.
+fn targets_of(site: &str) -> &'static str {
+    if site.contains("encoder.") {
+        "encoder_targets"
+    } else {
+        "targets"
+    }
 }

@@ -101,48 +101,32 @@ impl AdapterSpec {
         }
     }
 
-    fn check(&self) -> Result<(), AdapterError> {
-        if self.num_languages == 0 {
-            return Err(AdapterError::NoLanguages);
-        }
-        let in_range = |key, value: String, good: bool, expected: &str| {
-            if good {
-                Ok(())
-            } else {
-                Err(AdapterError::OutOfRange {
-                    key,
-                    value,
-                    expected: expected.to_owned(),
-                })
-            }
-        };
-        in_range("rank", self.rank.to_string(), self.rank > 0, "at least 1")?;
-        let alpha_good = self.alpha.is_finite() && self.alpha > 0.0;
-        in_range("alpha", self.alpha.to_string(), alpha_good, "a number above 0")?;
-        let dropout_good = (0.0..1.0).contains(&self.dropout);
-        in_range(
-            "dropout",
-            self.dropout.to_string(),
-            dropout_good,
-            "at least 0 and below 1",
-        )?;
+    /// `zipper-config` refuses other values, by the names of their keys.
+    fn assert_valid(&self) {
+        assert!(self.num_languages > 0, "adapters need a language");
+        assert!(self.rank > 0, "rank {}", self.rank);
+        assert!(self.alpha > 0.0 && self.alpha.is_finite(), "alpha {}", self.alpha);
+        assert!((0.0..1.0).contains(&self.dropout), "dropout {}", self.dropout);
         if self.variant == Variant::Static {
-            let expected = format!("at least 1 and below `adapter.rank` ({})", self.rank);
-            let good = (1..self.rank).contains(&self.shared_rank);
-            in_range("shared_rank", self.shared_rank.to_string(), good, &expected)?;
+            let shared_rank = self.shared_rank;
+            assert!(
+                (1..self.rank).contains(&shared_rank),
+                "{shared_rank} shared columns of {}",
+                self.rank
+            );
         }
         if self.variant.has_router() {
-            let lid_dim = self.router.lid_dim;
-            in_range("router.lid_dim", lid_dim.to_string(), lid_dim > 0, "at least 1")?;
-            let gate = self.router.initial_gate;
-            in_range(
-                "router.initial_gate",
-                gate.to_string(),
-                gate > 0.0 && gate < 1.0,
-                "between 0 and 1",
-            )?;
+            let RouterConfig {
+                lid_dim,
+                initial_gate,
+                ..
+            } = self.router;
+            assert!(lid_dim > 0, "LID embeddings of width {lid_dim}");
+            assert!(
+                initial_gate > 0.0 && initial_gate < 1.0,
+                "gates begin at {initial_gate}"
+            );
         }
-        Ok(())
     }
 
     fn check_site(&self, site: &LoraSite) -> Result<(), AdapterError> {
@@ -242,17 +226,18 @@ impl Adapters {
     /// languages and columns. Every value depends only on `seed` and the parameter's name and language.
     ///
     /// # Errors
-    /// [`AdapterError`] if a setting is out of range, a layer cannot have the rank, or there are no languages.
+    /// [`AdapterError`] if a layer cannot have the rank.
     ///
     /// # Panics
-    /// If two sites have the same name, or `place` names a language that there is not.
+    /// If a setting is one that `zipper-config` refuses, there are no languages, two sites have the same name, or `place` names a language
+    /// that there is not.
     pub fn sharded(
         spec: AdapterSpec,
         sites: &[LoraSite],
         seed: u64,
         place: AdapterPlace,
     ) -> Result<Self, AdapterError> {
-        spec.check()?;
+        spec.assert_valid();
         let mut builder = Builder::new(&spec, seed, &place);
         let mut adapters = Vec::with_capacity(sites.len());
         for (index, site) in sites.iter().enumerate() {

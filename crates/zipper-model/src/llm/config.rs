@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use serde::Deserialize;
-use serde_json::Value;
 
 use crate::ModelError;
 use crate::hub;
@@ -37,8 +36,6 @@ pub struct LlmConfig {
     pub rope_theta: f64,
     /// How the rotary frequencies are stretched.
     pub rope_scaling: RopeScaling,
-    /// Positions the model was trained for.
-    pub max_position_embeddings: i64,
     /// Biases on q, k and v.
     pub qkv_bias: bool,
     /// Bias on o.
@@ -117,7 +114,7 @@ struct Raw {
     partial_rotary_factor: Option<f64>,
     hidden_act: Option<String>,
     bos_token_id: Option<i64>,
-    eos_token_id: Option<Value>,
+    eos_token_id: Option<TokenIds>,
 }
 
 /// `rope_scaling` of transformers 4 and `rope_parameters` of transformers 5.
@@ -238,23 +235,30 @@ impl Raw {
             tie_word_embeddings: self.tie_word_embeddings,
             rope_theta,
             rope_scaling,
-            max_position_embeddings: self.max_position_embeddings,
             qkv_bias,
             o_bias,
             mlp_bias: self.mlp_bias,
             qk_norm,
             bos_token_id: self.bos_token_id,
-            eos_token_ids: token_ids(self.eos_token_id.as_ref()),
+            eos_token_ids: self.eos_token_id.map(TokenIds::list).unwrap_or_default(),
         })
     }
 }
 
 /// One token id or a list of them, as `eos_token_id` may be.
-pub(crate) fn token_ids(value: Option<&Value>) -> Vec<i64> {
-    match value {
-        Some(Value::Array(ids)) => ids.iter().filter_map(Value::as_i64).collect(),
-        Some(id) => id.as_i64().into_iter().collect(),
-        None => Vec::new(),
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "neither a token id nor a list of token ids")]
+pub(crate) enum TokenIds {
+    One(i64),
+    Several(Vec<i64>),
+}
+
+impl TokenIds {
+    pub(crate) fn list(self) -> Vec<i64> {
+        match self {
+            Self::One(id) => vec![id],
+            Self::Several(ids) => ids,
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use tch::{Device, Kind, Tensor};
 
 pub use cache::KvCache;
 pub use config::LlmConfig;
-pub(crate) use config::token_ids;
+pub(crate) use config::TokenIds;
 pub(crate) use recompute::LayerInputs;
 use rope::Rope;
 

@@ -1,7 +1,6 @@
 //! Goal: adapters that cannot exist are refused, and the message names what to change.
 
 use tch::{Device, Kind};
-use zipper_config::schema::RouterConfig;
 use zipper_model::adapter::{AdapterError, AdapterSpec, Adapters};
 use zipper_types::Variant;
 
@@ -44,84 +43,20 @@ fn a_rank_that_a_layer_cannot_have_names_the_layer_and_its_sizes() {
     );
 }
 
+/// An encoder's layers are chosen by a key of their own.
 #[test]
-fn settings_out_of_range_name_the_key() {
-    let good = || spec(Variant::Static);
-    let cases = [
-        (
-            AdapterSpec { rank: 0, ..good() },
-            "`adapter.rank` is 0: expected at least 1",
-        ),
-        (
-            AdapterSpec { alpha: 0.0, ..good() },
-            "`adapter.alpha` is 0: expected a number above 0",
-        ),
-        (
-            AdapterSpec {
-                alpha: f64::NAN,
-                ..good()
-            },
-            "`adapter.alpha` is NaN: expected a number above 0",
-        ),
-        (
-            AdapterSpec {
-                dropout: 1.0,
-                ..good()
-            },
-            "`adapter.dropout` is 1: expected at least 0 and below 1",
-        ),
-        (
-            AdapterSpec {
-                dropout: -0.1,
-                ..good()
-            },
-            "`adapter.dropout` is -0.1: expected at least 0 and below 1",
-        ),
-        (
-            AdapterSpec {
-                shared_rank: 4,
-                ..good()
-            },
-            "`adapter.shared_rank` is 4: expected at least 1 and below `adapter.rank` (4)",
-        ),
-        (
-            AdapterSpec {
-                shared_rank: 0,
-                ..good()
-            },
-            "`adapter.shared_rank` is 0: expected at least 1 and below `adapter.rank` (4)",
-        ),
-        (
-            AdapterSpec {
-                router: RouterConfig {
-                    lid_dim: 0,
-                    ..spec(Variant::Soft).router
-                },
-                ..spec(Variant::Soft)
-            },
-            "`adapter.router.lid_dim` is 0: expected at least 1",
-        ),
-        (
-            AdapterSpec {
-                router: RouterConfig {
-                    initial_gate: 1.0,
-                    ..spec(Variant::Soft).router
-                },
-                ..spec(Variant::Soft)
-            },
-            "`adapter.router.initial_gate` is 1: expected between 0 and 1",
-        ),
-        (
-            AdapterSpec {
-                num_languages: 0,
-                ..good()
-            },
-            "`data.languages` is empty: adapters need at least one language",
-        ),
-    ];
-    for (spec, message) in cases {
-        assert_eq!(refuse(spec).to_string(), message);
-    }
+fn a_rank_that_an_encoder_layer_cannot_have_names_its_key() {
+    let sites = [site("model.encoder.layers.1.fc1", 1, 6, 9)];
+    let spec = AdapterSpec {
+        rank: 7,
+        ..spec(Variant::Soft)
+    };
+    let error = Adapters::new(spec, &sites, 1, Device::Cpu).expect_err("must be refused");
+    let message = error.to_string();
+    assert!(
+        message.ends_with("lower the rank or leave the layer out of `adapter.encoder_targets`"),
+        "{message}"
+    );
 }
 
 #[test]

@@ -105,6 +105,29 @@ fn a_missing_tensor_is_named() {
     let folder = copy("qwen3");
     set(folder.path(), "tie_word_embeddings", json!(false));
     refused(llm(folder.path()), &["model.safetensors", "lm_head.weight"]);
+
+    // It may belong into any of the files.
+    let folder = copy("llama_sharded");
+    set(folder.path(), "num_hidden_layers", json!(99));
+    refused(
+        llm(folder.path()),
+        &[
+            "model.safetensors.index.json",
+            "there is no tensor `model.layers.",
+        ],
+    );
+}
+
+/// A download that was cut off may leave an index without files.
+#[test]
+fn an_index_that_names_no_file_is_refused() {
+    let folder = copy("llama_sharded");
+    let index = folder.path().join("model.safetensors.index.json");
+    fs::write(index, r#"{"weight_map": {}}"#).expect("it can be written");
+    refused(
+        llm(folder.path()),
+        &["model.safetensors.index.json", "`weight_map` names no file"],
+    );
 }
 
 #[test]
@@ -113,7 +136,13 @@ fn cut_off_weights_are_noticed() {
     for length in [0, 5, 100, whole.len() / 2, whole.len() - 1] {
         let folder = copy("qwen3");
         fs::write(folder.path().join("model.safetensors"), &whole[..length]).expect("it can be written");
-        refused(llm(folder.path()), &["model.safetensors", "safetensors file"]);
+        refused(
+            llm(folder.path()),
+            &[
+                "model.safetensors",
+                "not a whole safetensors file, was it cut off?",
+            ],
+        );
     }
 }
 
@@ -174,6 +203,30 @@ fn a_bad_config_json_names_the_key() {
     let folder = copy("qwen3");
     fs::write(folder.path().join("config.json"), "{").expect("it can be written");
     refused(llm(folder.path()), &["config.json", "line 1"]);
+}
+
+/// With none of them a text would end by its length alone.
+#[test]
+fn ends_of_texts_that_are_no_token_ids_are_refused() {
+    let problem = "`eos_token_id`: neither a token id nor a list of token ids";
+    for wrong in [json!("2"), json!(["</s>"]), json!([1, 2.5])] {
+        let folder = copy("qwen3");
+        set(folder.path(), "eos_token_id", wrong.clone());
+        refused(llm(folder.path()), &["config.json", problem]);
+
+        let folder = copy("qwen3");
+        let generation = json!({"eos_token_id": wrong});
+        fs::write(
+            folder.path().join("generation_config.json"),
+            generation.to_string(),
+        )
+        .expect("it can be written");
+        let config = LlmConfig::read(&folder.path().join("config.json")).expect("it is good");
+        refused(
+            Prompt::load(folder.path(), &PromptConfig::default(), &config),
+            &["generation_config.json", problem],
+        );
+    }
 }
 
 #[test]
