@@ -7,7 +7,7 @@
 //! the normalizers give what `transformers.models.whisper.english_normalizer` gives (the rules of Radford et al.,
 //! arXiv 2212.04356, appendix C), the counts are those of jiwer 4. `tests/golden` holds their answers.
 //!
-//! Reading order: [`basic`](BasicNormalizer), [`english`](normalize_english), `repetitions`, [`counts`](Counts),
+//! Reading order: `basic`, [`english`](normalize_english), `repetitions`, [`counts`](Counts),
 //! [`report`](Report).
 
 mod basic;
@@ -25,9 +25,9 @@ use std::borrow::Cow;
 
 use zipper_types::{Normalizer, Scoring, TextNormalization};
 
+use basic::normalize_basic;
 use repetitions::{Unit, remove_repetitions};
 
-pub use basic::BasicNormalizer;
 pub use counts::{Counts, char_counts, word_counts};
 pub use english::normalize_english;
 pub use report::{Headline, LanguageReport, Overall, Report, ReportBuilder};
@@ -39,15 +39,10 @@ pub use table::{RESULT_TABLE, Rates, ResultRow, ResultSet, ResultTable};
 /// letter into a space. In Thai, Khmer or Devanagari that drops vowel signs and tones; it is kept because the
 /// published figures were made so.
 pub fn normalize(normalizer: Normalizer, text: &str) -> String {
-    let basic = BasicNormalizer::default();
     match normalizer {
         Normalizer::English => normalize_english(text),
-        Normalizer::Basic => basic.normalize(text),
-        Normalizer::BasicSplit => BasicNormalizer {
-            split_letters: true,
-            ..basic
-        }
-        .normalize(text),
+        Normalizer::Basic => normalize_basic(text, false),
+        Normalizer::BasicSplit => normalize_basic(text, true),
         Normalizer::None => text.to_owned(),
     }
 }

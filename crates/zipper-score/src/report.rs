@@ -30,16 +30,6 @@ pub struct LanguageReport {
     pub headline: Headline,
 }
 
-impl LanguageReport {
-    /// The counts that `headline` names.
-    pub fn headline_counts(&self) -> Counts {
-        match self.headline {
-            Headline::Wer => self.wer,
-            Headline::Cer => self.cer,
-        }
-    }
-}
-
 /// What was counted in all languages together: big languages weigh more.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -63,19 +53,6 @@ pub struct Report {
 }
 
 impl Report {
-    /// The mean of the languages' headline rates, each language weighing the same; `None` without any language.
-    pub fn mean_headline(&self) -> Option<f64> {
-        if self.by_language.is_empty() {
-            return None;
-        }
-        let sum: f64 = self
-            .by_language
-            .values()
-            .map(|language| language.headline_counts().rate())
-            .sum();
-        Some(sum / self.by_language.len() as f64)
-    }
-
     /// Adds the counts of `part`, another part of the same evaluation. A language keeps the headline it has here.
     pub fn merge(&mut self, part: &Self) {
         for (lang, language) in &part.by_language {

@@ -6,16 +6,14 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use zipper_score::{BasicNormalizer, Counts, char_counts, normalize, normalize_english, word_counts};
+use zipper_score::{Counts, char_counts, normalize, normalize_english, word_counts};
 use zipper_types::Normalizer;
 
 #[derive(Deserialize)]
 struct NormalizerCase {
     text: String,
     basic: String,
-    without_diacritics: String,
     letters: String,
-    letters_without_diacritics: String,
     english: String,
 }
 
@@ -94,32 +92,10 @@ fn basic_normalizer_equals_whispers() {
 }
 
 #[test]
-fn basic_normalizer_without_diacritics_equals_whispers() {
-    let normalizer = BasicNormalizer {
-        remove_diacritics: true,
-        split_letters: false,
-    };
-    assert_all_equal(|case| &case.without_diacritics, |text| normalizer.normalize(text));
-}
-
-#[test]
 fn basic_normalizer_splitting_letters_equals_whispers() {
-    let normalizer = BasicNormalizer {
-        remove_diacritics: false,
-        split_letters: true,
-    };
-    assert_all_equal(|case| &case.letters, |text| normalizer.normalize(text));
-}
-
-#[test]
-fn basic_normalizer_with_both_options_equals_whispers() {
-    let normalizer = BasicNormalizer {
-        remove_diacritics: true,
-        split_letters: true,
-    };
     assert_all_equal(
-        |case| &case.letters_without_diacritics,
-        |text| normalizer.normalize(text),
+        |case| &case.letters,
+        |text| normalize(Normalizer::BasicSplit, text),
     );
 }
 

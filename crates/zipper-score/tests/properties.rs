@@ -2,8 +2,8 @@
 //! Method: random strings, from all of Unicode and from a small alphabet that makes matches likely.
 
 use proptest::prelude::*;
-use zipper_score::{BasicNormalizer, char_counts, normalize_english, score, word_counts};
-use zipper_types::Scoring;
+use zipper_score::{char_counts, normalize, normalize_english, score, word_counts};
+use zipper_types::{Normalizer, Scoring};
 
 /// Words over a small alphabet, so that references and hypotheses share some.
 fn sentence() -> impl Strategy<Value = String> {
@@ -43,11 +43,8 @@ fn number_phrase() -> impl Strategy<Value = String> {
     prop::collection::vec(words, 0..40).prop_map(|words| words.join(" "))
 }
 
-fn basic_options() -> impl Strategy<Value = BasicNormalizer> {
-    (any::<bool>(), any::<bool>()).prop_map(|(remove_diacritics, split_letters)| BasicNormalizer {
-        remove_diacritics,
-        split_letters,
-    })
+fn basic() -> impl Strategy<Value = Normalizer> {
+    prop::sample::select(vec![Normalizer::Basic, Normalizer::BasicSplit])
 }
 
 proptest! {
@@ -91,8 +88,8 @@ proptest! {
 
     /// No input makes the basic normalizer panic, and it leaves no double space, capital or ASCII symbol.
     #[test]
-    fn the_basic_normalizer_takes_any_text(text in any::<String>(), basic in basic_options()) {
-        let normalized = basic.normalize(&text);
+    fn the_basic_normalizer_takes_any_text(text in any::<String>(), normalizer in basic()) {
+        let normalized = normalize(normalizer, &text);
         let is_unwanted = |c: char| c.is_ascii_uppercase() || c.is_ascii_punctuation();
         prop_assert!(!normalized.contains("  ") && !normalized.contains(is_unwanted), "{:?}", normalized);
     }

@@ -98,9 +98,7 @@ def random_texts(count, seed):
 def normalizer_cases(texts):
     normalizers = {
         "basic": BasicTextNormalizer(),
-        "without_diacritics": BasicTextNormalizer(remove_diacritics=True),
         "letters": BasicTextNormalizer(split_letters=True),
-        "letters_without_diacritics": BasicTextNormalizer(remove_diacritics=True, split_letters=True),
         "english": EnglishTextNormalizer(SPELLING),
     }
     return [{"text": text, **{name: run(text) for name, run in normalizers.items()}} for text in texts]
