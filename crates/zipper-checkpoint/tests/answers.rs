@@ -103,7 +103,11 @@ async fn refusals_and_failures_are_told_apart() {
         ((507, "XMinioStorageFull"), ErrorKind::Full, "no room left"),
         ((503, "SlowDown"), ErrorKind::Io, "cannot read"),
         ((404, "NoSuchKey"), ErrorKind::NotFound, "does not exist"),
-        ((404, "NoSuchBucket"), ErrorKind::Config, "no such bucket"),
+        (
+            (404, "NoSuchBucket"),
+            ErrorKind::Config,
+            "no such bucket; make it",
+        ),
     ] {
         let server = Server::start(vec![answer]).await;
         let run = open("s3://bucket/runs/a", &[("AWS_ENDPOINT_URL", &server.endpoint())]);
