@@ -132,6 +132,26 @@ async fn a_bucket_that_goes_away_is_an_outage() {
     assert!(error.is_retryable());
 }
 
+/// A variable that object_store knows and docs/storage.md does not has no effect: one of them would end the verification of
+/// certificates. Method: one that a server can see.
+#[tokio::test]
+async fn a_variable_that_is_not_documented_has_no_effect() {
+    let server = Server::start(vec![(200, "OK")]).await;
+    let run = open(
+        "s3://bucket/runs/a",
+        &[
+            ("AWS_ENDPOINT_URL", &server.endpoint()),
+            ("AWS_USER_AGENT", "a-stray-variable"),
+        ],
+    );
+    assert_eq!(run.get("run.yaml").await.unwrap(), "content");
+    let asked = server.asked.lock().unwrap().concat();
+    assert!(
+        asked.starts_with("GET ") && !asked.contains("a-stray-variable"),
+        "{asked}"
+    );
+}
+
 /// Path-style requests by default, virtual-hosted ones where they are asked for. Method: a proxy sees where requests go.
 #[tokio::test]
 async fn the_bucket_is_in_the_path_or_in_the_host() {
