@@ -37,23 +37,27 @@ if [[ ! -x $weed ]]; then
   exit 2
 fi
 
+if ! $foreground && pid=$(cat "$dir/server.pid" 2>/dev/null) && [[ $(cat "/proc/$pid/comm" 2>/dev/null) == weed ]]; then
+  echo "error: the S3 server of \`$dir\` runs already (process $pid): \`cluster/stop-s3.sh $dir\` ends it" >&2
+  exit 1
+fi
+
 random() { od -An -N"$1" -tx1 /dev/urandom | tr -d ' \n'; }
-if [[ ! -e $dir/env.sh ]]; then
-  umask 077
+umask 077
+if [[ ! -e $dir/keys.sh ]]; then
   key=$(random 10)
   secret=$(random 20)
   cat >"$dir/s3.json" <<JSON
 {"identities": [{"name": "zipper", "credentials": [{"accessKey": "$key", "secretKey": "$secret"}],
   "actions": ["Admin", "Read", "Write", "List", "Tagging"]}]}
 JSON
-  cat >"$dir/env.sh" <<ENV
-export AWS_ENDPOINT=http://127.0.0.1:${ports[0]}
-export AWS_ACCESS_KEY_ID=$key
-export AWS_SECRET_ACCESS_KEY=$secret
-export AWS_REGION=us-east-1
-export AWS_ALLOW_HTTP=true
-ENV
+  printf 'export AWS_ACCESS_KEY_ID=%s\nexport AWS_SECRET_ACCESS_KEY=%s\n' "$key" "$secret" >"$dir/keys.sh"
 fi
+# Anew each time: the port may be another one.
+{
+  cat "$dir/keys.sh"
+  printf 'export AWS_ENDPOINT=http://127.0.0.1:%s\nexport AWS_REGION=us-east-1\nexport AWS_ALLOW_HTTP=true\n' "${ports[0]}"
+} >"$dir/env.sh"
 
 # Without minFreeSpace every write hangs on a disk that is 99 % full, however large it is.
 server=("$weed" "-logdir=$dir" server "-dir=$dir/data" -ip=127.0.0.1 -ip.bind=127.0.0.1

@@ -1,8 +1,10 @@
 //! Goal: what the other tests break things with breaks them as it says, and mends them again.
 //! Method: each rig by itself, with the plainest client there is.
 
+use std::fs::Permissions;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -51,6 +53,68 @@ async fn an_s3_server_keeps_its_data_over_a_kill() {
         matches!(absent, Err(object_store::Error::NotFound { .. })),
         "{absent:?}"
     );
+}
+
+/// What the script leaves for others names the port that it was given last, and a server that runs already is not lost sight of.
+/// Method: a program that is no server, under the server's name.
+#[test]
+fn the_script_of_the_s3_server_knows_where_it_serves() {
+    let place = tempfile::tempdir().unwrap();
+    let (script, program) = (
+        place.path().join("cluster/start-s3.sh"),
+        place.path().join(".deps/seaweedfs/bin/weed"),
+    );
+    for (file, text) in [
+        (&script, include_str!("../../cluster/start-s3.sh")),
+        (&program, "#!/bin/sh\nread -r line || true\n"),
+    ] {
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, text).unwrap();
+        fs::set_permissions(file, Permissions::from_mode(0o755)).unwrap();
+    }
+    let data = place.path().join("data");
+    let start = || {
+        let mut command = Command::new(&script);
+        command.stdin(Stdio::null());
+        command
+    };
+    let environment = || fs::read_to_string(data.join("env.sh")).unwrap();
+    let serve_at = |port: u16| {
+        let ports = (port..port + 8).map(|port| port.to_string());
+        let mut command = start();
+        command.arg("--foreground").arg(&data).args(ports);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        environment()
+    };
+    let (first, second) = (serve_at(9100), serve_at(9200));
+    assert!(first.contains("AWS_ENDPOINT=http://127.0.0.1:9100\n"), "{first}");
+    assert!(
+        second.contains("AWS_ENDPOINT=http://127.0.0.1:9200\n"),
+        "{second}"
+    );
+    let secret = |text: &str| {
+        let mut lines = text.lines();
+        lines
+            .find(|line| line.contains("AWS_SECRET_ACCESS_KEY="))
+            .map(str::to_owned)
+    };
+    assert!(secret(&first).is_some(), "{first}");
+    assert_eq!(secret(&first), secret(&second));
+
+    let mut running = Command::new(&program).stdin(Stdio::piped()).spawn().unwrap();
+    let pid = running.id().to_string();
+    fs::write(data.join("server.pid"), &pid).unwrap();
+    let output = start().arg(&data).output().unwrap();
+    drop(running.stdin.take());
+    running.wait().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && said.contains(&format!("runs already (process {pid})")),
+        "{said}"
+    );
+    assert_eq!(fs::read_to_string(data.join("server.pid")).unwrap(), pid);
+    assert_eq!(environment(), second);
 }
 
 /// Each mode does its harm to a client without patience, to the server's objects only what it says, and passes over.

@@ -90,7 +90,7 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
 fn check_scripts(workspace: &Workspace) -> anyhow::Result<()> {
     let mut compile = workspace.command("python3");
     compile.env("PYTHONPYCACHEPREFIX", workspace.root().join("target/pycache"));
-    workspace::run(compile.args(["-m", "compileall", "-q", "crates", "tests"]))?;
+    workspace::run(compile.args(["-m", "compileall", "-q", "cluster", "crates", "tests"]))?;
     if runs(&mut workspace.command("shellcheck")) {
         let mut shellcheck = workspace.command("shellcheck");
         shellcheck
@@ -120,10 +120,10 @@ fn scripts(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(scripts)
 }
 
-/// Installs the missing ones into `.deps/tools`.
+/// Installs those that are missing, or there in another version, into `.deps/tools`.
 pub(crate) fn install_tools(workspace: &Workspace) -> anyhow::Result<()> {
     for (name, version) in TOOLS {
-        if runs(&mut tool(workspace, name)) {
+        if has_version(&mut tool(workspace, name), version) {
             continue;
         }
         let mut install = workspace.cargo();
@@ -146,6 +146,15 @@ pub(crate) fn runs(command: &mut Command) -> bool {
         .is_ok_and(|status| status.success())
 }
 
+/// Whether a program is there in this version.
+fn has_version(command: &mut Command, version: &str) -> bool {
+    let output = command.arg("--version").stderr(Stdio::null()).output();
+    output.is_ok_and(|output| {
+        let said = String::from_utf8_lossy(&output.stdout);
+        output.status.success() && said.split_whitespace().any(|word| word == version)
+    })
+}
+
 /// `cargo <name>`: the one in `.deps/tools` if it is there, else the one on the PATH.
 pub(crate) fn tool(workspace: &Workspace, name: &str) -> Command {
     let own = workspace.deps().join("tools/bin").join(format!("cargo-{name}"));
@@ -157,4 +166,33 @@ pub(crate) fn tool(workspace: &Workspace, name: &str) -> Command {
     // Set by the `cargo run` that started this program, and by cargo never for a subcommand, which cargo-machete tells them by.
     command.env_remove("CARGO_PKG_NAME").arg(name);
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: a tool of another version than the one that is named here is not taken for it.
+    #[test]
+    fn a_tool_counts_in_its_version_only() {
+        let says = |text: &str| {
+            let mut command = Command::new("echo");
+            command.arg(text);
+            command
+        };
+        let nextest = "cargo-nextest 0.9.143 (60fa45f63 2026-08-04)\nrelease: 0.9.143";
+        for (text, version, is_there) in [
+            (nextest, "0.9.143", true),
+            (nextest, "0.9.144", false),
+            (nextest, "0.9.14", false),
+            ("0.9.2", "0.9.2", true),
+        ] {
+            assert_eq!(
+                has_version(&mut says(text), version),
+                is_there,
+                "{version} in {text}"
+            );
+        }
+        assert!(!has_version(&mut Command::new("/nonexistent"), "1.0.0"));
+    }
 }

@@ -1,6 +1,7 @@
 //! The repository's folders, and programs run in it.
 
-use std::ffi::OsStr;
+use std::env;
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,9 +16,16 @@ pub(crate) struct Workspace {
 }
 
 impl Workspace {
-    /// The repository that this program was built in; what is fetched goes to `deps`, by default `.deps`.
+    /// The repository of the `cargo run` that started this program, which may have been built in another one with the same target
+    /// folder, or in this one at another place. What is fetched goes to `deps`, by default `.deps`.
     pub(crate) fn new(deps: Option<PathBuf>) -> Self {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        Self::of(env::var_os("CARGO_MANIFEST_DIR"), deps)
+    }
+
+    /// The repository of the `package` that this program is; by default that in which it was built.
+    fn of(package: Option<OsString>, deps: Option<PathBuf>) -> Self {
+        let package = package.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        let root = Path::new(&package).join("../..");
         let root = root.canonicalize().unwrap_or(root);
         let deps = deps.unwrap_or_else(|| root.join(".deps"));
         Self { root, deps }
@@ -90,4 +98,24 @@ fn shown(command: &Command) -> String {
         let _ = write!(line, " {}", argument.to_string_lossy());
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: a program that was built in another repository works in the one that it is run in.
+    #[test]
+    fn the_repository_is_the_one_that_it_is_run_in() {
+        let other = tempfile::tempdir().unwrap();
+        let package = other.path().join("crates/xtask");
+        std::fs::create_dir_all(&package).unwrap();
+        let workspace = Workspace::of(Some(package.into()), None);
+        let other = other.path().canonicalize().unwrap();
+        assert_eq!(workspace.root(), other);
+        assert_eq!(workspace.deps(), other.join(".deps"));
+
+        let built_in = Workspace::of(None, None);
+        assert!(built_in.root().join("crates/xtask/src/workspace.rs").exists());
+    }
 }

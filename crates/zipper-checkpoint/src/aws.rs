@@ -40,11 +40,12 @@ pub(crate) fn open(
     let mut builder = AmazonS3Builder::new()
         .with_config(AmazonS3ConfigKey::DisableBulkDelete, "true")
         .with_bucket_name(bucket);
-    for (name, value) in environment.iter().filter(|(name, _)| !ENDPOINTS.contains(name)) {
+    let used = |name: &str| names::is_used(name) && !ENDPOINTS.contains(&name);
+    for (name, value) in environment.iter().filter(|(name, _)| used(name)) {
         match name.to_ascii_lowercase().parse() {
             Ok(AmazonS3ConfigKey::Client(key)) => client = client.with_config(key, value),
-            Ok(AmazonS3ConfigKey::Bucket) | Err(_) => {}
             Ok(key) => builder = builder.with_config(key, value),
+            Err(_) => {}
         }
     }
     let region = ["AWS_REGION", "AWS_DEFAULT_REGION"]

@@ -13,6 +13,9 @@ use crate::manifest::{Manifest, PartRecord};
 use crate::store::{ObjectInfo, PARALLEL, RunStore};
 use crate::{CheckpointError, Result};
 
+/// How often the newest checkpoint is looked for when one was removed while it was read.
+const LOOKS: u32 = 5;
+
 /// From which size on a part's checksum is computed apart from other work.
 const LARGE: usize = 1 << 20;
 
@@ -78,7 +81,8 @@ impl Checkpoints {
     /// however late one of them wakes up (`CKPT-3`).
     ///
     /// # Errors
-    /// [`ErrorKind::Io`].
+    /// As [`RunStore::put_create`] and [`RunStore::get`]; [`ErrorKind::AlreadyExists`] only if the store refuses, time and again, to
+    /// create what is not there.
     pub async fn begin(&self, step: Step, generation: Generation) -> Result<String> {
         let path = part_path(step, layout::WRITER);
         let claim = Writer { generation };
@@ -97,7 +101,7 @@ impl Checkpoints {
     /// Whether the checkpoint after `step` steps exists.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`].
+    /// As [`RunStore::exists`].
     pub async fn is_published(&self, step: Step) -> Result<bool> {
         self.run.exists(&manifest_path(step)).await
     }
@@ -110,8 +114,8 @@ impl Checkpoints {
     /// # Errors
     /// [`ErrorKind::Io`], [`ErrorKind::Full`], [`ErrorKind::Denied`]; [`ErrorKind::Config`] for a path that cannot be a part's.
     pub async fn put_part(&self, step: Step, prefix: &str, path: &str, bytes: Bytes) -> Result<PartRecord> {
-        if path == layout::MANIFEST || path == layout::WRITER {
-            let problem = "it is the checkpoint's own".to_owned();
+        if layout::is_own(path) {
+            let problem = "it is the checkpoint's own, and no part".to_owned();
             return Err(CheckpointError::Path {
                 path: path.to_owned(),
                 problem,
@@ -185,7 +189,7 @@ impl Checkpoints {
     /// What is in the checkpoints directory. Reads the manifests and no parts.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`].
+    /// As [`RunStore::list`]; what a manifest has wrong is in the list.
     pub async fn list(&self) -> Result<CheckpointList> {
         let mut list = CheckpointList {
             checkpoints: Vec::new(),
@@ -224,7 +228,7 @@ impl Checkpoints {
     /// The step of the newest checkpoint, which has not been read.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`].
+    /// As [`RunStore::list`].
     pub async fn latest(&self) -> Result<Option<Step>> {
         Ok(self.published().await?.pop())
     }
@@ -309,12 +313,25 @@ impl Checkpoints {
         }
     }
 
-    /// The newest checkpoint of which every byte is right, and the newer ones that are damaged.
+    /// The newest checkpoint of which every byte is right, and the newer ones that are damaged. When one is removed while it is read,
+    /// the newest is looked for again.
     ///
     /// # Errors
     /// Only damage is passed over. A store that cannot be read ([`ErrorKind::is_retryable`]) or a manifest of a newer version
     /// of Zipper ([`ErrorKind::Config`]) is an error: going back to an older checkpoint would throw work away.
     pub async fn latest_readable(&self) -> Result<LatestReadable> {
+        let mut looks = 1;
+        loop {
+            match self.look_for_latest().await {
+                // Retired while we looked: so there is a newer one, which was not in the list.
+                Err(error) if error.kind() == ErrorKind::NotFound && looks < LOOKS => looks += 1,
+                found => return found,
+            }
+        }
+    }
+
+    /// As [`Checkpoints::latest_readable`], and [`ErrorKind::NotFound`] when one was removed meanwhile.
+    async fn look_for_latest(&self) -> Result<LatestReadable> {
         let mut damaged = Vec::new();
         for step in self.published().await?.into_iter().rev() {
             match self.verify(step).await {
@@ -325,8 +342,6 @@ impl Checkpoints {
                     });
                 }
                 Err(error) if error.kind() == ErrorKind::Damaged => damaged.push((step, error)),
-                // Retired while we looked: so there is a newer one.
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
         }

@@ -88,7 +88,9 @@ pub enum CheckpointError {
         problem: String,
     },
     /// The bucket of the run URL is not there.
-    #[error("cannot {action} `{object}`: there is no such bucket")]
+    #[error(
+        "cannot {action} `{object}`: there is no such bucket; make it, or mend its name in the run URL or the endpoint"
+    )]
     NoBucket {
         /// `read`, `write`, `list` or `delete`.
         action: &'static str,

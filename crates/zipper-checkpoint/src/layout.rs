@@ -99,6 +99,11 @@ pub fn epoch_of_claim(path: &str) -> Option<u64> {
     (lease_claim(epoch) == path).then_some(epoch)
 }
 
+/// Whether `path`, relative to a checkpoint, is an object of it that is no part.
+pub(crate) fn is_own(path: &str) -> bool {
+    path == MANIFEST || path == WRITER
+}
+
 /// What the prefixes of [`generation_prefix`] begin with.
 pub const GENERATION_PREFIX: &str = "generation-";
 

@@ -337,7 +337,7 @@ fn is_free(
 
 /// Waits, after the claim that follows `before`, until its holder can no longer take itself for one (`LEASE-3`).
 async fn let_it_notice(run: &RunStore, before: &Claim, options: LeaseOptions) {
-    let renewed = read_counter(run, before.epoch).await;
+    let renewed = run.get_if_there(&layout::lease_renewed(before.epoch)).await;
     if !renewed.is_ok_and(|renewed| renewed == before.renewed) {
         sleep(options.ttl * 2 / 3).await;
     }
@@ -369,7 +369,7 @@ pub async fn newest(run: &RunStore) -> Result<Option<Claim>> {
     };
     let holder = read_holder(run, epoch).await?;
     let released = run.exists(&layout::lease_released(epoch)).await?;
-    let renewed = read_counter(run, epoch).await?;
+    let renewed = run.get_if_there(&layout::lease_renewed(epoch)).await?;
     Ok(Some(Claim {
         epoch,
         holder,
@@ -395,11 +395,10 @@ pub async fn ask_to_stop(run: &RunStore, epoch: u64, request: &StopRequest) -> R
 /// If the store fails.
 pub async fn stop_request(run: &RunStore, epoch: u64) -> Result<Option<StopRequest>> {
     let path = layout::lease_stop(epoch);
-    match run.get(&path).await {
-        Ok(bytes) => parse(run, &path, "a request to stop", &bytes).map(Some),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
+    let request = run.get_if_there(&path).await?;
+    request
+        .map(|bytes| parse(run, &path, "a request to stop", &bytes))
+        .transpose()
 }
 
 fn newest_epoch(objects: &[String]) -> Option<u64> {
@@ -407,14 +406,6 @@ fn newest_epoch(objects: &[String]) -> Option<u64> {
         .iter()
         .filter_map(|path| layout::epoch_of_claim(path))
         .max()
-}
-
-async fn read_counter(run: &RunStore, epoch: u64) -> Result<Option<Bytes>> {
-    match run.get(&layout::lease_renewed(epoch)).await {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 async fn read_holder(run: &RunStore, epoch: u64) -> Result<Holder> {

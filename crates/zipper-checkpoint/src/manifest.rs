@@ -188,8 +188,8 @@ impl Manifest {
         let mut seen = BTreeSet::new();
         self.parts.iter().find_map(|part| {
             let path = part.path.as_str();
-            let problem = if path == layout::MANIFEST {
-                "the manifest is not a part"
+            let problem = if layout::is_own(path) {
+                "it is the checkpoint's own, and no part"
             } else if !seen.insert(path) {
                 "the manifest lists it twice"
             } else {

@@ -144,7 +144,8 @@ impl RunStore {
     /// Writes an object, replacing what is there. Readers see the old bytes or the new ones, never a mixture.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::Io`], [`crate::ErrorKind::Full`] or [`crate::ErrorKind::Denied`].
+    /// [`crate::ErrorKind::Io`], [`crate::ErrorKind::Full`] or [`crate::ErrorKind::Denied`]; [`crate::ErrorKind::Config`] if there
+    /// is no such bucket.
     pub async fn put(&self, path: &str, bytes: Bytes) -> Result<()> {
         self.put_with(path, bytes, PutMode::Overwrite).await
     }
@@ -195,7 +196,8 @@ impl RunStore {
     /// Reads a whole object.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::Io`] or [`crate::ErrorKind::Denied`].
+    /// [`crate::ErrorKind::NotFound`], [`crate::ErrorKind::Io`] or [`crate::ErrorKind::Denied`]; [`crate::ErrorKind::Config`] if
+    /// there is no such bucket.
     pub async fn get(&self, path: &str) -> Result<Bytes> {
         let location = self.location(path)?;
         self.meter().read();
@@ -203,6 +205,18 @@ impl RunStore {
         let bytes = self.answer("read", path, read.await)?;
         self.meter().received(bytes.len());
         Ok(bytes)
+    }
+
+    /// As [`RunStore::get`]; nothing where there is no such object.
+    ///
+    /// # Errors
+    /// As [`RunStore::get`], but not [`crate::ErrorKind::NotFound`].
+    pub async fn get_if_there(&self, path: &str) -> Result<Option<Bytes>> {
+        match self.get(path).await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Reads an object of `expected` bytes, a large one in pieces. Another size than that comes back whole, too.
@@ -253,7 +267,7 @@ impl RunStore {
     /// The paths of all objects in the directory `prefix` and below it, sorted. Empty when there is no such directory.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::Io`] or [`crate::ErrorKind::Denied`].
+    /// [`crate::ErrorKind::Io`] or [`crate::ErrorKind::Denied`]; [`crate::ErrorKind::Config`] if there is no such bucket.
     pub async fn list(&self, prefix: &str) -> Result<Vec<String>> {
         Ok(self
             .list_with_sizes(prefix)
@@ -298,7 +312,7 @@ impl RunStore {
     /// Deletes an object. One that is not there counts as deleted.
     ///
     /// # Errors
-    /// [`crate::ErrorKind::Io`] or [`crate::ErrorKind::Denied`].
+    /// [`crate::ErrorKind::Io`] or [`crate::ErrorKind::Denied`]; [`crate::ErrorKind::Config`] if there is no such bucket.
     pub async fn delete(&self, path: &str) -> Result<()> {
         let location = self.location(path)?;
         self.meter().delete();

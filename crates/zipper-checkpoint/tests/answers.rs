@@ -103,7 +103,11 @@ async fn refusals_and_failures_are_told_apart() {
         ((507, "XMinioStorageFull"), ErrorKind::Full, "no room left"),
         ((503, "SlowDown"), ErrorKind::Io, "cannot read"),
         ((404, "NoSuchKey"), ErrorKind::NotFound, "does not exist"),
-        ((404, "NoSuchBucket"), ErrorKind::Config, "no such bucket"),
+        (
+            (404, "NoSuchBucket"),
+            ErrorKind::Config,
+            "no such bucket; make it",
+        ),
     ] {
         let server = Server::start(vec![answer]).await;
         let run = open("s3://bucket/runs/a", &[("AWS_ENDPOINT_URL", &server.endpoint())]);
@@ -126,6 +130,26 @@ async fn a_bucket_that_goes_away_is_an_outage() {
     let error = run.get("run.yaml").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io, "{error:?}");
     assert!(error.is_retryable());
+}
+
+/// A variable that object_store knows and docs/storage.md does not has no effect: one of them would end the verification of
+/// certificates. Method: one that a server can see.
+#[tokio::test]
+async fn a_variable_that_is_not_documented_has_no_effect() {
+    let server = Server::start(vec![(200, "OK")]).await;
+    let run = open(
+        "s3://bucket/runs/a",
+        &[
+            ("AWS_ENDPOINT_URL", &server.endpoint()),
+            ("AWS_USER_AGENT", "a-stray-variable"),
+        ],
+    );
+    assert_eq!(run.get("run.yaml").await.unwrap(), "content");
+    let asked = server.asked.lock().unwrap().concat();
+    assert!(
+        asked.starts_with("GET ") && !asked.contains("a-stray-variable"),
+        "{asked}"
+    );
 }
 
 /// Path-style requests by default, virtual-hosted ones where they are asked for. Method: a proxy sees where requests go.

@@ -77,6 +77,7 @@ fn bytes(text: &str) -> Bytes {
 async fn objects(run: &RunStore) {
     assert_eq!(run.list("objects").await.unwrap(), Vec::<String>::new());
     assert_eq!(kind(run.get("objects/b").await), ErrorKind::NotFound);
+    assert_eq!(run.get_if_there("objects/b").await.unwrap(), None);
     assert!(!run.exists("objects/b").await.unwrap());
 
     run.put("objects/b", bytes("old")).await.unwrap();
@@ -85,6 +86,7 @@ async fn objects(run: &RunStore) {
     run.put("objects/a", bytes("first")).await.unwrap();
     run.put("objects-not/c", bytes("elsewhere")).await.unwrap();
     assert_eq!(run.get("objects/b").await.unwrap(), "new");
+    assert_eq!(run.get_if_there("objects/b").await.unwrap().unwrap(), "new");
     assert_eq!(run.get("objects/deep/er/a").await.unwrap(), "");
     assert!(run.exists("objects/b").await.unwrap());
     assert_eq!(
@@ -248,7 +250,7 @@ async fn publishing_again(run: &RunStore) {
     remove_all(run).await;
 }
 
-/// A manifest that lists a missing part, a part of another size, or a part twice is not published.
+/// A manifest that lists a missing part, a part of another size, a part twice, or what is the checkpoint's own is not published.
 async fn publishing_checks_its_parts(run: &RunStore) {
     let checkpoints = run.checkpoints();
     let manifest = write_parts(run, Step(20)).await;
@@ -264,6 +266,13 @@ async fn publishing_checks_its_parts(run: &RunStore) {
     let mut twice = manifest.clone();
     twice.parts.push(twice.parts[0].clone());
     assert_eq!(kind(checkpoints.publish(&twice).await), ErrorKind::Config);
+
+    checkpoints.begin(Step(20), Generation(7)).await.unwrap();
+    let path = format!("{}/{}", layout::checkpoint_dir(Step(20)), layout::WRITER);
+    let writer = run.get(&path).await.unwrap();
+    let mut own = manifest.clone();
+    own.parts.push(PartRecord::of(layout::WRITER, &writer));
+    assert_eq!(kind(checkpoints.publish(&own).await), ErrorKind::Config);
 
     let mut short = manifest;
     short.parts[1].bytes += 1;

@@ -195,6 +195,16 @@ zipper_c10d_status zipper_c10d_exchange(
     if (together) {
       backend.startCoalescing();
     }
+    // NCCL counts open groups for each thread: one that stayed open would take in the operations of the next generation.
+    auto close_group = c10::make_scope_exit([&] {
+      if (together) {
+        try {
+          zipper::hand_over([&] { return backend.endCoalescing(); });
+        } catch (...) {
+          // The exception that leads here is the one that counts.
+        }
+      }
+    });
     for (uint32_t i = 0; i < num_received; ++i) {
       std::vector<at::Tensor> tensors{tensor_at(received[i])};
       hand_over([&] { return backend.recv(tensors, from[i], 0); });
@@ -203,6 +213,7 @@ zipper_c10d_status zipper_c10d_exchange(
       std::vector<at::Tensor> tensors{tensor_at(sent[i])};
       hand_over([&] { return backend.send(tensors, to[i], 0); });
     }
+    close_group.release();
     if (together) {
       if (auto work = zipper::hand_over([&] { return backend.endCoalescing(); })) {
         works.push_back(std::move(work));

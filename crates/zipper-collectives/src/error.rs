@@ -29,15 +29,6 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// Whether a new group, perhaps of other ranks, is the answer.
-    #[must_use]
-    pub fn is_membership_change(self) -> bool {
-        matches!(
-            self,
-            Self::Timeout | Self::PeerLost | Self::Network | Self::Aborted
-        )
-    }
-
     fn explanation(self) -> &'static str {
         match self {
             Self::Timeout => "a peer did not answer in time",

@@ -135,8 +135,12 @@ impl GradientReducer {
     pub fn begin(&self, what: &str, plans: &[BucketPlan]) -> Result<(), CollectiveError> {
         assert_eq!(plans.len(), self.buckets.len(), "one plan for each bucket");
         let takes_part = |index: usize| plans[index] != BucketPlan::Skip;
-        let dead = |bucket: &Bucket| bucket.group.as_ref().and_then(|group| group.first_error());
-        if let Some(error) = self.buckets.iter().find_map(dead) {
+        let dead = self.buckets.iter().find_map(|bucket| {
+            let group = bucket.group.as_ref()?;
+            Some((group, group.first_error()?))
+        });
+        if let Some((group, error)) = dead {
+            self.give_up(group, &error);
             return Err(error);
         }
         let mut index = 0;
@@ -253,6 +257,14 @@ impl GradientReducer {
         others
     }
 
+    /// Frees those who wait for this rank in another group than `group`, which has failed with `error`.
+    fn give_up(&self, group: &Arc<Inner>, error: &CollectiveError) {
+        for other in self.groups_but(group) {
+            other.close();
+            other.die(error.clone());
+        }
+    }
+
     /// Compares a description of each group's buckets between its ranks, where the groups want that.
     fn compare(
         &self,
@@ -283,10 +295,7 @@ impl GradientReducer {
             if !of_group.is_empty() {
                 let description = format!("{what}: {}", of_group.join(", "));
                 if let Err(error) = group.compare("all_reduce", what, &description) {
-                    for other in self.groups_but(group) {
-                        other.close();
-                        other.die(error.clone());
-                    }
+                    self.give_up(group, &error);
                     return Err(error);
                 }
             }

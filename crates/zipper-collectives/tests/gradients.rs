@@ -303,7 +303,13 @@ fn a_lost_peer_is_named_and_the_parameters_live_on() {
             let reducer = GradientReducer::new(&buckets(&member.params, Some(&member.world))).unwrap();
             step(&reducer, member, BucketPlan::AsReady).unwrap();
             let error = step(&reducer, member, BucketPlan::AsReady).unwrap_err();
-            assert!(error.kind().is_membership_change(), "{error}");
+            assert!(
+                matches!(
+                    error.kind(),
+                    ErrorKind::PeerLost | ErrorKind::Timeout | ErrorKind::Network
+                ),
+                "{error}"
+            );
             assert_eq!(error.missing(), [Rank(2)], "{error}");
             let message = error.to_string();
             assert!(
@@ -530,5 +536,54 @@ fn a_failure_in_one_group_frees_the_others() {
         all_have_seen_it.wait();
         let error = outcome.unwrap_err();
         assert!(elapsed < TIMEOUT / 2, "took {elapsed:?}: {error}");
+    });
+}
+
+/// The same where a group has died between two steps, in a call that is no reducer's.
+#[test]
+fn a_group_that_is_dead_before_a_step_frees_the_others() {
+    let (all_are_laid_out, all_have_seen_it) = (Barrier::new(3), Barrier::new(2));
+    on_ranks(3, Kind::Double, |member, store| {
+        let group = |name: &str, members: [u32; 2]| {
+            let index = members.iter().position(|&rank| rank == member.rank)?;
+            let options = GroupOptions {
+                name: name.to_owned(),
+                members: members.map(Rank).to_vec(),
+                ..options(None)
+            };
+            let store = store.prefix(name).unwrap();
+            Some(ProcessGroup::connect(&store, Rank(index as u32), WorldSize(2), &options).unwrap())
+        };
+        let (first, second) = (group("first", [0, 1]), group("second", [1, 2]));
+        let groups = [&first, &second].into_iter().flatten();
+        let specs = groups.zip(&member.params).map(|(group, param)| BucketSpec {
+            name: "gradients".to_owned(),
+            group: Some(group),
+            params: vec![param],
+        });
+        let reducer = GradientReducer::new(&specs.collect::<Vec<_>>());
+        all_are_laid_out.wait();
+        let reducer = reducer.unwrap();
+        match (&first, &second) {
+            (Some(first), None) => first.abort_handle().abort(),
+            (None, Some(second)) => {
+                let start = Instant::now();
+                let outcome = second.barrier("step 1");
+                let elapsed = start.elapsed();
+                all_have_seen_it.wait();
+                let error = outcome.unwrap_err();
+                assert!(elapsed < TIMEOUT / 2, "took {elapsed:?}: {error}");
+            }
+            (Some(first), Some(second)) => {
+                let before = first.barrier("before step 1");
+                let begun = reducer.begin("step 1", &[BucketPlan::Now; 2]);
+                let after = second.barrier("step 1");
+                all_have_seen_it.wait();
+                let error = before.unwrap_err().to_string();
+                assert_eq!(begun.unwrap_err().to_string(), error);
+                assert_eq!(after.unwrap_err().to_string(), error);
+            }
+            (None, None) => unreachable!("every rank is in a group"),
+        }
     });
 }

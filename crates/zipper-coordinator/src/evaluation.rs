@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use zipper_checkpoint::{CheckpointError, ErrorKind, RunStore, layout};
+use zipper_checkpoint::{CheckpointError, RunStore, layout};
 use zipper_config::RunConfig;
 use zipper_score::{RESULT_TABLE, Rates, Report, ReportBuilder, ResultRow, ResultSet, ResultTable, score};
 use zipper_types::Step;
@@ -184,9 +184,6 @@ async fn read(
     step: Step,
 ) -> Result<Option<Scored>, CheckpointError> {
     let name = layout::evaluation(set, silenced, step);
-    match store.get(&format!("{name}.json")).await {
-        Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
+    let bytes = store.get_if_there(&format!("{name}.json")).await?;
+    Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }

@@ -8,7 +8,7 @@ use std::collections::btree_map::Entry;
 use std::time::Duration;
 
 use bytes::Bytes;
-use zipper_checkpoint::{CheckpointError, ErrorKind, RunStore, layout};
+use zipper_checkpoint::{CheckpointError, RunStore, layout};
 use zipper_proto::v1;
 use zipper_types::Step;
 
@@ -33,11 +33,9 @@ impl Metrics {
     /// # Errors
     /// [`CheckpointError`] if the store cannot be read.
     pub async fn open(store: &RunStore, resume: Option<Step>) -> Result<Self, CheckpointError> {
-        let text = match store.get(layout::TRAIN_METRICS).await {
-            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
-            Err(error) => return Err(error),
-        };
+        let bytes = store.get_if_there(layout::TRAIN_METRICS).await?;
+        let bytes = bytes.unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes);
         let step_of = |line: &str| serde_json::from_str::<serde_json::Value>(line).ok()?["step"].as_u64();
         let lines: BTreeMap<Step, String> = text
             .lines()

@@ -52,7 +52,7 @@ impl LeastBusy {
 ///
 /// # Panics
 /// If `world_size` is zero.
-pub fn deal(costs: &[f64], world_size: WorldSize) -> Vec<Vec<usize>> {
+pub(crate) fn deal(costs: &[f64], world_size: WorldSize) -> Vec<Vec<usize>> {
     assert!(world_size.0 > 0, "there is at least one rank");
     let mut order: Vec<usize> = (0..costs.len()).collect();
     order.sort_by(|&a, &b| costs[b].total_cmp(&costs[a]).then(a.cmp(&b)));

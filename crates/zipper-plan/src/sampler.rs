@@ -6,6 +6,8 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use zipper_types::WorldSize;
 
+use crate::PlanError;
+
 /// Separates the random streams that are made from one seed.
 const STREAM_OF_DRAWS: u64 = 0;
 const STREAM_OF_PERMUTATIONS: u64 = 1;
@@ -21,66 +23,6 @@ pub struct SamplerProblem {
     pub batch_seconds: f64,
     /// Seconds of every utterance, by language.
     pub durations: Vec<Vec<f64>>,
-}
-
-/// Why no global batch can be drawn, or not one that feeds all ranks.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum PlanError {
-    /// There is nothing to draw from.
-    #[error("there is no training utterance in any language")]
-    NoUtterances,
-    /// The state belongs to other data.
-    #[error("the sampler state of the checkpoint does not fit the training data: {0}")]
-    State(String),
-    /// The banks do not fit into the memory of all ranks together.
-    #[error(
-        "the banks of {languages} languages do not fit: {banks_per_rank} of them fit into the memory for banks of each of \
-         {world_size} workers; give each worker room for {banks_needed} (`runtime.bank_memory_mib`){}",
-        .ranks_needed.map_or_else(String::new, |ranks| format!(", or take {ranks} workers"))
-    )]
-    TooLittleMemory {
-        /// Languages with a bank.
-        languages: usize,
-        /// Workers.
-        world_size: WorldSize,
-        /// Banks that fit into one worker.
-        banks_per_rank: usize,
-        /// Workers that would be enough, if any number is.
-        ranks_needed: Option<usize>,
-        /// Banks that each worker would have to hold.
-        banks_needed: usize,
-    },
-    /// A placement names owners that cannot be.
-    #[error(
-        "the placement gives language {language} the owners {first} to {last} in a world of {world_size} ranks"
-    )]
-    BadPlacement {
-        /// Ordinal of the language.
-        language: usize,
-        /// Its first owner.
-        first: u32,
-        /// Its last owner.
-        last: u32,
-        /// Number of ranks.
-        world_size: WorldSize,
-    },
-    /// Some ranks would have nothing to do.
-    #[error(
-        "{world_size} workers are more than the batch can feed: `training.batch_audio_seconds` = {batch_seconds} holds \
-         about {utterances:.0} utterances of {mean_seconds:.1} s; use at most {largest} workers or a larger batch"
-    )]
-    TooManyWorkers {
-        /// Workers asked for.
-        world_size: WorldSize,
-        /// Size of the global batch.
-        batch_seconds: f64,
-        /// Expected number of utterances in it.
-        utterances: f64,
-        /// Expected length of a drawn utterance.
-        mean_seconds: f64,
-        /// The largest world size that would do.
-        largest: u32,
-    },
 }
 
 /// One utterance of the problem.
@@ -153,7 +95,8 @@ impl Sampler {
         for (language, (position, durations)) in state.positions.iter().zip(&problem.durations).enumerate() {
             if position.used > durations.len() {
                 return Err(PlanError::State(format!(
-                    "language {language} has used {} utterances of an epoch of {}",
+                    "the language in place {language} of `data.languages`, counted from 0, has used {} utterances of an epoch, and \
+                     there are {}",
                     position.used,
                     durations.len()
                 )));
@@ -402,5 +345,17 @@ mod tests {
         let state = Sampler::new(problem(1, &[3, 3])).unwrap().state();
         let error = Sampler::restore(problem(1, &[3]), state).unwrap_err().to_string();
         assert!(error.contains("it has 2 languages, the data 1"), "{error}");
+
+        let longer = SamplerState {
+            draws: 4,
+            positions: vec![Position::default(), Position { epoch: 0, used: 4 }],
+        };
+        let error = Sampler::restore(problem(1, &[3, 3]), longer)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("in place 1 of `data.languages`") && error.contains("begin a new run"),
+            "{error}"
+        );
     }
 }

@@ -208,14 +208,16 @@ fn cell(values: Vec<String>, runs: &[&Run]) -> Cell {
     }
 }
 
-/// Smoothed, at the steps that all runs have logged.
+/// Smoothed, at the steps at which all runs have logged a loss. One that was no number (`training.on_non_finite: skip`) is none.
 fn mean_losses(runs: &[&Run]) -> Vec<(u64, f64)> {
     let mut sums: BTreeMap<u64, (f64, usize)> = BTreeMap::new();
     for run in runs {
-        for end in 1..=run.losses.len() {
-            let window = &run.losses[end.saturating_sub(WINDOW)..end];
+        let losses = run.losses.iter().copied();
+        let losses: Vec<(u64, f64)> = losses.filter(|(_, loss)| loss.is_finite()).collect();
+        for end in 1..=losses.len() {
+            let window = &losses[end.saturating_sub(WINDOW)..end];
             let mean = window.iter().map(|(_, loss)| loss).sum::<f64>() / window.len() as f64;
-            let (sum, count) = sums.entry(run.losses[end - 1].0).or_default();
+            let (sum, count) = sums.entry(losses[end - 1].0).or_default();
             *sum += mean;
             *count += 1;
         }

@@ -5,11 +5,9 @@ use crate::bootstrap::{Interval, RESAMPLES, mean_rate, relative_change};
 use crate::comparison::Cell;
 
 /// What others are compared with.
-pub const BASELINES: [&str; 2] = ["shared", "independent"];
+pub(crate) const BASELINES: [&str; 2] = ["shared", "independent"];
 /// Of the bootstrap: the same runs give the same report.
 const SEED: u64 = 1;
-/// Where there is nothing to say.
-const NOTHING: &str = "";
 
 /// A table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,23 +24,28 @@ pub struct Table {
 
 /// Error rates of a group with their interval, and the changes against both baselines.
 #[derive(Debug, Clone, PartialEq)]
-pub struct GroupFigures {
+pub(crate) struct GroupFigures {
     /// Mean over the languages of the group, all seeds together.
-    pub rate: Option<Interval>,
+    pub(crate) rate: Option<Interval>,
     /// Against each of [`BASELINES`]; nothing for a baseline itself.
-    pub changes: [Option<Interval>; 2],
+    pub(crate) changes: [Option<Interval>; 2],
 }
 
 /// What is said of a cell's group in a test set.
-pub fn figures(comparison: &Comparison, cell: &Cell, set: &str, languages: &[String]) -> GroupFigures {
+pub(crate) fn figures(comparison: &Comparison, cell: &Cell, set: &str, languages: &[String]) -> GroupFigures {
     let sample = cell.tests.get(set);
     GroupFigures {
-        rate: sample.and_then(|sample| mean_rate(sample, languages, RESAMPLES, SEED)),
+        rate: rate(cell, set, languages),
         changes: BASELINES.map(|variant| {
             let baseline = comparison.baseline(cell, variant)?.tests.get(set)?;
             relative_change(sample?, baseline, languages, RESAMPLES, SEED)
         }),
     }
+}
+
+/// The error rate of a cell's group in a test set, with its interval.
+pub(crate) fn rate(cell: &Cell, set: &str, languages: &[String]) -> Option<Interval> {
+    mean_rate(cell.tests.get(set)?, languages, RESAMPLES, SEED)
 }
 
 /// Every table, in reading order.
@@ -55,7 +58,7 @@ pub fn tables(comparison: &Comparison) -> Vec<Table> {
 }
 
 fn by_group(comparison: &Comparison, set: &str) -> Table {
-    let mut header = axes(comparison);
+    let mut header = comparison.axes.clone();
     header.push("seeds".to_owned());
     for group in &comparison.groups {
         header.extend([
@@ -83,13 +86,10 @@ fn by_group(comparison: &Comparison, set: &str) -> Table {
                 format!("{}..{}", percent(low), percent(high))
             }));
             row.extend(figures.changes.map(|change| {
-                change.map_or_else(
-                    || NOTHING.to_owned(),
-                    |change| {
-                        let [value, low, high] = [change.value, change.low, change.high].map(signed);
-                        format!("{value} ({low}..{high})")
-                    },
-                )
+                change.map_or_else(String::new, |change| {
+                    let [value, low, high] = [change.value, change.low, change.high].map(signed);
+                    format!("{value} ({low}..{high})")
+                })
             }));
         }
         row
@@ -119,7 +119,7 @@ fn by_language(comparison: &Comparison, set: &str) -> Table {
             comparison.cells.iter().any(has)
         })
         .collect();
-    let mut header = axes(comparison);
+    let mut header = comparison.axes.clone();
     header.push("speech".to_owned());
     header.extend(languages.iter().map(|lang| (*lang).clone()));
     let row = |cell: &Cell, silenced: bool| {
@@ -150,7 +150,7 @@ fn by_language(comparison: &Comparison, set: &str) -> Table {
 
 fn costs(comparison: &Comparison) -> Table {
     let common = comparison.common_loss();
-    let mut header = axes(comparison);
+    let mut header = comparison.axes.clone();
     header.extend(
         [
             "trainable parameters",
@@ -189,10 +189,6 @@ fn costs(comparison: &Comparison) -> Table {
         header,
         rows: comparison.cells.iter().map(row).collect(),
     }
-}
-
-fn axes(comparison: &Comparison) -> Vec<String> {
-    comparison.axes.clone()
 }
 
 fn percent(fraction: f64) -> String {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use zipper_report::render::{files, text};
+use zipper_report::render::{RenderError, files, text};
 use zipper_report::{Comparison, Costs, Group, Run, Sample};
 use zipper_score::Counts;
 
@@ -112,6 +112,21 @@ fn steps_are_counted_to_a_loss_that_all_reach() {
     assert_eq!(steps, [Some(20), Some(20), Some(10), Some(20), Some(20)]);
 }
 
+/// Goal: a step whose loss was no number (`training.on_non_finite: skip`) counts for nothing, wherever in a run it is.
+#[test]
+fn a_loss_that_is_no_number_is_left_out() {
+    let runs = [
+        run(["soft", "stage1", "native", "1"], [3, 4], &[2.0, 1.0, f64::NAN]),
+        run(["shared", "stage1", "native", "1"], [3, 4], &[f64::NAN, 1.0, 0.5]),
+    ];
+    let comparison = Comparison::new("demo", &AXES.map(str::to_owned), Vec::new(), &runs, Vec::new());
+    assert_eq!(comparison.cells[0].losses, [(10, 2.0), (20, 1.5)]);
+    assert_eq!(comparison.cells[1].losses, [(20, 1.0), (30, 0.75)]);
+    assert_eq!(comparison.common_loss(), Some(1.5));
+    let steps: Vec<_> = comparison.cells.iter().map(|cell| cell.steps_to(1.5)).collect();
+    assert_eq!(steps, [Some(20), Some(20)]);
+}
+
 #[test]
 fn tables_say_so() {
     let text = text(&comparison());
@@ -199,4 +214,13 @@ fn charts_are_drawn_to_scale() {
     );
     let pictures = file(&comparison, "report.md");
     assert!(pictures.contains("(rates-human.svg)") && pictures.contains("(losses.svg)"));
+}
+
+/// Goal: what caused an error is told once, by the chain of its causes.
+#[test]
+fn an_error_leaves_its_cause_to_the_chain() {
+    let error = RenderError::from(csv::Error::from(std::io::Error::other("the disk is full")));
+    assert_eq!(error.to_string(), "the figures cannot be written as CSV");
+    let cause = std::error::Error::source(&error).expect("it has one");
+    assert!(cause.to_string().contains("the disk is full"), "{cause}");
 }

@@ -113,7 +113,13 @@ impl Credentials {
             });
         }
         let text = fs::read_to_string(path).map_err(|source| file_error(path, "read", source))?;
-        Self::from_pem(&text)
+        Self::from_pem(&text).map_err(|error| match error {
+            TlsError::Malformed(missing) => TlsError::NotCredentials {
+                path: path.display().to_string(),
+                missing,
+            },
+            error => error,
+        })
     }
 
     /// Those that the environment of this process names ([`CREDENTIALS_FILE`]) or holds ([`CREDENTIALS`]).
@@ -204,6 +210,29 @@ mod tests {
         assert!(
             matches!(refused, TlsError::Readable { mode: 0o640, .. }),
             "{refused}"
+        );
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_used_is_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("node.pem");
+        let refused = || Credentials::read(&path).expect_err("it is no file with credentials");
+        let named = |error: &TlsError| error.to_string().contains(&path.display().to_string());
+
+        let error = refused();
+        assert!(named(&error), "{error}");
+        // The chain of causes tells it, so the message does not.
+        let cause = std::error::Error::source(&error).expect("the system said why");
+        assert!(!error.to_string().contains(&cause.to_string()), "{error}");
+
+        let mut cut = credentials();
+        cut.key.clear();
+        cut.write(&path).expect("there is no such file yet");
+        let error = refused();
+        assert!(
+            named(&error) && error.to_string().contains("there is no private key"),
+            "{error}"
         );
     }
 

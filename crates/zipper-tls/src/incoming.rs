@@ -110,15 +110,24 @@ struct Door {
 /// Accepts until nobody takes connections any more.
 async fn attend(listener: TcpListener, door: Door) {
     let mut handshakes: VecDeque<(AbortHandle, IpAddr)> = VecDeque::new();
+    // Said once, not ten times a second.
+    let mut failing = false;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = door.taken_in.closed() => return,
         };
         let (socket, peer) = match accepted {
-            Ok(accepted) => accepted,
+            Ok(accepted) => {
+                failing = false;
+                accepted
+            }
             Err(error) => {
-                tracing::debug!("a connection could not be accepted: {error}");
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(
+                        "connections cannot be accepted: {error}; if that is the limit of open files, raise it (`ulimit -n`)"
+                    );
+                }
                 sleep(PAUSE).await;
                 continue;
             }

@@ -18,7 +18,7 @@ pub use refusals::{Reason, Refusals};
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A certificate could not be made.
-    #[error("the certificate of {what} cannot be made: {source}")]
+    #[error("the certificate of {what} cannot be made")]
     Issue {
         /// Whose.
         what: String,
@@ -26,7 +26,7 @@ pub enum TlsError {
         source: rcgen::Error,
     },
     /// A file with credentials cannot be read or written.
-    #[error("the credentials in `{path}` cannot be {done}: {source}")]
+    #[error("the credentials in `{path}` cannot be {done}")]
     File {
         /// The file.
         path: String,
@@ -43,6 +43,16 @@ pub enum TlsError {
         /// Its permissions.
         mode: u32,
     },
+    /// A file holds something else.
+    #[error(
+        "`{path}` does not hold the credentials of a run: there is no {missing}; only zipper-launch writes such files"
+    )]
+    NotCredentials {
+        /// The file.
+        path: String,
+        /// What is not in it.
+        missing: &'static str,
+    },
     /// The process was not given any.
     #[error(
         "this process has no credentials of a run: zipper-launch hands them on by `{CREDENTIALS_FILE}` or `{CREDENTIALS}`"
@@ -52,13 +62,13 @@ pub enum TlsError {
     #[error("the credentials have no {0}")]
     Malformed(&'static str),
     /// The TLS library does not take them.
-    #[error("the credentials cannot be used: {0}")]
+    #[error("the credentials cannot be used")]
     Unusable(#[from] tokio_rustls::rustls::Error),
     /// The client certificates' authority cannot be used.
-    #[error("the credentials' authority cannot be used: {0}")]
+    #[error("the credentials' authority cannot be used")]
     Verifier(#[from] tokio_rustls::rustls::server::VerifierBuilderError),
     /// The address of a server means nothing, or the transport does not take the credentials.
-    #[error("`{address}` cannot be connected to: {source}")]
+    #[error("`{address}` cannot be connected to")]
     Address {
         /// It.
         address: String,

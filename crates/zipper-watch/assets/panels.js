@@ -73,8 +73,10 @@ function showTiles(picture) {
   const others = Object.entries(nodes).filter(([state]) => state !== "healthy").map(([state, number]) => `${number} ${state.replace("_", " ")}`);
   const spare = workers.ready ? `, ${workers.ready} to spare` : "";
   const newest = checkpoints.at(-1);
+  const finite = latest && latest.loss !== null && latest.grad_norm !== null;
+  const leftOut = finite ? "update left out" : "update left out: not finite";
   const tiles = [
-    ["loss", latest ? round(latest.loss) : "–", latest?.skipped ? "update left out: not finite" : latest ? `gradient ${round(latest.grad_norm)}` : ""],
+    ["loss", latest ? round(latest.loss) : "–", latest?.skipped ? leftOut : latest ? `gradient ${round(latest.grad_norm)}` : ""],
     ["learning rate", latest ? latest.lr.toExponential(1) : "–", ""],
     ["audio s / s", latest ? round(latest.audio_per_second) : "–", picture.seconds_per_step ? `${round(picture.seconds_per_step)} s a step` : ""],
     ["tokens / s", latest ? round(latest.tokens_per_second) : "–", ""],

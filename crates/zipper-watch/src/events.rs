@@ -36,7 +36,7 @@ impl Picture {
             }
             Event::NodeLeftOut(left_out) => {
                 self.alarm(at, NODE_ALARM, &left_out.reason);
-                self.happened(line(at, "node_left_out", left_out.reason.clone(), None));
+                self.happened(line(at, NODE_ALARM, left_out.reason.clone(), None));
             }
             Event::Alarm(alarm) => {
                 if alarm.cleared {
@@ -50,7 +50,7 @@ impl Picture {
             Event::Straggler(slow) => {
                 let text = straggler(slow);
                 self.alarm(at, STRAGGLER_ALARM, &text);
-                self.happened(line(at, "straggler", text, Some(self.step)));
+                self.happened(line(at, STRAGGLER_ALARM, text, Some(self.step)));
             }
             Event::Summary(summary) => self.times = times(summary),
             Event::TrainingStarted(started) => {

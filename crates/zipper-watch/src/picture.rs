@@ -10,7 +10,7 @@ use zipper_types::{Stage, Step};
 use crate::gates::Gates;
 
 /// Lines of the timeline that are kept: the newest.
-pub const LONGEST_TIMELINE: usize = 400;
+const LONGEST_TIMELINE: usize = 400;
 /// Checkpoints that are shown: the newest.
 const MOST_CHECKPOINTS: usize = 100;
 /// Weight of the newest step in the smoothed seconds of a step.

@@ -54,7 +54,7 @@ pub const METRICS: [(&str, Kind, &str, &str); 38] = [
         "zipper_eta_seconds",
         Kind::Gauge,
         "",
-        "time that the steps that are left will take",
+        "time that the steps that are left will take; NaN if it is not known, or the run is over",
     ),
     (
         "zipper_step_seconds",
@@ -346,7 +346,7 @@ fn show_run(picture: &Picture) {
     }
     gauge!("zipper_step").set(picture.step as f64);
     gauge!("zipper_steps_planned").set(picture.last_step() as f64);
-    gauge!("zipper_eta_seconds").set(picture.eta_seconds.unwrap_or(0.0));
+    gauge!("zipper_eta_seconds").set(picture.eta_seconds.unwrap_or(f64::NAN));
     gauge!("zipper_coordinator_epoch").set(picture.coordinator.epoch as f64);
     if let Some(latest) = &picture.latest {
         gauge!("zipper_learning_rate").set(latest.lr);
@@ -491,6 +491,11 @@ mod tests {
             sample.map(|sample| sample.value.clone())
         };
         assert_eq!(value("zipper_loss", "language", "en"), Some(Value::Gauge(2.0)));
+        let left = value("zipper_eta_seconds", "", "");
+        assert!(
+            matches!(left, Some(Value::Gauge(left)) if left.is_nan()),
+            "not known: {left:?}"
+        );
         assert_eq!(
             value("zipper_gate_share", "language", "en"),
             Some(Value::Gauge(0.25))

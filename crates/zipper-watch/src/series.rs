@@ -187,9 +187,6 @@ impl Series {
 
     /// Adds a step; one that is there, or came before one that is, is not added. Says whether it was.
     pub fn add(&mut self, metrics: &v1::StepMetrics) -> bool {
-        if self.last_step() >= metrics.step {
-            return false;
-        }
         let languages = self.languages.iter().map(|lang| {
             let found = metrics.by_language.get(lang);
             found.map_or((0.0, 0), |found| {
@@ -225,8 +222,7 @@ impl Series {
             skipped: metrics.skipped,
             spike: metrics.spike,
         };
-        self.points.push(point);
-        true
+        self.insert(point)
     }
 
     /// In the order of the languages.
@@ -237,10 +233,12 @@ impl Series {
             .collect()
     }
 
-    fn insert(&mut self, point: Point) {
-        if self.last_step() < point.step {
+    fn insert(&mut self, point: Point) -> bool {
+        let is_new = self.last_step() < point.step;
+        if is_new {
             self.points.push(point);
         }
+        is_new
     }
 
     /// The newest step; 0 if there is none.

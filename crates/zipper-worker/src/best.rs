@@ -82,14 +82,8 @@ pub(crate) async fn best(
 /// The validation loss of exactly this step, if it was measured and is a number.
 async fn validation_loss(store: &RunStore, step: Step) -> anyhow::Result<Option<f64>> {
     let name = layout::evaluation("validation", false, step);
-    match store.get(&format!("{name}.json")).await {
-        Ok(bytes) => {
-            let validation: Option<Validation> = serde_json::from_slice(&bytes).ok();
-            Ok(validation
-                .and_then(|validation| validation.loss)
-                .filter(|loss| loss.is_finite()))
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+    let bytes = store.get_if_there(&format!("{name}.json")).await?;
+    let validation: Option<Validation> = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let loss = validation.and_then(|validation| validation.loss);
+    Ok(loss.filter(|loss| loss.is_finite()))
 }

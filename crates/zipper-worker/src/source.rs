@@ -95,11 +95,8 @@ impl Source {
     /// # Errors
     /// If the store fails.
     pub(crate) fn object(&self, path: &str) -> anyhow::Result<Option<Vec<u8>>> {
-        match self.runtime.block_on(self.store.get(path)) {
-            Ok(bytes) => Ok(Some(bytes.to_vec())),
-            Err(error) if error.kind() == zipper_checkpoint::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        let object = self.runtime.block_on(self.store.get_if_there(path))?;
+        Ok(object.map(Vec::from))
     }
 }
 

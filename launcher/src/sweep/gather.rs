@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use serde::Deserialize;
-use zipper_checkpoint::{ErrorKind, RunStore, layout};
+use zipper_checkpoint::{RunStore, layout};
 use zipper_config::RunConfig;
 use zipper_report::{Comparison, Costs, Group, Run, Sample};
 use zipper_score::{RESULT_TABLE, ResultTable, score};
@@ -50,27 +50,18 @@ pub(super) async fn comparison(place: &Place) -> anyhow::Result<Comparison> {
 
 /// The table at the end of a run, if it has come there.
 pub(super) async fn table(store: &RunStore) -> anyhow::Result<Option<ResultTable>> {
-    let Some(bytes) = object(store, RESULT_TABLE).await? else {
+    let Some(bytes) = store.get_if_there(RESULT_TABLE).await? else {
         return Ok(None);
     };
     let table = serde_json::from_slice(&bytes);
     table.map(Some).with_context(|| store.object_url(RESULT_TABLE))
 }
 
-/// An object of a store; nothing if it is not there.
-pub(super) async fn object(store: &RunStore, path: &str) -> anyhow::Result<Option<Vec<u8>>> {
-    match store.get(path).await {
-        Ok(bytes) => Ok(Some(bytes.to_vec())),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
 /// One run; nothing if it has no result yet.
 async fn read(url: &str, values: Vec<String>) -> anyhow::Result<Option<Run>> {
     let store = RunStore::open(url)?;
-    let (Some(table), Some(config)) = (table(&store).await?, object(&store, layout::RUN_CONFIG).await?)
-    else {
+    let config = store.get_if_there(layout::RUN_CONFIG).await?;
+    let (Some(table), Some(config)) = (table(&store).await?, config) else {
         return Ok(None);
     };
     let config = std::str::from_utf8(&config).context("run.yaml is not UTF-8")?;
@@ -91,7 +82,8 @@ async fn read(url: &str, values: Vec<String>) -> anyhow::Result<Option<Run>> {
             }
         }
     }
-    let lines = object(&store, layout::TRAIN_METRICS).await?.unwrap_or_default();
+    let lines = store.get_if_there(layout::TRAIN_METRICS).await?;
+    let lines = lines.unwrap_or_default();
     let lines = String::from_utf8_lossy(&lines);
     let series = Series::read(&config.data.languages, lines.lines());
     let before = config.training.align.steps;
@@ -127,7 +119,7 @@ async fn sample(
     step: Step,
 ) -> anyhow::Result<Option<Sample>> {
     let path = format!("{}.jsonl", layout::evaluation(set, silenced, step));
-    let Some(bytes) = object(store, &path).await? else {
+    let Some(bytes) = store.get_if_there(&path).await? else {
         return Ok(None);
     };
     let mut sample = Sample::default();

@@ -13,7 +13,7 @@ use zipper_checkpoint::RunStore;
 use zipper_cli::UserError;
 use zipper_config::RunConfig;
 
-use super::{Place, gather, has_result};
+use super::{Place, has_result};
 use crate::preflight;
 
 /// Which job each run was handed in as, by the run's URL; beside the comparison's runs.
@@ -25,7 +25,7 @@ impl Place {
     /// Hands in every run that has no result and no job in Slurm's queue; returns a line for each run that has none.
     pub(super) async fn submit(&self, flags: &[String]) -> anyhow::Result<String> {
         let store = RunStore::open(&self.url)?;
-        let mut jobs: BTreeMap<String, String> = match gather::object(&store, JOBS).await? {
+        let mut jobs: BTreeMap<String, String> = match store.get_if_there(JOBS).await? {
             Some(bytes) => serde_json::from_slice(&bytes).with_context(|| store.object_url(JOBS))?,
             None => BTreeMap::new(),
         };

@@ -14,7 +14,7 @@ use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::timeout;
 use zipper_tls::{Authority, CREDENTIALS_FILE, Credentials, Role, TlsError};
 
-use super::{Load, within};
+use super::{Load, with_causes, within};
 use crate::programs::program;
 
 /// As many as the paper has.
@@ -42,7 +42,7 @@ pub(super) struct Coordinator {
 impl Coordinator {
     pub(super) async fn start(load: &Load, folder: &Path) -> Result<Self, String> {
         write_run(folder, load).map_err(|error| format!("{}: {error}", folder.display()))?;
-        let (file, credentials) = issue(folder).map_err(|error| error.to_string())?;
+        let (file, credentials) = issue(folder).map_err(|error| with_causes(&error))?;
         let log = folder.join("coordinator.log");
         let stderr = File::create(&log).map_err(|error| format!("{}: {error}", log.display()))?;
         let (workers, nodes) = (load.workers.to_string(), load.nodes().to_string());

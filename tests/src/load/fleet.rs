@@ -14,8 +14,8 @@ use zipper_checkpoint::RunStore;
 use zipper_proto::v1;
 use zipper_types::Step;
 
-use super::Load;
 use super::coordinator::Coordinator;
+use super::{Load, with_causes};
 
 /// The run's name.
 pub(super) const RUN: &str = "load";
@@ -216,7 +216,7 @@ async fn connection(coordinator: &Coordinator) -> Result<Channel, String> {
     let endpoint = coordinator
         .credentials
         .endpoint(&address)
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| with_causes(&error))?;
     let connected = endpoint.connect().await;
     connected.map_err(|error| {
         format!(

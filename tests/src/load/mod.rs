@@ -13,6 +13,8 @@ mod fleet;
 mod worker;
 
 use std::collections::BTreeSet;
+use std::error::Error;
+use std::iter;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -165,4 +167,10 @@ async fn within<T>(until: &str, work: impl Future<Output = T>) -> Result<T, Stri
 fn load() -> Option<f64> {
     let text = std::fs::read_to_string("/proc/loadavg").ok()?;
     text.split(' ').next()?.parse().ok()
+}
+
+/// What an error says, and all that caused it.
+fn with_causes(error: &(dyn Error + 'static)) -> String {
+    let said = iter::successors(Some(error), |&error| error.source()).map(ToString::to_string);
+    said.collect::<Vec<_>>().join(": ")
 }

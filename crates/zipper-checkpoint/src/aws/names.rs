@@ -2,7 +2,7 @@
 
 use crate::options::Environment;
 
-/// Variables that have an effect here.
+/// The variables that have an effect.
 const USED: &[&str] = &[
     "AWS_ACCESS_KEY_ID",
     "AWS_ALLOW_HTTP",
@@ -50,6 +50,11 @@ const UNSUPPORTED: &[&str] = &["AWS_USE_DUALSTACK_ENDPOINT", "AWS_USE_FIPS_ENDPO
 /// How alike two names are at least when one is a misspelling of the other.
 const ALIKE: f64 = 0.9;
 
+/// Whether a variable has an effect. object_store knows more, one of which ends the verification of certificates.
+pub(crate) fn is_used(name: &str) -> bool {
+    USED.contains(&name)
+}
+
 /// Warns of variables without effect that look as if one was meant.
 pub(crate) fn warn(environment: &Environment) {
     for problem in problems(environment) {
@@ -60,7 +65,7 @@ pub(crate) fn warn(environment: &Environment) {
 pub(crate) fn problems(environment: &Environment) -> Vec<String> {
     environment
         .iter()
-        .filter(|(name, _)| name.starts_with("AWS_") && !USED.contains(name))
+        .filter(|(name, _)| name.starts_with("AWS_") && !is_used(name))
         .filter_map(|(name, _)| {
             if UNSUPPORTED.contains(&name) {
                 return Some(format!(

@@ -48,7 +48,7 @@ pub(crate) struct Profile {
 type Sections = BTreeMap<String, BTreeMap<String, String>>;
 
 impl ProfileFiles {
-    /// None when there is no home to look in and no file is named.
+    /// None when there is no home to look in, and neither a file nor a profile is named.
     pub(crate) fn of(environment: &Environment) -> Option<Self> {
         let asked = environment
             .get("AWS_PROFILE")
@@ -58,11 +58,18 @@ impl ProfileFiles {
             let named = environment.get(variable).map(PathBuf::from);
             named.or_else(|| Some(home.as_ref()?.join(".aws").join(name)))
         };
+        let config = file("AWS_CONFIG_FILE", "config");
+        let credentials = file("AWS_SHARED_CREDENTIALS_FILE", "credentials");
+        if asked.is_none() && config.is_none() && credentials.is_none() {
+            return None;
+        }
+        // Without a home nothing is found there; the names are for messages.
+        let nowhere = |name: &str| PathBuf::from("~/.aws").join(name);
         Some(Self {
             name: asked.unwrap_or("default").to_owned(),
             asked: asked.is_some(),
-            config: file("AWS_CONFIG_FILE", "config")?,
-            credentials: file("AWS_SHARED_CREDENTIALS_FILE", "credentials")?,
+            config: config.unwrap_or_else(|| nowhere("config")),
+            credentials: credentials.unwrap_or_else(|| nowhere("credentials")),
         })
     }
 

@@ -70,6 +70,7 @@ fn missing_credentials_are_refused() {
             vec![("AWS_PROFILE", "lab"), ("HOME", "/nonexistent")],
             "profile `lab`",
         ),
+        (vec![elsewhere, ("AWS_PROFILE", "lab")], "profile `lab`"),
         (
             vec![elsewhere, KEYS[0], KEYS[1], ("AWS_CA_BUNDLE", "/nonexistent")],
             "AWS_CA_BUNDLE",

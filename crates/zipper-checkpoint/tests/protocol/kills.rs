@@ -297,3 +297,37 @@ async fn an_attempt_goes_through_when_the_store_comes_back() {
         }
     }
 }
+
+/// Goal: a checkpoint that is retired while it is looked at makes way for the one that came after it, not for an older one that is
+/// kept.
+#[tokio::test]
+async fn a_checkpoint_that_is_retired_meanwhile_is_not_gone_back_from() {
+    let backing = Backing::new();
+    let run = Fleet::healthy(&backing).coordinator;
+    publish(&run, Step(10)).await;
+    publish(&run, Step(20)).await;
+
+    // The reader has seen the list, and nothing in it.
+    let gate = Arc::new(Gate::at(0, Moment::After));
+    let store = FaultyStore::new(Arc::clone(&backing), Arc::clone(&gate) as _);
+    let reader = RunStore::over(Arc::new(store), "memory://run").checkpoints();
+    let meanwhile = async {
+        gate.reached().await;
+        publish(&run, Step(30)).await;
+        run.checkpoints().remove(Step(20)).await.unwrap();
+        gate.open();
+    };
+    let (latest, ()) = tokio::join!(reader.latest_readable(), meanwhile);
+    let latest = latest.unwrap();
+    assert!(latest.damaged.is_empty(), "{:?}", latest.damaged);
+    assert_eq!(latest.manifest.map(|manifest| manifest.step), Some(Step(30)));
+}
+
+/// Publishes a checkpoint of one part.
+async fn publish(run: &RunStore, step: Step) {
+    let (checkpoints, generation) = (run.checkpoints(), Generation(1));
+    let bytes = content(layout::STATE, step, generation);
+    let part = checkpoints.put_part(step, "", layout::STATE, bytes).await;
+    let manifest = manifest(step, generation, vec![part.unwrap()]);
+    checkpoints.publish(&manifest).await.unwrap();
+}

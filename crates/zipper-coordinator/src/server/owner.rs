@@ -340,7 +340,7 @@ impl Owner {
             Effect::Alarm { message, cleared } => {
                 tracing::warn!("{message}");
                 self.history.add(Watched::Alarm(v1::Alarm {
-                    kind: "object_store".to_owned(),
+                    kind: zipper_watch::events::STORE_ALARM.to_owned(),
                     message,
                     cleared,
                 }));

@@ -199,7 +199,7 @@ async fn remember(store: &RunStore, config: &RunConfig, shown: &Shown, watcher: 
         past.series.cut(reached.unwrap_or_default());
         past.picture.times_before = past.picture.times.clone();
     }
-    past.picture.latest = past.series.latest();
+    past.show_latest();
     shown.replace(past.picture, past.series);
 }
 

@@ -17,7 +17,8 @@ const SHARED_TENSORS: usize = 4 * SITES + 1 + 10;
 const KERNELS_OF_A_LANGUAGE: usize = 7;
 /// Kernels of forward and backward without adapters, about: LLM, encoder.
 const KERNELS_OF_A_PASS: usize = LAYERS * 180 + 32 * 25;
-/// Bytes that an update reads and writes for each number: norm, scaling, AdamW in several passes, the state kept for other ranks.
+/// Bytes that an update reads and writes for each number: norm, scaling, AdamW, the state kept for other ranks; counted when AdamW took
+/// several passes, so too many.
 const BYTES_OF_AN_UPDATE: f64 = 84.0;
 /// How often a bank lies on the GPU of its owner: weights, gradients, two moments; weights and moments of the step before; the same in
 /// a snapshot; the same of a bank that is kept for a neighbour (`memory.rs`).

@@ -35,8 +35,9 @@ const FLAGS: &[(&str, f64, &str)] = &[
     ),
     (
         "update-kernels",
-        14.0,
-        "counted in zipper-train for each tensor: norm 2, scaling 1, AdamW 11 (`step.rs`, `optimizer.rs`)",
+        0.2,
+        "about, for each tensor: libtorch's fused AdamW takes lists of them; 14 before it (norm 2, scaling 1, AdamW 11), as in \
+         docs/scaling.md's table",
     ),
     (
         "planning",

@@ -8,7 +8,7 @@ use super::RenderError;
 use crate::Comparison;
 use crate::bootstrap::Interval;
 use crate::comparison::Cell;
-use crate::tables::figures;
+use crate::tables::rate;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
@@ -78,7 +78,7 @@ fn rates(comparison: &Comparison, set: &str) -> Result<Chart, RenderError> {
         .groups
         .iter()
         .map(|group| {
-            let of = |cell: &Cell| figures(comparison, cell, set, &group.languages).rate;
+            let of = |cell: &Cell| rate(cell, set, &group.languages);
             comparison.cells.iter().map(of).collect()
         })
         .collect();

@@ -5,7 +5,7 @@ use minijinja::{Environment, Value, context};
 use super::charts::Chart;
 use super::{RenderError, for_page, missing};
 use crate::Comparison;
-use crate::tables::tables;
+use crate::tables::Table;
 
 const PAGE: &str = include_str!("page.html");
 
@@ -13,13 +13,17 @@ const PAGE: &str = include_str!("page.html");
 ///
 /// # Errors
 /// [`RenderError::Page`] if its template does not hold.
-pub(super) fn html(comparison: &Comparison, charts: &[Chart]) -> Result<String, RenderError> {
+pub(super) fn html(
+    comparison: &Comparison,
+    charts: &[Chart],
+    tables: &[Table],
+) -> Result<String, RenderError> {
     let mut environment = Environment::new();
     environment.add_template("page.html", PAGE)?;
     Ok(environment.get_template("page.html")?.render(context! {
         name => &comparison.name,
         missing => missing(comparison),
         charts => charts.iter().map(|chart| Value::from(chart.svg.as_str())).collect::<Vec<_>>(),
-        tables => tables(comparison).iter().map(for_page).collect::<Vec<_>>(),
+        tables => tables.iter().map(for_page).collect::<Vec<_>>(),
     })?)
 }

@@ -17,10 +17,10 @@ use crate::tables::{Table, figures, tables};
 #[derive(Debug, thiserror::Error)]
 pub enum RenderError {
     /// The CSV file.
-    #[error("the figures cannot be written as CSV: {0}")]
+    #[error("the figures cannot be written as CSV")]
     Csv(#[from] csv::Error),
     /// The page.
-    #[error("the page cannot be written: {0}")]
+    #[error("the page cannot be written")]
     Page(#[from] minijinja::Error),
     /// A picture.
     #[error("a picture cannot be drawn: {0}")]
@@ -42,11 +42,14 @@ fn missing(comparison: &Comparison) -> Option<String> {
 /// # Errors
 /// [`RenderError`] if one of them cannot be written.
 pub fn files(comparison: &Comparison) -> Result<Vec<(String, String)>, RenderError> {
-    let charts = charts::charts(comparison)?;
+    let (charts, tables) = (charts::charts(comparison)?, tables(comparison));
     let mut files = vec![
-        ("report.md".to_owned(), markdown(comparison, &charts)),
+        ("report.md".to_owned(), markdown(comparison, &charts, &tables)),
         ("report.csv".to_owned(), csv(comparison)?),
-        ("report.html".to_owned(), html::html(comparison, &charts)?),
+        (
+            "report.html".to_owned(),
+            html::html(comparison, &charts, &tables)?,
+        ),
     ];
     files.extend(charts.into_iter().map(|chart| (chart.file, chart.svg)));
     Ok(files)
@@ -54,10 +57,10 @@ pub fn files(comparison: &Comparison) -> Result<Vec<(String, String)>, RenderErr
 
 /// Tables for people, and for documents, without pictures.
 pub fn text(comparison: &Comparison) -> String {
-    markdown(comparison, &[])
+    markdown(comparison, &[], &tables(comparison))
 }
 
-fn markdown(comparison: &Comparison, charts: &[Chart]) -> String {
+fn markdown(comparison: &Comparison, charts: &[Chart], tables: &[Table]) -> String {
     let mut text = format!("# {}\n", comparison.name);
     if let Some(missing) = missing(comparison) {
         let _ = write!(text, "\n{missing}\n");
@@ -65,8 +68,8 @@ fn markdown(comparison: &Comparison, charts: &[Chart]) -> String {
     for chart in charts {
         let _ = write!(text, "\n![{}]({})\n", chart.title, chart.file);
     }
-    for table in tables(comparison) {
-        text.push_str(&table_markdown(&table));
+    for table in tables {
+        text.push_str(&table_markdown(table));
     }
     text
 }

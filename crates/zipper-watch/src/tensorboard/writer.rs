@@ -81,7 +81,7 @@ impl TensorBoard {
     /// Writes what is new, if the last time was long enough ago or it is `urgent`.
     ///
     /// # Errors
-    /// [`CheckpointError`] if it cannot be written: the next call tries again.
+    /// [`CheckpointError`] if it cannot be written: it is kept, and written when the next file is due.
     pub async fn write(&mut self, now: Duration, urgent: bool) -> Result<(), CheckpointError> {
         let age = now.saturating_sub(self.started);
         let pause = (age / PART).clamp(SHORTEST, LONGEST);
@@ -89,8 +89,9 @@ impl TensorBoard {
         if self.events.is_empty() || !is_due {
             return Ok(());
         }
-        // Not sooner again, whether it succeeds or not.
+        // Not sooner again, whether it succeeds or not; what was urgent then waits for its turn.
         self.last_write = now;
+        self.urgent = false;
         let mut file = BytesMut::new();
         append(&mut file, &begin(unix_seconds()));
         file.extend_from_slice(&self.events);
@@ -98,7 +99,6 @@ impl TensorBoard {
         self.store.put(&path, file.freeze()).await?;
         self.next += 1;
         self.events.clear();
-        self.urgent = false;
         Ok(())
     }
 }
@@ -209,6 +209,28 @@ mod tests {
             .filter_map(|path| parse(path))
             .collect();
         assert_eq!(files, [(0, 3), (1, 4), (2, 6)]);
+        Ok(())
+    }
+
+    /// Goal: a store that refuses an evaluation is not asked every second, and has it in the end.
+    #[tokio::test]
+    async fn a_store_that_refuses_is_asked_when_the_next_file_is_due() -> Result<(), CheckpointError> {
+        let at = Duration::from_secs;
+        let store = RunStore::in_memory();
+        let mut files = TensorBoard::open(&store, at(0)).await?;
+        // Nothing can be written below what is no folder.
+        files.store = RunStore::open("/dev/null/run")?;
+        files.evaluated(&Evaluation::default());
+        files.write(at(1), false).await.expect_err("it is urgent");
+        files.write(at(2), false).await?;
+        files.write(at(10), false).await?;
+        files
+            .write(at(11), false)
+            .await
+            .expect_err("the next file is due");
+        files.store = store.clone();
+        files.write(at(21), false).await?;
+        assert_eq!(store.list(layout::TENSORBOARD).await?.len(), 1);
         Ok(())
     }
 }

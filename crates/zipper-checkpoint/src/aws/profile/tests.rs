@@ -122,6 +122,25 @@ fn profiles_that_cannot_be_used_are_refused_by_name() {
     }
 }
 
+/// Goal: a file or a profile that is named counts where there is no home, as for a service or in a container.
+#[test]
+fn what_is_named_counts_without_a_home() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys");
+    fs::write(&path, CREDENTIALS).unwrap();
+    let of = |variables: &[(&str, &str)]| ProfileFiles::of(&variables.iter().copied().collect());
+    let named = of(&[("AWS_SHARED_CREDENTIALS_FILE", path.to_str().unwrap())]);
+    let default = named.unwrap().read().unwrap().unwrap();
+    assert_eq!(default.credentials().unwrap().unwrap().key_id, "DEFAULTKEY");
+
+    let problem = of(&[("AWS_PROFILE", "lab")]).unwrap().read().unwrap_err();
+    assert!(
+        problem.contains("`lab` (AWS_PROFILE) is neither in `~/.aws/config`"),
+        "{problem}"
+    );
+    assert!(of(&[]).is_none());
+}
+
 /// Goal: keys that somebody renews in the file are used from then on; a file that is unreadable for a moment does no harm.
 #[tokio::test]
 async fn renewed_keys_are_read_again() {
