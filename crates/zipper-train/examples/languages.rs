@@ -1,8 +1,8 @@
 //! What more languages cost a step: `cargo xtask bench languages`.
 //!
 //! Two ranks, processes of this program with Gloo between them, train a made-up model on the same utterances, which are said to be in 1,
-//! 12, 120 or 1,000 languages: the same audio, texts and batch, only the languages are others. Cases take turns, so that whatever else
-//! the machine does meets all.
+//! 12, 120 or 1,000 languages: the same audio, texts and batch, only the languages are others. All cases of a variant are there at the
+//! same time and make their steps in turns, one step each, so that whatever else the machine does meets all.
 //!
 //! There is neither coordinator nor worker: a session is made of a configuration whose list of codes is as long as it has to be; beyond
 //! a hundred, codes come again. Banks, owners, LID embeddings and the sampler go by a language's place in the list and never look at its
@@ -14,9 +14,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 use std::{env, fs};
@@ -143,22 +143,16 @@ fn measure(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let mut runs: Vec<Run> = Vec::new();
     for round in 0..arguments.rounds {
         for &variant in &arguments.variants {
-            for case in &cases {
-                println!(
-                    "round {} of {}: {variant}, {} languages",
-                    round + 1,
-                    arguments.rounds,
-                    case.languages
-                );
-                let load_before = load();
-                runs.push(Run {
-                    variant,
-                    languages: case.languages,
-                    round,
-                    load_before,
-                    ranks: run(folder.path(), case, variant)?,
-                });
-            }
+            println!("round {} of {}: {variant}", round + 1, arguments.rounds);
+            let load_before = load();
+            let said = take_turns(folder.path(), &cases, variant, arguments.steps)?;
+            runs.extend(cases.iter().zip(said).map(|(case, ranks)| Run {
+                variant,
+                languages: case.languages,
+                round,
+                load_before,
+                ranks,
+            }));
         }
     }
     let rows = table(arguments, &cases, &runs);
@@ -304,34 +298,99 @@ impl Run {
     }
 }
 
-/// Trains on all ranks: what each of them says.
-fn run(folder: &Path, case: &Case, variant: Variant) -> Result<Vec<Value>, Box<dyn Error>> {
-    let (_store, port) = Store::serve(HOST, TIMEOUT)?;
-    let mut ranks: Vec<Child> = Vec::new();
-    for rank in 0..RANKS {
-        let task = json!({
-            "folder": folder, "languages": case.languages, "variant": variant.to_string(), "seed": case.seed,
-            "steps": case.alike.len(), "rank": rank, "port": port,
-        });
-        let child = Command::new(env::current_exe()?)
-            .args(["rank", &task.to_string()])
-            .stdout(Stdio::piped())
-            .spawn()?;
-        ranks.push(child);
+/// Trains all cases, a step each in turns; for each case, what each of its ranks says.
+fn take_turns(
+    folder: &Path,
+    cases: &[Case],
+    variant: Variant,
+    steps: usize,
+) -> Result<Vec<Vec<Value>>, Box<dyn Error>> {
+    let started: Result<Vec<Ranks>, _> = cases
+        .iter()
+        .map(|case| Ranks::start(folder, case, variant))
+        .collect();
+    let mut of_cases = started?;
+    for ranks in &mut of_cases {
+        ranks.hear()?;
     }
-    let ended: Vec<_> = ranks.into_iter().map(Child::wait_with_output).collect();
-    let mut said = Vec::new();
-    for output in ended {
-        let output = output?;
-        if !output.status.success() {
-            return Err(format!("a rank ended with {}", output.status).into());
+    // The first one is that of stage 1.
+    for turn in 0..1 + WARM_UP + steps {
+        let first = turn % of_cases.len();
+        for place in 0..of_cases.len() {
+            let ranks = &mut of_cases[(first + place) % cases.len()];
+            ranks.go_on()?;
+            ranks.hear()?;
         }
-        said.push(serde_json::from_slice(&output.stdout)?);
     }
-    Ok(said)
+    of_cases.into_iter().map(Ranks::end).collect()
 }
 
-/// One rank, a process of its own: trains, and says what it took.
+/// The processes of a case.
+struct Ranks {
+    processes: Vec<(Child, BufReader<ChildStdout>)>,
+    _store: Store,
+}
+
+impl Ranks {
+    fn start(folder: &Path, case: &Case, variant: Variant) -> Result<Self, Box<dyn Error>> {
+        let (store, port) = Store::serve(HOST, TIMEOUT)?;
+        let mut processes = Vec::new();
+        for rank in 0..RANKS {
+            let task = json!({
+                "folder": folder, "languages": case.languages, "variant": variant.to_string(), "seed": case.seed,
+                "steps": case.alike.len(), "rank": rank, "port": port,
+            });
+            let mut child = Command::new(env::current_exe()?)
+                .args(["rank", &task.to_string()])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()?;
+            let said = child.stdout.take().ok_or("a rank has no stdout")?;
+            processes.push((child, BufReader::new(said)));
+        }
+        Ok(Self {
+            processes,
+            _store: store,
+        })
+    }
+
+    /// Lets every rank make a step.
+    fn go_on(&mut self) -> Result<(), Box<dyn Error>> {
+        for (child, _) in &mut self.processes {
+            writeln!(child.stdin.as_mut().ok_or("a rank has no stdin")?)?;
+        }
+        Ok(())
+    }
+
+    /// The next line of every rank.
+    fn hear(&mut self) -> Result<Vec<String>, Box<dyn Error>> {
+        let lines = self
+            .processes
+            .iter_mut()
+            .map(|(_, said)| -> Result<_, Box<dyn Error>> {
+                let mut line = String::new();
+                match said.read_line(&mut line)? {
+                    0 => Err("a rank has ended".into()),
+                    _ => Ok(line),
+                }
+            });
+        lines.collect()
+    }
+
+    fn end(mut self) -> Result<Vec<Value>, Box<dyn Error>> {
+        let lines = self.hear()?;
+        for (mut child, _) in self.processes {
+            let status = child.wait()?;
+            if !status.success() {
+                return Err(format!("a rank ended with {status}").into());
+            }
+        }
+        let said = lines.iter().map(|line| serde_json::from_str(line));
+        Ok(said.collect::<Result<_, _>>()?)
+    }
+}
+
+/// One rank, a process of its own: says that it is there, makes a step for each line that it is given and says so, and at last what they took.
 fn train(task: &Value) -> Result<(), Box<dyn Error>> {
     let number = |key: &str| task[key].as_u64().ok_or(format!("no `{key}`"));
     let folder = Path::new(task["folder"].as_str().ok_or("no `folder`")?);
@@ -347,10 +406,18 @@ fn train(task: &Value) -> Result<(), Box<dyn Error>> {
         Rank(u32::try_from(number("rank")?)?),
         u16::try_from(number("port")?)?,
     )?;
+    let mut turns = std::io::stdin().lines();
+    let mut next_turn = |said: &str| -> Result<(), Box<dyn Error>> {
+        writeln!(std::io::stdout(), "{said}")?;
+        turns.next().ok_or("nobody waits for this rank")??;
+        Ok(())
+    };
+    next_turn("ready")?;
     session.train_step(Votes::default())?;
     session.enter(Stage::Zipper)?;
     let mut steps: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for step in 0..WARM_UP + number("steps")? as usize {
+        next_turn("a step is made")?;
         let started = Instant::now();
         let report = session.train_step(Votes::default())?;
         let seconds = started.elapsed();
@@ -368,6 +435,7 @@ fn train(task: &Value) -> Result<(), Box<dyn Error>> {
             steps.entry(key).or_default().push(value);
         }
     }
+    writeln!(std::io::stdout(), "all steps are made")?;
     // Before what is looked at last.
     let peak = peak_bytes()?;
     let started = Instant::now();
