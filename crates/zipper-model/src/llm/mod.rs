@@ -26,7 +26,7 @@ use rope::Rope;
 
 use crate::ModelError;
 use crate::hub::{self, Weights};
-use crate::linear::{Linear, LinearDelta, LoraSite};
+use crate::linear::{Linear, LinearDelta, LoraSite, product};
 use crate::packing::Packing;
 use crate::param::trainable_kind;
 
@@ -264,9 +264,7 @@ impl CausalLm {
     /// - `hidden`: `[.., hidden]`
     /// - returns: `[.., vocab]`, f32 (f64 in an f64 model)
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        hidden
-            .linear(&self.lm_head, None::<&Tensor>)
-            .to_kind(trainable_kind(hidden.kind()))
+        product(hidden, &self.lm_head, None).to_kind(trainable_kind(hidden.kind()))
     }
 }
 
