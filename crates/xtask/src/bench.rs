@@ -16,7 +16,7 @@ pub(crate) enum Bench {
     Memory,
     /// How long it takes to the first step, against torchrun (4 minutes).
     Startup,
-    /// How fast checkpoints are written and read, against plain object_store, in S3 and in a folder (5 minutes).
+    /// How fast checkpoints are written and read, against plain object_store, in S3 and in a folder (2 minutes).
     Checkpoints,
     /// What more languages cost a step (10 minutes).
     Languages,
