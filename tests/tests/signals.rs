@@ -102,15 +102,15 @@ fn a_signal_to_any_process_stops_the_run_with_a_checkpoint() {
 #[test]
 fn a_second_ctrl_c_ends_a_run_whose_worker_is_stuck() {
     let endless = Endless::new();
-    let launched = endless.launch();
+    let run = endless.launch();
     let workers = endless.processes(&["zipper-worker", "train"]);
     send(workers[0], Signal::SIGSTOP);
-    let launcher = launched.pid() as i32;
+    let launcher = run.pid() as i32;
     send(launcher, Signal::SIGINT);
     // Signals of a kind that are not fetched yet are one signal.
     sleep(Duration::from_secs(1));
     let running = endless.processes(&["zipper-launch", "--nodes"]);
     assert_eq!(running, [launcher], "after the first one it waits for a checkpoint");
     send(launcher, Signal::SIGINT);
-    endless.assert_ended(&launched.wait(), 1, "ended by a second Ctrl-C");
+    endless.assert_ended(&run.wait(), 1, "ended by a second Ctrl-C");
 }

@@ -55,11 +55,20 @@ pub(crate) struct Run {
     pub(crate) token_rate: f64,
     /// Of the largest process, in MiB.
     pub(crate) peak_mib: f64,
-    /// Zipper's share of what the machine's cores reach in a matrix product.
-    pub(crate) mfu: Option<f64>,
+    /// What Zipper computed, and how fast the machine can; nothing for PyTorch's side.
+    pub(crate) operations: Option<Operations>,
     /// Shares of the counted steps' time; empty for PyTorch's side.
     pub(crate) parts: BTreeMap<String, f64>,
     pub(crate) finished: Finished,
+}
+
+/// Operations a second of matrix products.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Operations {
+    /// In the counted steps of a run.
+    pub(crate) of_run: f64,
+    /// Of all cores together in one large product, just after the run.
+    pub(crate) of_cores: f64,
 }
 
 impl Bench {
@@ -112,7 +121,7 @@ impl Bench {
         }
         let counted = &finished.steps[side.warm_up()..];
         let seconds: f64 = counted.iter().map(|step| step.seconds).sum();
-        let mfu = match side.encoder() {
+        let operations = match side.encoder() {
             None => {
                 let flops = Flops::of(&config, side == Side::ZipperNative)?;
                 let batches = job.batches(&config, steps)?;
@@ -120,7 +129,10 @@ impl Bench {
                 let operations: f64 = counted
                     .map(|(batch, step)| flops.of_step(batch, step.tokens))
                     .sum();
-                Some(operations / seconds / self.peak()?)
+                Some(Operations {
+                    of_run: operations / seconds,
+                    of_cores: self.peak()?,
+                })
             }
             Some(_) => None,
         };
@@ -134,7 +146,7 @@ impl Bench {
             audio_rate: counted.iter().map(|step| step.audio_seconds).sum::<f64>() / seconds,
             token_rate: counted.iter().map(|step| step.tokens).sum::<u64>() as f64 / seconds,
             peak_mib: finished.peak_kib.iter().copied().max().unwrap_or(0) as f64 / 1024.0,
-            mfu,
+            operations,
             parts: shares(counted, seconds),
             finished,
         };
@@ -272,7 +284,9 @@ impl Run {
             "size": value_name(self.size), "variant": value_name(self.variant), "processes": self.processes, "round": self.round + 1,
             "program": value_name(self.side), "load_before": self.load_before,
             "audio_seconds_per_second": self.audio_rate, "tokens_per_second": self.token_rate,
-            "peak_kib": self.finished.peak_kib, "mfu": self.mfu, "shares_of_step": self.parts,
+            "peak_kib": self.finished.peak_kib, "shares_of_step": self.parts,
+            "operations_per_second": self.operations.map(|operations| operations.of_run),
+            "peak_operations_per_second": self.operations.map(|operations| operations.of_cores),
             "seconds": self.finished.steps.iter().map(|step| step.seconds).collect::<Vec<_>>(),
             "losses": self.finished.steps.iter().map(|step| step.loss).collect::<Vec<_>>(),
         })

@@ -45,7 +45,8 @@ struct Recording {
 struct Source {
     #[serde(rename = "type")]
     kind: String,
-    source: String,
+    #[serde(rename = "source")]
+    path: String,
     #[serde(default)]
     channels: Vec<u32>,
 }
@@ -124,7 +125,7 @@ fn utterances(line: &str, folder: &Path) -> Result<Vec<Found>, String> {
                 source.channels.len()
             ));
         }
-        [source] if source.kind == "file" => folder.join(&source.source),
+        [source] if source.kind == "file" => folder.join(&source.path),
         [source] => {
             return Err(format!(
                 "the audio of cut `{}` comes from `{}`: only files can be imported",
