@@ -513,7 +513,7 @@ fn other_configurations_are_refused_unless_they_train_the_same() {
                 "This launch differs from the run's configuration (- in the run, + now):\n  - checkpoint.keep_last: 3\n  + \
                  checkpoint.keep_last: 7\n",
                 "  - evaluation.tests: []\n  + evaluation.tests: [{",
-                "  - runtime.backend: auto\n  + runtime.backend: gloo\n",
+                "  - runtime.backend: \"auto\"\n  + runtime.backend: \"gloo\"\n",
                 "  - runtime.grace: \"1m\"\n  + runtime.grace: \"30s\"\n",
                 "error: ",
                 "64 workers",

@@ -70,9 +70,7 @@ impl Endless {
         let stderr = &finished.stderr;
         assert_eq!(finished.code, Some(code), "{stderr}");
         assert!(stderr.contains(words), "no `{words}` in:\n{stderr}");
-        wait_until("no process of the run is left", || {
-            self.processes(&[]).is_empty()
-        });
+        wait_until("no process of the run is left", || self.processes(&[]).is_empty());
     }
 }
 
@@ -86,7 +84,11 @@ fn a_signal_to_any_process_stops_the_run_with_a_checkpoint() {
     let mut before = None;
     for (process, words, reason) in [
         ("a worker", ["zipper-worker", "train"], "was asked to stop"),
-        ("an agent", ["zipper-launch", "agent"], "SIGTERM to the agent of node "),
+        (
+            "an agent",
+            ["zipper-launch", "agent"],
+            "SIGTERM to the agent of node ",
+        ),
     ] {
         let launched = endless.launch();
         let found = endless.processes(&words);
@@ -110,7 +112,11 @@ fn a_second_ctrl_c_ends_a_run_whose_worker_is_stuck() {
     // Signals of a kind that are not fetched yet are one signal.
     sleep(Duration::from_secs(1));
     let running = endless.processes(&["zipper-launch", "--nodes"]);
-    assert_eq!(running, [launcher], "after the first one it waits for a checkpoint");
+    assert_eq!(
+        running,
+        [launcher],
+        "after the first one it waits for a checkpoint"
+    );
     send(launcher, Signal::SIGINT);
     endless.assert_ended(&run.wait(), 1, "ended by a second Ctrl-C");
 }
