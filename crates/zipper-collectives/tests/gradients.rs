@@ -493,23 +493,28 @@ fn buckets_are_recorded() {
     });
 }
 
+/// The group of ranks 0 and 1 and that of ranks 1 and 2, where `rank` is a member.
+fn groups_that_share_rank_1(rank: u32, store: &Store) -> (Option<ProcessGroup>, Option<ProcessGroup>) {
+    let group = |name: &str, members: [u32; 2]| {
+        let index = members.iter().position(|&member| member == rank)?;
+        let options = GroupOptions {
+            name: name.to_owned(),
+            members: members.map(Rank).to_vec(),
+            ..options(None)
+        };
+        let store = store.prefix(name).unwrap();
+        Some(ProcessGroup::connect(&store, Rank(index as u32), WorldSize(2), &options).unwrap())
+    };
+    (group("first", [0, 1]), group("second", [1, 2]))
+}
+
 /// A rank whose step fails in one group frees those that wait for it in another, although it keeps that group: they have
 /// done nothing wrong and hear of it at once.
 #[test]
 fn a_failure_in_one_group_frees_the_others() {
     let all_have_seen_it = Barrier::new(2);
     on_ranks(3, Kind::Double, |member, store| {
-        let group = |name: &str, members: [u32; 2]| {
-            let index = members.iter().position(|&rank| rank == member.rank)?;
-            let options = GroupOptions {
-                name: name.to_owned(),
-                members: members.map(Rank).to_vec(),
-                ..options(None)
-            };
-            let store = store.prefix(name).unwrap();
-            Some(ProcessGroup::connect(&store, Rank(index as u32), WorldSize(2), &options).unwrap())
-        };
-        let (first, second) = (group("first", [0, 1]), group("second", [1, 2]));
+        let (first, second) = groups_that_share_rank_1(member.rank, store);
         if member.rank == 0 {
             first.unwrap().abort_handle().abort();
             return;
@@ -544,17 +549,7 @@ fn a_failure_in_one_group_frees_the_others() {
 fn a_group_that_is_dead_before_a_step_frees_the_others() {
     let (all_are_laid_out, all_have_seen_it) = (Barrier::new(3), Barrier::new(2));
     on_ranks(3, Kind::Double, |member, store| {
-        let group = |name: &str, members: [u32; 2]| {
-            let index = members.iter().position(|&rank| rank == member.rank)?;
-            let options = GroupOptions {
-                name: name.to_owned(),
-                members: members.map(Rank).to_vec(),
-                ..options(None)
-            };
-            let store = store.prefix(name).unwrap();
-            Some(ProcessGroup::connect(&store, Rank(index as u32), WorldSize(2), &options).unwrap())
-        };
-        let (first, second) = (group("first", [0, 1]), group("second", [1, 2]));
+        let (first, second) = groups_that_share_rank_1(member.rank, store);
         let groups = [&first, &second].into_iter().flatten();
         let specs = groups.zip(&member.params).map(|(group, param)| BucketSpec {
             name: "gradients".to_owned(),

@@ -92,31 +92,37 @@ fn segments(root: &Path, problems: &mut Problems) -> Option<HashMap<String, (Str
 }
 
 fn languages(root: &Path, problems: &mut Problems) -> HashMap<String, String> {
-    let file = root.join("utt2lang");
-    if !file.exists() {
-        return HashMap::new();
-    }
-    table(&file, problems)
+    optional(root, "utt2lang", problems)
         .into_iter()
         .map(|(_, id, lang)| (id, lang))
         .collect()
 }
 
 fn durations(root: &Path, problems: &mut Problems) -> HashMap<String, f64> {
-    let file = root.join("utt2dur");
-    if !file.exists() {
-        return HashMap::new();
-    }
     let mut durations = HashMap::new();
-    for (line, id, text) in table(&file, problems) {
+    for (line, id, text) in optional(root, "utt2dur", problems) {
         match text.parse::<f64>() {
             Ok(seconds) if seconds.is_finite() && seconds > 0.0 => {
                 durations.insert(id, seconds);
             }
-            _ => problems.add(&file, Some(line), format!("`{text}` is not a length in seconds")),
+            _ => problems.add(
+                &root.join("utt2dur"),
+                Some(line),
+                format!("`{text}` is not a length in seconds"),
+            ),
         }
     }
     durations
+}
+
+/// As [`table`], of a file that need not be there.
+fn optional(root: &Path, name: &str, problems: &mut Problems) -> Vec<(usize, String, String)> {
+    let file = root.join(name);
+    if file.exists() {
+        table(&file, problems)
+    } else {
+        Vec::new()
+    }
 }
 
 /// Lines of an id and the rest, with their numbers.
