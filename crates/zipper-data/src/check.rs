@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::audio::decode_mono;
+use crate::audio::{SAMPLE_RATE, decode_mono};
+use crate::features::HOP_LENGTH;
 use crate::manifest::Utterance;
 
 /// How far a manifest's duration may be from the length of a whole file, in seconds.
@@ -15,7 +16,7 @@ const DURATION_TOLERANCE: f64 = 0.5;
 /// How far a cut may reach beyond the end of its file, in seconds: manifests round.
 const CUT_TOLERANCE: f64 = 0.05;
 /// One frame of features, in seconds: the encoder reads at least that.
-const SHORTEST: f64 = 0.01;
+const SHORTEST: f64 = HOP_LENGTH as f64 / SAMPLE_RATE as f64;
 
 /// An utterance that cannot be trained on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
