@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "calls the C interface of the shim")]
 
 use std::ffi::{CStr, c_char, c_void};
+use std::ptr;
 
 use tch::{TchError, Tensor};
 
@@ -24,6 +25,77 @@ unsafe extern "C" {
         weight_decay: f64,
         eps: f64,
     ) -> *mut c_char;
+    fn zipper_aten_rms_norm(
+        x: *mut c_void,
+        weight: *mut c_void,
+        eps: f64,
+        result: *mut *mut c_void,
+    ) -> *mut c_char;
+    fn zipper_aten_rotate(
+        x: *mut c_void,
+        cos: *mut c_void,
+        sin: *mut c_void,
+        result: *mut *mut c_void,
+    ) -> *mut c_char;
+    fn zipper_aten_swiglu(gate: *mut c_void, up: *mut c_void, result: *mut *mut c_void) -> *mut c_char;
+    fn zipper_aten_frozen_linear(
+        x: *mut c_void,
+        weight: *mut c_void,
+        bias: *mut c_void,
+        result: *mut *mut c_void,
+    ) -> *mut c_char;
+    fn zipper_aten_dropped_product(
+        x: *mut c_void,
+        a: *mut c_void,
+        of_tokens: *mut c_void,
+        of_features: *mut c_void,
+        multiplier: i64,
+        threshold: i64,
+        result: *mut *mut c_void,
+    ) -> *mut c_char;
+}
+
+pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor, TchError> {
+    // SAFETY: the tensors live during the call, and what comes back is a tensor of its own.
+    given(|result| unsafe { zipper_aten_rms_norm(pointer(x), pointer(weight), eps, result) })
+}
+
+pub(crate) fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor, TchError> {
+    // SAFETY: as above.
+    given(|result| unsafe { zipper_aten_rotate(pointer(x), pointer(cos), pointer(sin), result) })
+}
+
+pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor, TchError> {
+    // SAFETY: as above.
+    given(|result| unsafe { zipper_aten_swiglu(pointer(gate), pointer(up), result) })
+}
+
+pub(crate) fn frozen_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, TchError> {
+    let bias = bias.map_or(ptr::null_mut(), pointer);
+    // SAFETY: as above; the bias may be null.
+    given(|result| unsafe { zipper_aten_frozen_linear(pointer(x), pointer(weight), bias, result) })
+}
+
+pub(crate) fn dropped_product(
+    x: &Tensor,
+    a: &Tensor,
+    [of_tokens, of_features]: [&Tensor; 2],
+    multiplier: i64,
+    threshold: i64,
+) -> Result<Tensor, TchError> {
+    let (of_tokens, of_features) = (pointer(of_tokens), pointer(of_features));
+    // SAFETY: as above.
+    given(|result| unsafe {
+        zipper_aten_dropped_product(
+            pointer(x),
+            pointer(a),
+            of_tokens,
+            of_features,
+            multiplier,
+            threshold,
+            result,
+        )
+    })
 }
 
 pub(crate) fn mul(tensors: &[Tensor], factor: f64) -> Result<(), TchError> {
@@ -58,6 +130,14 @@ pub(crate) fn adamw(params: &[AdamWParam], settings: AdamWSettings) -> Result<()
             settings.eps,
         )
     })
+}
+
+/// The tensor that `make` leaves behind the pointer that it is given.
+fn given(make: impl FnOnce(*mut *mut c_void) -> *mut c_char) -> Result<Tensor, TchError> {
+    let mut result = ptr::null_mut();
+    checked(make(&raw mut result))?;
+    // SAFETY: without a failure it points to a tensor that nobody else owns.
+    Ok(unsafe { Tensor::from_ptr(result.cast()) })
 }
 
 fn pointer(tensor: &Tensor) -> *mut c_void {

@@ -1,9 +1,10 @@
-//! Operations of libtorch over lists of tensors that tch does not have: one call, and on a GPU one kernel, where tch needs one for each
-//! tensor.
+//! Operations that tch does not have: libtorch's own over lists of tensors, which are one call, and on a GPU one kernel, where tch needs one
+//! for each tensor; and in [`fused`] some of ours that libtorch has only as several.
 //!
 //! Owns `shim/` (C++ over ATen) and its safe interface. A failure is libtorch's own message, as [`tch::TchError`].
 
 mod ffi;
+pub mod fused;
 
 use tch::{Kind, TchError, Tensor};
 

@@ -1,13 +1,13 @@
 // Operations over lists of tensors, for Rust. Every tensor is an `at::Tensor*`, as `tch::Tensor::as_ptr` gives it, borrowed for the call.
-// Returned is null, or what went wrong: a string that `zipper_aten_string_free` frees.
 #include <cstdlib>
-#include <cstring>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <c10/core/GradMode.h>
+
+#include "guarded.h"
 
 namespace {
 
@@ -20,20 +20,13 @@ std::vector<at::Tensor> list(void* const* tensors, size_t count) {
   return copies;
 }
 
-// Runs `body` without recording gradients, and turns every exception into a message.
+// Runs `body` without recording gradients.
 template <class Body>
-char* guarded(Body&& body) noexcept {
-  try {
+char* unrecorded(Body&& body) noexcept {
+  return guarded([&] {
     c10::NoGradGuard no_grad;
     body();
-    return nullptr;
-  } catch (const c10::Error& e) {
-    return strdup(e.what_without_backtrace());
-  } catch (const std::exception& e) {
-    return strdup(e.what());
-  } catch (...) {
-    return strdup("an exception that is not a std::exception");
-  }
+  });
 }
 
 }  // namespace
@@ -45,7 +38,7 @@ void zipper_aten_string_free(char* string) {
 }
 
 char* zipper_aten_mul(void* const* tensors, size_t count, double factor) {
-  return guarded([&] { at::_foreach_mul_(list(tensors, count), factor); });
+  return unrecorded([&] { at::_foreach_mul_(list(tensors, count), factor); });
 }
 
 char* zipper_aten_adamw(
@@ -60,7 +53,7 @@ char* zipper_aten_adamw(
     double beta2,
     double weight_decay,
     double eps) {
-  return guarded([&] {
+  return unrecorded([&] {
     at::_fused_adamw_(
         list(params, count),
         list(grads, count),

@@ -1,0 +1,287 @@
+//! Operations on CPUs, in f32 and f64, with gradients: what is several passes over memory in libtorch and one here, and a product that
+//! oneDNN makes instead of MKL.
+//!
+//! Like tch's own operations without `f_`, they panic where tensors do not fit each other.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::ffi;
+
+/// Whether the operations of this module take such a tensor.
+pub fn takes(x: &Tensor) -> bool {
+    x.device() == Device::Cpu && matches!(x.kind(), Kind::Float | Kind::Double) && x.is_contiguous()
+}
+
+/// `x / sqrt(mean(x^2) + eps) * weight`, the means over the last dimension. `weight` gets no gradient.
+///
+/// # Shapes
+/// - `x`: `[.., width]`, `weight`: `[width]`
+/// - returns: the shape of `x`
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
+    let width = x.size().last().copied();
+    assert!(
+        takes(x) && is_beside(weight, x) && width == Some(weight.numel() as i64),
+        "RMS norm of {x:?} with weights {weight:?}"
+    );
+    ffi::rms_norm(x, weight, eps).unwrap_or_else(|error| panic!("RMS norm of {x:?}: {error}"))
+}
+
+/// Rotary positions: with both halves `a` and `b` of a head, `a cos - b sin` and `b cos + a sin`. Cosines and sines get no gradient.
+///
+/// # Shapes
+/// - `x`: `[tokens, heads, head_dim]`
+/// - `cos`, `sin`: `[tokens, 1, head_dim]`, both halves alike
+/// - returns: the shape of `x`
+pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
+    let fits = matches!(x.size()[..], [tokens, _, head_dim]
+        if head_dim % 2 == 0 && cos.size() == [tokens, 1, head_dim] && sin.size() == cos.size());
+    assert!(
+        fits && takes(x) && is_beside(cos, x) && is_beside(sin, x),
+        "rotation of {x:?} by {cos:?} and {sin:?}"
+    );
+    ffi::rotate(x, cos, sin).unwrap_or_else(|error| panic!("rotation of {x:?}: {error}"))
+}
+
+/// `silu(gate) * up`.
+///
+/// # Shapes
+/// - `gate`, `up`: `[tokens, width]`
+/// - returns: the same
+pub fn swiglu(gate: &Tensor, up: &Tensor) -> Tensor {
+    assert!(
+        takes(gate) && is_beside(up, gate) && gate.dim() == 2 && gate.size() == up.size(),
+        "SwiGLU of {gate:?} and {up:?}"
+    );
+    ffi::swiglu(gate, up).unwrap_or_else(|error| panic!("SwiGLU of {gate:?}: {error}"))
+}
+
+/// `x W^T + b` by oneDNN, for f32, in place of MKL as in libtorch's own `linear`. Only `x` gets a gradient.
+///
+/// # Shapes
+/// - `x`: `[rows, d_in]`, `weight`: `[d_out, d_in]`, `bias`: `[d_out]`
+/// - returns: `[rows, d_out]`
+pub fn frozen_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    let fits = matches!((&x.size()[..], &weight.size()[..]), (&[_, d_in], &[d_out, of_weight])
+        if d_in == of_weight && bias.is_none_or(|bias| bias.size() == [d_out] && is_beside(bias, x)));
+    assert!(
+        fits && takes(x) && x.kind() == Kind::Float && is_beside(weight, x),
+        "product of {x:?} with {weight:?} and {bias:?}"
+    );
+    ffi::frozen_linear(x, weight, bias)
+        .unwrap_or_else(|error| panic!("product of {x:?} with {weight:?}: {error}"))
+}
+
+/// What decides whether a feature of a token is dropped: with `h` the sum of both hashes, whether the signed number
+/// `(h ^ (h >> 32)) * multiplier` is below the threshold. All arithmetic wraps around, and shifts fill up with zeros.
+#[derive(Debug)]
+pub struct DropoutHashes {
+    /// `[tokens]`, i64.
+    pub of_tokens: Tensor,
+    /// `[features]`, i64.
+    pub of_features: Tensor,
+    /// Mixes the bits of a sum of two hashes.
+    pub multiplier: i64,
+    /// What lies below it is dropped.
+    pub threshold: i64,
+}
+
+/// `x a^T` where some features of `x` count as zero. The others are as they are, without a factor for those that are missing. No copy
+/// of `x` is kept for the gradient.
+///
+/// # Shapes
+/// - `x`: `[tokens, features]`, `a`: `[n, features]`
+/// - returns: `[tokens, n]`
+pub fn dropped_product(x: &Tensor, a: &Tensor, hashes: &DropoutHashes) -> Tensor {
+    let DropoutHashes {
+        of_tokens,
+        of_features,
+        multiplier,
+        threshold,
+    } = hashes;
+    let is_list = |list: &Tensor, length: i64| {
+        list.device() == Device::Cpu
+            && list.kind() == Kind::Int64
+            && list.is_contiguous()
+            && list.size() == [length]
+    };
+    let fits = matches!((&x.size()[..], &a.size()[..]), (&[tokens, features], &[_, of_a])
+        if features == of_a && is_list(of_tokens, tokens) && is_list(of_features, features));
+    assert!(
+        fits && takes(x) && is_beside(a, x),
+        "product of {x:?} with {a:?}, dropped by {hashes:?}"
+    );
+    ffi::dropped_product(x, a, [of_tokens, of_features], *multiplier, *threshold)
+        .unwrap_or_else(|error| panic!("product of {x:?} with {a:?}: {error}"))
+}
+
+fn is_beside(other: &Tensor, x: &Tensor) -> bool {
+    takes(other) && other.kind() == x.kind()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn random(shape: &[i64], kind: Kind) -> Tensor {
+        Tensor::randn(shape, (kind, Device::Cpu))
+    }
+
+    /// Goal: an operation and its gradients are those of the same formula in libtorch's operations. Method: outputs and gradients of a sum
+    /// with random weights; widths that are no multiple of what a processor takes at a time, more rows than one thread gets.
+    fn assert_alike(
+        inputs: &[Tensor],
+        fused: impl Fn(&[Tensor]) -> Tensor,
+        formula: impl Fn(&[Tensor]) -> Tensor,
+    ) {
+        let weights = formula(inputs).randn_like();
+        let [ours, theirs] = [&fused as &dyn Fn(&[Tensor]) -> Tensor, &formula].map(|make| {
+            let inputs: Vec<Tensor> = inputs
+                .iter()
+                .map(|input| input.detach().set_requires_grad(true))
+                .collect();
+            let output = make(&inputs);
+            let sum = (&output * &weights).sum(output.kind());
+            let gradients = Tensor::run_backward(&[sum], &inputs.iter().collect::<Vec<_>>(), false, false);
+            let mut tensors = gradients;
+            tensors.push(output.detach());
+            tensors
+        });
+        let tolerance = match inputs[0].kind() {
+            Kind::Double => 1e-11,
+            _ => 2e-4,
+        };
+        for (index, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
+            assert_eq!(ours.size(), theirs.size());
+            let worst = (ours - theirs).abs().max().double_value(&[]);
+            assert!(worst < tolerance, "tensor {index}: {worst}");
+        }
+    }
+
+    const KINDS: [Kind; 2] = [Kind::Float, Kind::Double];
+
+    #[test]
+    fn rms_norms_are_the_formula() {
+        tch::manual_seed(1);
+        for kind in KINDS {
+            for shape in [vec![700, 77], vec![3, 5, 64], vec![1, 33]] {
+                let weight = random(&shape[shape.len() - 1..], kind);
+                assert_alike(
+                    &[random(&shape, kind)],
+                    |x| rms_norm(&x[0], &weight, 1e-5),
+                    |x| {
+                        let mean_square = x[0].square().mean_dim(-1, true, kind);
+                        &x[0] * (mean_square + 1e-5).rsqrt() * &weight
+                    },
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn rotations_are_the_formula() {
+        tch::manual_seed(2);
+        for kind in KINDS {
+            let half = random(&[500, 1, 7], kind);
+            let angles = Tensor::cat(&[&half, &half], -1);
+            let (cos, sin) = (angles.cos(), angles.sin());
+            assert_alike(
+                &[random(&[500, 3, 14], kind)],
+                |x| rotate(&x[0], &cos, &sin),
+                |x| {
+                    let halves = x[0].chunk(2, -1);
+                    let turned = Tensor::cat(&[halves[1].neg(), halves[0].shallow_clone()], -1);
+                    &x[0] * &cos + turned * &sin
+                },
+            );
+        }
+    }
+
+    #[test]
+    fn swiglu_is_the_formula() {
+        tch::manual_seed(3);
+        for kind in KINDS {
+            for shape in [[900, 77], [1, 5]] {
+                assert_alike(
+                    &[random(&shape, kind), random(&shape, kind)],
+                    |x| swiglu(&x[0], &x[1]),
+                    |x| x[0].silu() * &x[1],
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn frozen_products_are_the_formula() {
+        tch::manual_seed(5);
+        for shape in [[1, 5, 7], [300, 77, 65]] {
+            let [rows, d_in, d_out] = shape;
+            let weight = random(&[d_out, d_in], Kind::Float);
+            let bias = random(&[d_out], Kind::Float);
+            for bias in [None, Some(&bias)] {
+                assert_alike(
+                    &[random(&[rows, d_in], Kind::Float)],
+                    |x| frozen_linear(&x[0], &weight, bias),
+                    |x| x[0].linear(&weight, bias),
+                );
+            }
+        }
+    }
+
+    /// Which features are dropped is counted here by the definition of [`DropoutHashes`], in Rust's own arithmetic.
+    #[test]
+    fn dropped_products_are_the_formula() {
+        tch::manual_seed(4);
+        let (tokens, features) = (600, 77);
+        let list =
+            |length: i64| Tensor::randint_low(i64::MIN, i64::MAX, [length], (Kind::Int64, Device::Cpu));
+        let hashes = DropoutHashes {
+            of_tokens: list(tokens),
+            of_features: list(features),
+            multiplier: 0xbf58_476d_1ce4_e5b9_u64.cast_signed(),
+            threshold: -i64::MAX / 2,
+        };
+        let numbers = |list: &Tensor| Vec::<i64>::try_from(list).unwrap();
+        let of_features = numbers(&hashes.of_features);
+        let kept: Vec<f64> = numbers(&hashes.of_tokens)
+            .iter()
+            .flat_map(|&token| of_features.iter().map(move |&feature| (token, feature)))
+            .map(|(token, feature)| {
+                let sum = token.cast_unsigned().wrapping_add(feature.cast_unsigned());
+                let hash = (sum ^ (sum >> 32)).wrapping_mul(hashes.multiplier.cast_unsigned());
+                f64::from(u8::from(hash.cast_signed() >= hashes.threshold))
+            })
+            .collect();
+        let share = kept.iter().sum::<f64>() / kept.len() as f64;
+        assert!((share - 0.75).abs() < 0.01, "{share}");
+        for kind in KINDS {
+            let kept = Tensor::from_slice(&kept).view([tokens, features]).to_kind(kind);
+            assert_alike(
+                &[random(&[tokens, features], kind), random(&[5, features], kind)],
+                |x| dropped_product(&x[0], &x[1], &hashes),
+                |x| (&x[0] * &kept).linear(&x[1], None::<Tensor>),
+            );
+        }
+    }
+
+    /// What the kernels would read beyond its end is refused.
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let zeros = |shape: &[i64], kind| Tensor::zeros(shape, (kind, Device::Cpu));
+        let x = zeros(&[4, 6], Kind::Float);
+        let refused: [&dyn Fn() -> Tensor; 6] = [
+            &|| frozen_linear(&x, &zeros(&[3, 5], Kind::Float), None),
+            &|| rms_norm(&x, &zeros(&[5], Kind::Float), 1e-5),
+            &|| rms_norm(&x, &zeros(&[6], Kind::Double), 1e-5),
+            &|| swiglu(&x, &zeros(&[4, 5], Kind::Float)),
+            &|| swiglu(&x.tr(), &x.tr()),
+            &|| {
+                let angles = zeros(&[3, 1, 6], Kind::Float);
+                rotate(&x.view([4, 1, 6]), &angles, &angles)
+            },
+        ];
+        for (index, make) in refused.iter().enumerate() {
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(make));
+            assert!(result.is_err(), "{index}");
+        }
+    }
+}
