@@ -76,7 +76,7 @@ const PLACES: &[Place] = &[
     links_torch(
         "zipper-model",
         3,
-        &["zipper-build", "zipper-config", "zipper-types"],
+        &["zipper-aten", "zipper-build", "zipper-config", "zipper-types"],
     ),
     links_torch(
         "zipper-train",

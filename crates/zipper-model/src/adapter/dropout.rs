@@ -9,7 +9,9 @@
 //! pair of them, which are many. All arithmetic is on 64-bit integers that wrap around.
 
 use tch::{Device, Kind, Tensor};
+use zipper_aten::fused::{self, DropoutHashes};
 
+use super::merged::Activation;
 use crate::packing::Packing;
 
 /// `2^64` divided by the golden ratio, odd: the counter increment of `SplitMix64`.
@@ -30,19 +32,71 @@ pub(super) fn seed_tensor(seeds: &[u64], device: Device) -> Tensor {
     Tensor::from_slice(&bits).to_device(device)
 }
 
-/// Which features are dropped, each with probability `rate`.
-///
-/// # Shapes
-/// - `seeds`: `[rows]`, from [`seed_tensor`]
-/// - returns: `[tokens, features]`, bool, true where dropped
-pub(super) fn dropped(seeds: &Tensor, site_key: u64, rows: &Packing, features: i64, rate: f64) -> Tensor {
+/// Activations of which some features are dropped.
+#[derive(Debug)]
+pub(super) struct Dropped {
+    /// `[tokens, features]`.
+    x: Tensor,
+    hashes: DropoutHashes,
+}
+
+impl Dropped {
+    /// Drops each feature with probability `rate`.
+    ///
+    /// # Shapes
+    /// - `x`: `[tokens, features]`, packed as `rows` says
+    /// - `seeds`: `[rows]`, from [`seed_tensor`]
+    pub(super) fn new(x: Tensor, seeds: &Tensor, site_key: u64, rows: &Packing, rate: f64) -> Self {
+        let hashes = hashes(seeds, site_key, rows, x.size()[1], rate);
+        Self { x, hashes }
+    }
+}
+
+impl Activation for Dropped {
+    /// `dropout(x) M^T`, without the factor `1 / (1 - rate)`.
+    fn product(&self, matrix: &Tensor) -> Tensor {
+        if fused::takes(&self.x) && fused::takes(matrix) {
+            return fused::dropped_product(&self.x, matrix, &self.hashes);
+        }
+        let kept = self.x.masked_fill(&mask(&self.hashes), 0.0);
+        kept.linear(matrix, None::<Tensor>)
+    }
+
+    fn split(&self, lengths: &[i64]) -> Vec<Self> {
+        let xs = self.x.split_with_sizes(lengths, 0);
+        let of_tokens = self.hashes.of_tokens.split_with_sizes(lengths, 0);
+        let parts = xs.into_iter().zip(of_tokens);
+        parts
+            .map(|(x, of_tokens)| Self {
+                x,
+                hashes: DropoutHashes {
+                    of_tokens,
+                    of_features: self.hashes.of_features.shallow_clone(),
+                    ..self.hashes
+                },
+            })
+            .collect()
+    }
+}
+
+/// What decides which features are dropped, each with probability `rate`.
+fn hashes(seeds: &Tensor, site_key: u64, rows: &Packing, features: i64, rate: f64) -> DropoutHashes {
     let counted = |counter: &Tensor| counter * INCREMENT.cast_signed();
     let of_rows = finalize_all(seeds + site_key.cast_signed());
     let of_tokens = of_rows.index_select(0, rows.row_of_token()) + counted(rows.positions());
     let features = Tensor::arange(features, (Kind::Int64, seeds.device()));
-    let features = finalize_all(counted(&features) + MULTIPLIER_2.cast_signed());
-    let mut hash = xor_shift(finalize_all(of_tokens).unsqueeze(1) + features, 32);
-    hash.g_mul_scalar_(MULTIPLIER_1.cast_signed()).lt(threshold(rate))
+    DropoutHashes {
+        of_tokens: finalize_all(of_tokens),
+        of_features: finalize_all(counted(&features) + MULTIPLIER_2.cast_signed()),
+        multiplier: MULTIPLIER_1.cast_signed(),
+        threshold: threshold(rate),
+    }
+}
+
+/// `[tokens, features]`, bool, true where dropped.
+fn mask(hashes: &DropoutHashes) -> Tensor {
+    let mut hash = xor_shift(hashes.of_tokens.unsqueeze(1) + &hashes.of_features, 32);
+    hash.g_mul_scalar_(hashes.multiplier).lt(hashes.threshold)
 }
 
 /// The signed number below which a part `rate` of all 64-bit integers lies.
@@ -75,11 +129,11 @@ fn xor_shift(mut z: Tensor, bits: u32) -> Tensor {
 mod tests {
     use super::*;
 
-    fn mask(seeds: &[u64], site: &str, positions: i64, features: i64, rate: f64) -> Tensor {
+    fn dropped(seeds: &[u64], site: &str, positions: i64, features: i64, rate: f64) -> Tensor {
         let rows = seeds.len() as i64;
         let seeds = seed_tensor(seeds, Device::Cpu);
         let packing = Packing::uniform(rows, positions, Device::Cpu);
-        dropped(&seeds, site_key(site), &packing, features, rate).view([rows, positions, features])
+        mask(&hashes(&seeds, site_key(site), &packing, features, rate)).view([rows, positions, features])
     }
 
     fn mean(mask: &Tensor) -> f64 {
@@ -96,7 +150,7 @@ mod tests {
         // Method: the same formula in Rust's u64 arithmetic, at coordinates that make the products overflow.
         let seeds = [0, 1, u64::MAX, 0x8000_0000_0000_0000, 0x0123_4567_89ab_cdef];
         let (positions, features, rate) = (3, 7, 0.37);
-        let mask = mask(&seeds, "layers.0.q_proj", positions, features, rate);
+        let mask = dropped(&seeds, "layers.0.q_proj", positions, features, rate);
         for (row, &seed) in seeds.iter().enumerate() {
             for position in 0..positions {
                 for feature in 0..features {
@@ -119,7 +173,7 @@ mod tests {
         // Method: overall, at every position and for every feature, within five standard deviations.
         let (positions, features) = (400, 300);
         for rate in [0.05, 0.1, 0.5, 0.9] {
-            let mask = mask(&[11, 12, 13], "a", positions, features, rate);
+            let mask = dropped(&[11, 12, 13], "a", positions, features, rate);
             let overall = mean(&mask);
             assert!(
                 (overall - rate).abs() < tolerance(rate, 3 * positions * features),
@@ -138,7 +192,7 @@ mod tests {
             }
         }
         assert!(
-            mean(&mask(&[5], "a", 50, 50, 0.0)).abs() < f64::EPSILON,
+            mean(&dropped(&[5], "a", 50, 50, 0.0)).abs() < f64::EPSILON,
             "rate 0 drops nothing"
         );
     }
@@ -149,8 +203,8 @@ mod tests {
         // pairs at several distances, for the corners of rectangles (which a sum of two hashes alone would fail),
         // for consecutive row seeds, and for two layers.
         let (positions, features) = (600, 500);
-        let a = mask(&[7, 8], "layers.0.q_proj", positions, features, 0.5).to_kind(Kind::Int64);
-        let b = mask(&[7, 8], "layers.0.k_proj", positions, features, 0.5).to_kind(Kind::Int64);
+        let a = dropped(&[7, 8], "layers.0.q_proj", positions, features, 0.5).to_kind(Kind::Int64);
+        let b = dropped(&[7, 8], "layers.0.k_proj", positions, features, 0.5).to_kind(Kind::Int64);
         let fair = |bits: &Tensor, what: &str| {
             let part = mean(bits);
             assert!(
@@ -175,18 +229,35 @@ mod tests {
 
     #[test]
     fn a_row_s_mask_does_not_depend_on_what_is_around_it() {
-        let alone = mask(&[42], "a", 9, 13, 0.3);
-        let among = mask(&[1, 42, 3], "a", 20, 13, 0.3);
+        let alone = dropped(&[42], "a", 9, 13, 0.3);
+        let among = dropped(&[1, 42, 3], "a", 20, 13, 0.3);
         assert_eq!(alone.get(0), among.get(1).narrow(0, 0, 9));
         assert_ne!(alone.get(0), among.get(0).narrow(0, 0, 9));
         let packing = Packing::new(vec![4, 9, 2], Device::Cpu);
-        let packed = dropped(
-            &seed_tensor(&[1, 42, 3], Device::Cpu),
-            site_key("a"),
-            &packing,
-            13,
-            0.3,
-        );
+        let seeds = seed_tensor(&[1, 42, 3], Device::Cpu);
+        let packed = mask(&hashes(&seeds, site_key("a"), &packing, 13, 0.3));
         assert_eq!(alone.get(0), packed.narrow(0, 4, 9));
+    }
+
+    /// Goal: a product is the same where it is one pass, where it is several, as it is with a matrix that is not contiguous, and in parts.
+    #[test]
+    fn products_are_those_of_the_mask() {
+        let packing = Packing::new(vec![4, 9, 2], Device::Cpu);
+        let seeds = seed_tensor(&[1, 42, 3], Device::Cpu);
+        let random = |shape: [i64; 2]| Tensor::randn(shape, (Kind::Double, Device::Cpu));
+        let (x, matrix) = (random([15, 13]), random([3, 13]));
+        let dropped = Dropped::new(x.shallow_clone(), &seeds, site_key("a"), &packing, 0.3);
+        let kept = &x * mask(&dropped.hashes).logical_not();
+        let expected = kept.matmul(&matrix.tr());
+        let parts = dropped.split(&[5, 10]);
+        let of_parts: Vec<Tensor> = parts.iter().map(|part| part.product(&matrix)).collect();
+        let not_contiguous = matrix.tr().contiguous().tr();
+        for product in [
+            dropped.product(&matrix),
+            dropped.product(&not_contiguous),
+            Tensor::cat(&of_parts, 0),
+        ] {
+            assert!(product.allclose(&expected, 1e-12, 1e-12, false));
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use tch::{Device, Tensor};
 
-use super::dropout;
+use super::dropout::{self, Dropped};
 use super::{Adapters, LastPass};
 use crate::linear::{LinearDelta, SiteId};
 use crate::packing::Packing;
@@ -57,20 +57,48 @@ enum Slots {
     Mixed(Vec<usize>),
 }
 
-/// Neighbouring tokens with the same slot: the slot of each run, and its length.
-fn runs(slots: &[usize], rows: &Packing) -> (Vec<usize>, Vec<i64>) {
-    let (mut of_runs, mut lengths) = (Vec::new(), Vec::new());
-    for (&row, &length) in rows.numbers().iter().zip(rows.lengths()) {
-        let slot = slots[row];
-        match lengths.last_mut() {
-            Some(last) if of_runs.last() == Some(&slot) => *last += length,
-            _ => {
-                of_runs.push(slot);
-                lengths.push(length);
-            }
+impl Slots {
+    fn of_row(&self, row: usize) -> usize {
+        match self {
+            Self::Same(slot) => *slot,
+            Self::Mixed(slots) => slots[row],
         }
     }
-    (of_runs, lengths)
+
+    /// Neighbouring tokens with the same slot: the slot of each run, and its length.
+    fn runs(&self, rows: &Packing) -> (Vec<usize>, Vec<i64>) {
+        let (mut of_runs, mut lengths) = (Vec::new(), Vec::new());
+        for (&row, &length) in rows.numbers().iter().zip(rows.lengths()) {
+            let slot = self.of_row(row);
+            match lengths.last_mut() {
+                Some(last) if of_runs.last() == Some(&slot) => *last += length,
+                _ => {
+                    of_runs.push(slot);
+                    lengths.push(length);
+                }
+            }
+        }
+        (of_runs, lengths)
+    }
+}
+
+/// What is multiplied by the matrices of its rows: `[tokens, n]`.
+pub(super) trait Activation: Sized {
+    /// `x M^T`, `[tokens, m]`, of a matrix `[m, n]`.
+    fn product(&self, matrix: &Tensor) -> Tensor;
+
+    /// Neighbouring tokens, as many as `lengths` says.
+    fn split(&self, lengths: &[i64]) -> Vec<Self>;
+}
+
+impl Activation for Tensor {
+    fn product(&self, matrix: &Tensor) -> Tensor {
+        self.linear(matrix, None::<Tensor>)
+    }
+
+    fn split(&self, lengths: &[i64]) -> Vec<Self> {
+        self.split_with_sizes(lengths, 0)
+    }
 }
 
 impl Matrices {
@@ -90,26 +118,30 @@ impl Matrices {
         }
     }
 
+    /// The matrix of all rows, if it is the same.
+    fn of_all(&self, slots: &Slots) -> Option<&Tensor> {
+        match (self, slots) {
+            (Self::Common(matrix), _) => Some(matrix),
+            (Self::BySlot(matrices), Slots::Same(slot)) => Some(&matrices[*slot]),
+            (Self::BySlot(_), Slots::Mixed(_)) => None,
+        }
+    }
+
     /// `M x` with the M of each token's row: one multiplication for every run of rows of one language.
     ///
     /// # Shapes
     /// - `input`: `[tokens, n]`
     /// - returns: `[tokens, m]` for matrices `[m, n]`
-    fn multiply(&self, input: &Tensor, slots: &Slots, rows: &Packing) -> Tensor {
-        match (self, slots) {
-            (Self::Common(matrix), _) => input.linear(matrix, None::<Tensor>),
-            (Self::BySlot(matrices), Slots::Same(slot)) => input.linear(&matrices[*slot], None::<Tensor>),
-            (Self::BySlot(matrices), Slots::Mixed(slots)) => {
-                // Languages that do not occur must not get a gradient, not even a zero: it may be summed already.
-                let (slots, lengths) = runs(slots, rows);
-                let parts = input.split_with_sizes(&lengths, 0);
-                let products = parts.iter().zip(slots);
-                let products: Vec<Tensor> = products
-                    .map(|(part, slot)| part.linear(&matrices[slot], None::<Tensor>))
-                    .collect();
-                Tensor::cat(&products, 0)
-            }
+    fn multiply(&self, input: &impl Activation, slots: &Slots, rows: &Packing) -> Tensor {
+        if let Some(matrix) = self.of_all(slots) {
+            return input.product(matrix);
         }
+        // Languages that do not occur must not get a gradient, not even a zero: it may be summed already.
+        let (slots, lengths) = slots.runs(rows);
+        let parts = input.split(&lengths);
+        let products = parts.iter().zip(slots);
+        let products = products.map(|(part, slot)| part.product(self.of_slot(slot)));
+        Tensor::cat(&products.collect::<Vec<_>>(), 0)
     }
 }
 
@@ -191,32 +223,52 @@ pub struct AdaptedRows<'a> {
     last_pass: Option<&'a LastPass<'a>>,
 }
 
-impl LinearDelta for AdaptedRows<'_> {
-    fn delta(&self, site_id: SiteId, input: &Tensor, rows: &Packing) -> Tensor {
+impl AdaptedRows<'_> {
+    /// `s * A x`, `[tokens, r]`, in the element type of the adapters.
+    fn low_rank(&self, site: &MergedSite, input: &Tensor, rows: &Packing) -> Tensor {
         assert_eq!(
             rows.batch(),
             self.num_rows,
             "the micro batch has as many rows as languages were given"
         );
-        let site = &self.merged.sites[site_id];
-        let mut scale = self.merged.scale;
-        let mut x = input.to_kind(site.a.of_slot(0).kind());
-        if let Some(seeds) = &self.seeds {
-            let rate = self.merged.dropout;
-            assert_eq!(
-                rows.numbers().len(),
-                self.num_rows,
-                "dropout is for whole micro batches"
-            );
-            let dropped = dropout::dropped(seeds, site.key, rows, x.size()[1], rate);
-            x = x.masked_fill(&dropped, 0.0);
-            scale /= 1.0 - rate;
-        }
-        let low_rank = site.a.multiply(&x, &self.slots, rows) * scale;
-        let delta = match self.last_pass.filter(|_| site.merges) {
-            Some(last_pass) => last_pass.b(site_id).multiply(&low_rank, &self.slots, rows),
-            None => site.b.multiply(&low_rank, &self.slots, rows),
+        let scale = self.merged.scale;
+        let x = input.to_kind(site.a.of_slot(0).kind());
+        let Some(seeds) = &self.seeds else {
+            return site.a.multiply(&x, &self.slots, rows) * scale;
         };
-        delta.to_kind(input.kind())
+        let rate = self.merged.dropout;
+        assert_eq!(
+            rows.numbers().len(),
+            self.num_rows,
+            "dropout is for whole micro batches"
+        );
+        let dropped = Dropped::new(x, seeds, site.key, rows, rate);
+        site.a.multiply(&dropped, &self.slots, rows) * (scale / (1.0 - rate))
+    }
+
+    /// What `used` makes of a layer's B(l).
+    fn with_b<T>(&self, site: SiteId, used: impl FnOnce(&Matrices) -> T) -> T {
+        let merged = &self.merged.sites[site];
+        match self.last_pass.filter(|_| merged.merges) {
+            Some(last_pass) => used(&last_pass.b(site)),
+            None => used(&merged.b),
+        }
+    }
+}
+
+impl LinearDelta for AdaptedRows<'_> {
+    fn delta(&self, site: SiteId, input: &Tensor, rows: &Packing) -> Tensor {
+        let low_rank = self.low_rank(&self.merged.sites[site], input, rows);
+        self.with_b(site, |b| b.multiply(&low_rank, &self.slots, rows))
+            .to_kind(input.kind())
+    }
+
+    fn add_to(&self, mut output: Tensor, site: SiteId, input: &Tensor, rows: &Packing) -> Tensor {
+        let low_rank = self.low_rank(&self.merged.sites[site], input, rows);
+        self.with_b(site, |b| match b.of_all(&self.slots) {
+            // One product that adds up, where it can.
+            Some(b) if b.kind() == output.kind() => output.addmm_(&low_rank, &b.tr()),
+            _ => output.g_add_(&b.multiply(&low_rank, &self.slots, rows).to_kind(input.kind())),
+        })
     }
 }

@@ -17,6 +17,7 @@ use std::cell::OnceCell;
 use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
+use zipper_aten::fused;
 
 pub use cache::KvCache;
 pub use config::LlmConfig;
@@ -271,6 +272,9 @@ impl CausalLm {
 impl RmsNorm {
     /// Computed in f32, as transformers does; in f64 if the model is.
     fn forward(&self, x: &Tensor) -> Tensor {
+        if fused::takes(x) {
+            return fused::rms_norm(x, &self.weight, self.eps);
+        }
         let kind = x.kind();
         let x = x.to_kind(trainable_kind(kind));
         let mean_square = x.square().mean_dim(-1, true, x.kind());
@@ -361,9 +365,14 @@ impl Layer {
         let normed = self.attention_norm.forward(x);
         let x = x + self.attention.forward(&normed, rows, rotation, adapters, attend);
         let normed = self.mlp_norm.forward(&x);
-        let gate = self.gate_proj.forward(&normed, rows, adapters).silu();
+        let gate = self.gate_proj.forward(&normed, rows, adapters);
         let up = self.up_proj.forward(&normed, rows, adapters);
-        &x + self.down_proj.forward(&(gate * up), rows, adapters)
+        let gated = if fused::takes(&gate) {
+            fused::swiglu(&gate, &up)
+        } else {
+            gate.silu() * up
+        };
+        &x + self.down_proj.forward(&gated, rows, adapters)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::f64::consts::TAU;
 
 use tch::{Device, Kind, Tensor};
+use zipper_aten::fused;
 
 use super::config::{LlmConfig, RopeScaling};
 
@@ -58,6 +59,9 @@ impl Rotation {
     /// # Shapes
     /// - `x`: `[tokens, heads, head_dim]`
     pub(super) fn apply(&self, x: &Tensor) -> Tensor {
+        if fused::takes(x) {
+            return fused::rotate(x, &self.cos, &self.sin);
+        }
         let halves = x.chunk(2, -1);
         let rotated = Tensor::cat(&[halves[1].neg(), halves[0].shallow_clone()], -1);
         x * &self.cos + rotated * &self.sin
