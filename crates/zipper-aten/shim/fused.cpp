@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <optional>
+#include <string>
 
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
@@ -31,8 +32,9 @@ constexpr int64_t kGrain = 16384;
 
 bool has_avx2() {
 #if defined(WITH_AVX2)
-  static const bool has = at::get_cpu_capability() != "DEFAULT";
-  return has;
+  // What libtorch's own kernels go by; both include FMA.
+  static const std::string capability = at::get_cpu_capability();
+  return capability == "AVX2" || capability == "AVX512";
 #else
   return false;
 #endif

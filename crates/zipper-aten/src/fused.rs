@@ -263,6 +263,19 @@ mod tests {
         }
     }
 
+    /// The loops for processors without AVX2, which libtorch can be told to take this one for.
+    #[test]
+    fn older_processors_compute_the_same() {
+        let tests = std::env::current_exe().unwrap();
+        let output = std::process::Command::new(tests)
+            .args(["fused::tests", "--skip", "older_processors"])
+            .env("ATEN_CPU_CAPABILITY", "default")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("6 passed"), "{said}");
+    }
+
     /// What the kernels would read beyond its end is refused.
     #[test]
     fn what_does_not_fit_is_refused() {
