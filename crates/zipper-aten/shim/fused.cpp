@@ -270,6 +270,30 @@ struct SwiGlu : Function<SwiGlu> {
   }
 };
 
+// Multiplications from which oneDNN is faster than MKL, whose calls cost less (docs/benchmarks/log.md).
+constexpr int64_t kManyMultiplications = 1 << 23;
+
+// x W^T + b: in f32, where it is worth it, by oneDNN's inner product, for which libtorch's own `linear` takes MKL's matrix product.
+at::Tensor inner_product(
+    const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias = std::nullopt) {
+  using Signature = at::Tensor(
+      const at::Tensor&,
+      const at::Tensor&,
+      const std::optional<at::Tensor>&,
+      c10::string_view,
+      c10::List<std::optional<at::Scalar>>,
+      std::optional<c10::string_view>);
+  // A libtorch without oneDNN has no such operation.
+  static const auto found = c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
+  static const bool has = found && found->hasKernelForDispatchKey(c10::DispatchKey::CPU);
+  const int64_t rows = x.size(0);
+  if (!has || x.scalar_type() != at::kFloat || rows == 1 || rows * weight.numel() < kManyMultiplications) {
+    return at::linear(x, weight, bias);
+  }
+  static const auto operation = found->typed<Signature>();
+  return operation.call(x, weight, bias, "none", c10::List<std::optional<at::Scalar>>(), "");
+}
+
 // Which features of which tokens are dropped: hashes of both, and what makes a decision of a pair of them.
 struct Hashes {
   const int64_t* of_tokens;
@@ -297,96 +321,174 @@ struct Drop {
   }
 };
 
-// dropout(x) A^T without the factor 1 / (1 - rate). Kept for the way back are x, which other layers read, too, and A: what is dropped is found
-// again from the hashes.
-struct DroppedProduct : Function<DroppedProduct> {
-  static at::Tensor dropped(
-      const at::Tensor& x,
-      const at::Tensor& of_tokens,
-      const at::Tensor& of_features,
-      int64_t multiplier,
-      int64_t threshold,
-      at::Tensor y) {
-    const Hashes hashes{
+// The same, and adds to `sum` what of `z` is not dropped.
+template <typename T>
+struct DropBoth {
+  static INLINED void run(
+      int64_t begin, int64_t end, int64_t width, const T* x, const T* z, Hashes hashes, T* y, T* sum) {
+    for (int64_t token = begin; token < end; ++token) {
+      const int64_t of_token = hashes.of_tokens[token];
+      const int64_t first = token * width;
+      for (int64_t i = 0; i < width; ++i) {
+        const bool drops = hashes.drops(of_token, i);
+        y[first + i] = drops ? 0 : x[first + i];
+        sum[first + i] += drops ? 0 : z[first + i];
+      }
+    }
+  }
+};
+
+// What decides about dropping, as it is kept for the way back: hashes of tokens and of features, which are undefined where nothing is dropped.
+struct Dropout {
+  at::Tensor of_tokens;
+  at::Tensor of_features;
+  int64_t multiplier;
+  int64_t threshold;
+
+  Hashes hashes() const {
+    return {
         of_tokens.const_data_ptr<int64_t>(),
         of_features.const_data_ptr<int64_t>(),
         static_cast<uint64_t>(multiplier),
         threshold};
+  }
+
+  // Writes what of x is not dropped to y, which may be x.
+  at::Tensor drop(const at::Tensor& x, at::Tensor y) const {
     AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "dropout", [&] {
       for_rows<Drop<scalar_t>>(
-          rows_of(x), width_of(x), x.const_data_ptr<scalar_t>(), hashes, y.mutable_data_ptr<scalar_t>());
+          rows_of(x), width_of(x), x.const_data_ptr<scalar_t>(), hashes(), y.mutable_data_ptr<scalar_t>());
     });
     return y;
   }
 
+  at::Tensor of(const at::Tensor& x) const {
+    return of_tokens.defined() ? drop(x, at::empty_like(x)) : x;
+  }
+
+  // What of x is not dropped; adds to `sum` what of z is not.
+  at::Tensor of_both(const at::Tensor& x, const at::Tensor& z, at::Tensor& sum) const {
+    if (!of_tokens.defined()) {
+      sum.add_(z);
+      return x;
+    }
+    auto y = at::empty_like(x);
+    AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "dropout", [&] {
+      for_rows<DropBoth<scalar_t>>(
+          rows_of(x),
+          width_of(x),
+          x.const_data_ptr<scalar_t>(),
+          z.const_data_ptr<scalar_t>(),
+          hashes(),
+          y.mutable_data_ptr<scalar_t>(),
+          sum.mutable_data_ptr<scalar_t>());
+    });
+    return y;
+  }
+};
+
+// dropout(x) A^T without the factor 1 / (1 - rate). Kept for the way back are x, which other layers read, too, and A: what is dropped is found
+// again from the hashes.
+struct DroppedProduct : Function<DroppedProduct> {
   static at::Tensor forward(
-      AutogradContext* ctx,
-      const at::Tensor& input,
-      const at::Tensor& a,
-      const at::Tensor& of_tokens,
-      const at::Tensor& of_features,
-      int64_t multiplier,
-      int64_t threshold) {
+      AutogradContext* ctx, const at::Tensor& input, const at::Tensor& a, const Dropout& dropout) {
     const auto x = input.contiguous();
-    ctx->save_for_backward({x, a, of_tokens, of_features});
-    ctx->saved_data["multiplier"] = multiplier;
-    ctx->saved_data["threshold"] = threshold;
-    return dropped(x, of_tokens, of_features, multiplier, threshold, at::empty_like(x)).matmul(a.t());
+    ctx->save_for_backward({x, a, dropout.of_tokens, dropout.of_features});
+    ctx->saved_data["multiplier"] = dropout.multiplier;
+    ctx->saved_data["threshold"] = dropout.threshold;
+    return inner_product(dropout.of(x), a);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
-    const auto &x = saved[0], &a = saved[1], &of_tokens = saved[2], &of_features = saved[3];
-    const int64_t multiplier = ctx->saved_data["multiplier"].toInt();
-    const int64_t threshold = ctx->saved_data["threshold"].toInt();
+    const auto &x = saved[0], &a = saved[1];
+    const Dropout dropout{
+        saved[2], saved[3], ctx->saved_data["multiplier"].toInt(), ctx->saved_data["threshold"].toInt()};
     at::Tensor of_x, of_a;
     if (ctx->needs_input_grad(0)) {
       of_x = grads[0].matmul(a);
-      of_x = dropped(of_x, of_tokens, of_features, multiplier, threshold, of_x);
+      of_x = dropout.drop(of_x, of_x);
     }
     if (ctx->needs_input_grad(1)) {
-      const auto kept = dropped(x, of_tokens, of_features, multiplier, threshold, at::empty_like(x));
-      of_a = grads[0].t().matmul(kept);
+      of_a = dropout.of(x).t().matmul(grads[0]).t();
     }
-    return {of_x, of_a, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+    return {of_x, of_a, at::Tensor()};
   }
 };
 
-// x W^T + b by oneDNN's inner product, where libtorch takes MKL's matrix product.
-at::Tensor inner_product(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
-  using Signature = at::Tensor(
-      const at::Tensor&,
-      const at::Tensor&,
-      const std::optional<at::Tensor>&,
-      c10::string_view,
-      c10::List<std::optional<at::Scalar>>,
-      std::optional<c10::string_view>);
-  static const auto found = c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
-  // A libtorch without oneDNN has no such operation.
-  if (!found || !found->hasKernelForDispatchKey(c10::DispatchKey::CPU)) {
-    return at::linear(x, weight, bias);
+// A frozen layer with LoRA: x W^T + b + scale dropout(x) A^T B^T. Kept for the way back are x, what A makes of it, and the matrices.
+struct AdaptedLinear : Function<AdaptedLinear> {
+  static at::Tensor forward(
+      AutogradContext* ctx,
+      const at::Tensor& input,
+      const at::Tensor& a,
+      const at::Tensor& b,
+      const at::Tensor& weight,
+      const std::optional<at::Tensor>& bias,
+      double scale,
+      const Dropout& dropout) {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    const auto x = input.contiguous();
+    const auto low_rank = inner_product(dropout.of(x), a).mul_(scale);
+    auto y = inner_product(x, weight, bias);
+    y.addmm_(low_rank, b.t());
+    ctx->save_for_backward({x, weight, a, b, low_rank, dropout.of_tokens, dropout.of_features});
+    ctx->saved_data["scale"] = scale;
+    ctx->saved_data["multiplier"] = dropout.multiplier;
+    ctx->saved_data["threshold"] = dropout.threshold;
+    return y;
   }
-  static const auto operation = found->typed<Signature>();
-  at::AutoDispatchBelowADInplaceOrView below_autograd;
-  return operation.call(x, weight, bias, "none", c10::List<std::optional<at::Scalar>>(), "");
-}
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const auto &x = saved[0], &weight = saved[1], &a = saved[2], &b = saved[3], &low_rank = saved[4];
+    const Dropout dropout{
+        saved[5], saved[6], ctx->saved_data["multiplier"].toInt(), ctx->saved_data["threshold"].toInt()};
+    const auto grad = grads[0].contiguous();
+    const auto of_low_rank = inner_product(grad, b.t()).mul_(ctx->saved_data["scale"].toDouble());
+    at::Tensor of_x, of_a, of_b, kept;
+    if (ctx->needs_input_grad(0)) {
+      of_x = inner_product(grad, weight.t());
+      kept = dropout.of_both(x, of_low_rank.matmul(a), of_x);
+    } else {
+      kept = dropout.of(x);
+    }
+    // Products of many by few columns: MKL is faster with the many on the left.
+    if (ctx->needs_input_grad(1)) {
+      of_a = kept.t().matmul(of_low_rank).t();
+    }
+    if (ctx->needs_input_grad(2)) {
+      of_b = low_rank.t().matmul(grad).t();
+    }
+    return {of_x, of_a, of_b, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+  }
+};
 
 // x W^T + b, of which only x gets a gradient.
 struct FrozenLinear : Function<FrozenLinear> {
   static at::Tensor forward(
       AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
     ctx->save_for_backward({weight});
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
     return inner_product(x, weight, bias);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto weight = ctx->get_saved_variables()[0];
-    return {inner_product(grads[0].contiguous(), weight.t(), std::nullopt), at::Tensor(), at::Tensor()};
+    return {inner_product(grads[0].contiguous(), weight.t()), at::Tensor(), at::Tensor()};
   }
 };
 
 const at::Tensor& tensor(void* pointer) {
   return *static_cast<at::Tensor*>(pointer);
+}
+
+at::Tensor tensor_or_none(void* pointer) {
+  return pointer == nullptr ? at::Tensor() : tensor(pointer);
+}
+
+std::optional<at::Tensor> given_or_none(void* pointer) {
+  return pointer == nullptr ? std::nullopt : std::make_optional(tensor(pointer));
 }
 
 // Gives the caller what `make` returns.
@@ -413,17 +515,34 @@ char* zipper_aten_swiglu(void* gate, void* up, void** result) {
 
 // `bias` may be null.
 char* zipper_aten_frozen_linear(void* x, void* weight, void* bias, void** result) {
-  return given(result, [&] {
-    const auto given_bias = bias == nullptr ? std::nullopt : std::make_optional(tensor(bias));
-    return FrozenLinear::apply(tensor(x), tensor(weight), given_bias);
-  });
+  return given(result, [&] { return FrozenLinear::apply(tensor(x), tensor(weight), given_or_none(bias)); });
 }
 
 char* zipper_aten_dropped_product(
     void* x, void* a, void* of_tokens, void* of_features, int64_t multiplier, int64_t threshold, void** result) {
   return given(result, [&] {
-    return DroppedProduct::apply(
-        tensor(x), tensor(a), tensor(of_tokens), tensor(of_features), multiplier, threshold);
+    const Dropout dropout{tensor(of_tokens), tensor(of_features), multiplier, threshold};
+    return DroppedProduct::apply(tensor(x), tensor(a), dropout);
+  });
+}
+
+// `bias` may be null, and both hashes where nothing is dropped.
+char* zipper_aten_adapted_linear(
+    void* x,
+    void* weight,
+    void* bias,
+    void* a,
+    void* b,
+    double scale,
+    void* of_tokens,
+    void* of_features,
+    int64_t multiplier,
+    int64_t threshold,
+    void** result) {
+  return given(result, [&] {
+    const Dropout dropout{tensor_or_none(of_tokens), tensor_or_none(of_features), multiplier, threshold};
+    return AdaptedLinear::apply(
+        tensor(x), tensor(a), tensor(b), tensor(weight), given_or_none(bias), scale, dropout);
   });
 }
 

@@ -7,6 +7,7 @@ use std::ptr;
 
 use tch::{TchError, Tensor};
 
+use crate::fused::{DropoutHashes, LowRank};
 use crate::{AdamWParam, AdamWSettings};
 
 unsafe extern "C" {
@@ -53,6 +54,19 @@ unsafe extern "C" {
         threshold: i64,
         result: *mut *mut c_void,
     ) -> *mut c_char;
+    fn zipper_aten_adapted_linear(
+        x: *mut c_void,
+        weight: *mut c_void,
+        bias: *mut c_void,
+        a: *mut c_void,
+        b: *mut c_void,
+        scale: f64,
+        of_tokens: *mut c_void,
+        of_features: *mut c_void,
+        multiplier: i64,
+        threshold: i64,
+        result: *mut *mut c_void,
+    ) -> *mut c_char;
 }
 
 pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor, TchError> {
@@ -76,23 +90,41 @@ pub(crate) fn frozen_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) 
     given(|result| unsafe { zipper_aten_frozen_linear(pointer(x), pointer(weight), bias, result) })
 }
 
-pub(crate) fn dropped_product(
-    x: &Tensor,
-    a: &Tensor,
-    [of_tokens, of_features]: [&Tensor; 2],
-    multiplier: i64,
-    threshold: i64,
-) -> Result<Tensor, TchError> {
-    let (of_tokens, of_features) = (pointer(of_tokens), pointer(of_features));
+pub(crate) fn dropped_product(x: &Tensor, a: &Tensor, hashes: &DropoutHashes) -> Result<Tensor, TchError> {
     // SAFETY: as above.
     given(|result| unsafe {
         zipper_aten_dropped_product(
             pointer(x),
             pointer(a),
-            of_tokens,
-            of_features,
-            multiplier,
-            threshold,
+            pointer(&hashes.of_tokens),
+            pointer(&hashes.of_features),
+            hashes.multiplier,
+            hashes.threshold,
+            result,
+        )
+    })
+}
+
+pub(crate) fn adapted_linear(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    lora: &LowRank<'_>,
+) -> Result<Tensor, TchError> {
+    let hashes = lora.dropout;
+    // SAFETY: as above; the bias and the hashes may be null.
+    given(|result| unsafe {
+        zipper_aten_adapted_linear(
+            pointer(x),
+            pointer(weight),
+            bias.map_or(ptr::null_mut(), pointer),
+            pointer(lora.a),
+            pointer(lora.b),
+            lora.scale,
+            hashes.map_or(ptr::null_mut(), |hashes| pointer(&hashes.of_tokens)),
+            hashes.map_or(ptr::null_mut(), |hashes| pointer(&hashes.of_features)),
+            hashes.map_or(0, |hashes| hashes.multiplier),
+            hashes.map_or(0, |hashes| hashes.threshold),
             result,
         )
     })

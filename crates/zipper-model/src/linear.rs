@@ -11,9 +11,6 @@ use crate::packing::Packing;
 /// Numbers of rows with which a product on a CPU is faster the other way round (docs/benchmarks/log.md).
 const FEW_ROWS: RangeInclusive<i64> = 2..=10;
 
-/// Multiplications from which oneDNN is faster than MKL, whose calls cost less (docs/benchmarks/log.md).
-const MANY_MULTIPLICATIONS: i64 = 1 << 23;
-
 /// Number of an adapted linear layer: those of the LLM first, as [`crate::llm::CausalLm::lora_sites`] lists them, then those of the encoder.
 pub type SiteId = usize;
 
@@ -39,9 +36,13 @@ pub trait LinearDelta {
     /// - returns: `[tokens, d_out]`, in the element type of `input`
     fn delta(&self, site: SiteId, input: &Tensor, rows: &Packing) -> Tensor;
 
-    /// Adds it to the layer's `output`, `[tokens, d_out]`, in place: nothing needs that by itself, not even the backward pass.
-    fn add_to(&self, mut output: Tensor, site: SiteId, input: &Tensor, rows: &Packing) -> Tensor {
-        output.g_add_(&self.delta(site, input, rows))
+    /// The output of the layer with its delta: `W x + b + s * B(l) A x`.
+    ///
+    /// # Shapes
+    /// As [`LinearDelta::delta`].
+    fn adapted(&self, layer: &Linear, site: SiteId, input: &Tensor, rows: &Packing) -> Tensor {
+        // In place: nothing needs the frozen layer's own output, not even the backward pass.
+        layer.frozen(input).g_add_(&self.delta(site, input, rows))
     }
 }
 
@@ -87,12 +88,23 @@ impl Linear {
     /// - `input`: `[tokens, d_in]`, packed as `rows` says
     /// - returns: `[tokens, d_out]`
     pub fn forward(&self, input: &Tensor, rows: &Packing, adapters: Option<&dyn LinearDelta>) -> Tensor {
-        let output = product(input, &self.weight, self.bias.as_ref());
         match (self.site, adapters) {
-            (Some(site), Some(adapters)) => adapters.add_to(output, site, input, rows),
-            _ => output,
+            (Some(site), Some(adapters)) => adapters.adapted(self, site, input, rows),
+            _ => self.frozen(input),
         }
     }
+
+    /// `W x + b`.
+    pub(crate) fn frozen(&self, input: &Tensor) -> Tensor {
+        product(input, &self.weight, self.bias.as_ref())
+    }
+}
+
+/// Whether `input` is a few tokens on a CPU, one of each row as in decoding, by which weights are multiplied the other way round.
+pub(crate) fn is_few_rows(input: &Tensor) -> bool {
+    matches!(input.size2(), Ok((rows, _)) if FEW_ROWS.contains(&rows))
+        && input.kind() == Kind::Float
+        && fused::takes(input)
 }
 
 /// `x W^T + b`, for tokens that are read together in training and one by one in decoding. Weights and bias are frozen.
@@ -102,17 +114,7 @@ impl Linear {
 /// - `weight`: `[d_out, d_in]`, `bias`: `[d_out]`
 /// - returns: `[.., d_out]`
 pub(crate) fn product(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
-    match input.size2() {
-        Ok((rows, _)) if input.kind() == Kind::Float && fused::takes(input) => {
-            product_on_cpu(input, rows, weight, bias)
-        }
-        _ => input.linear(weight, bias),
-    }
-}
-
-/// The same for `[rows, d_in]` in f32 on a CPU.
-fn product_on_cpu(input: &Tensor, rows: i64, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
-    if FEW_ROWS.contains(&rows) {
+    if is_few_rows(input) {
         // MKL lays its right factor out anew in every product. That must not be the weights, of which each is used a few times only.
         let product = weight.matmul(&input.tr()).tr().contiguous();
         return match bias {
@@ -120,7 +122,7 @@ fn product_on_cpu(input: &Tensor, rows: i64, weight: &Tensor, bias: Option<&Tens
             None => product,
         };
     }
-    if rows > 1 && rows * weight.numel() as i64 >= MANY_MULTIPLICATIONS {
+    if input.dim() == 2 && fused::takes(input) && fused::takes(weight) {
         return fused::frozen_linear(input, weight, bias);
     }
     input.linear(weight, bias)

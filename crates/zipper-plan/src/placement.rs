@@ -45,6 +45,25 @@ impl Placement {
     /// Where memory does not allow it, a rank takes as many banks as fit, and the others share the work that is left as
     /// evenly as that order allows.
     ///
+    /// ```
+    /// use zipper_plan::{Placement, PlacementProblem};
+    /// use zipper_types::{Rank, WorldSize};
+    ///
+    /// // One language has three quarters of the work, two others an eighth each.
+    /// let placement = Placement::solve(&PlacementProblem {
+    ///     work: vec![6.0, 1.0, 1.0],
+    ///     world_size: WorldSize(4),
+    ///     max_banks_per_rank: None,
+    /// })?;
+    /// assert_eq!(placement.owners(0), 0..=2);
+    /// assert_eq!(placement.languages_of(Rank(3)), [1, 2]);
+    ///
+    /// // Language and cost of each utterance: three of the first language, one of each other.
+    /// let hands = placement.deal(&[(0, 2.0), (1, 1.0), (0, 2.0), (2, 1.0), (0, 2.0)]);
+    /// assert_eq!(hands[3], [1, 3]);
+    /// # Ok::<(), zipper_plan::PlanError>(())
+    /// ```
+    ///
     /// # Errors
     /// [`PlanError::TooLittleMemory`] if the banks do not fit into all ranks together.
     ///

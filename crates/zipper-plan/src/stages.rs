@@ -20,6 +20,16 @@ impl StageSchedule {
     }
 
     /// The stage in which the step after `completed` is made; nothing when the run has no more steps.
+    ///
+    /// ```
+    /// use zipper_plan::StageSchedule;
+    /// use zipper_types::{Stage, Step};
+    ///
+    /// let schedule = StageSchedule { align_steps: 700, zipper_steps: 400, validate_every: 0 };
+    /// assert_eq!(schedule.stage_after(Step(699)), Some(Stage::Align));
+    /// assert_eq!(schedule.stage_after(Step(700)), Some(Stage::Zipper));
+    /// assert_eq!(schedule.stage_after(Step(1100)), None);
+    /// ```
     pub fn stage_after(&self, completed: Step) -> Option<Stage> {
         if completed.0 < self.align_steps {
             Some(Stage::Align)

@@ -62,6 +62,12 @@ impl Sum for Counts {
 /// Counts in words of the strings as they are: `jiwer.wer`.
 ///
 /// Words are separated by a space or by two or more white-space characters; a lone tab is part of a word.
+///
+/// ```
+/// let counts = zipper_score::word_counts("three hundred twenty four", "three hundred forty four");
+/// assert_eq!((counts.edits, counts.length), (1, 4));
+/// assert_eq!(counts.rate(), 0.25);
+/// ```
 pub fn word_counts(reference: &str, hypothesis: &str) -> Counts {
     let (reference, hypothesis) = (separate_words(reference), separate_words(hypothesis));
     counts(&words(&reference), &words(&hypothesis))

@@ -36,20 +36,8 @@ pub(super) fn seed_tensor(seeds: &[u64], device: Device) -> Tensor {
 #[derive(Debug)]
 pub(super) struct Dropped {
     /// `[tokens, features]`.
-    x: Tensor,
-    hashes: DropoutHashes,
-}
-
-impl Dropped {
-    /// Drops each feature with probability `rate`.
-    ///
-    /// # Shapes
-    /// - `x`: `[tokens, features]`, packed as `rows` says
-    /// - `seeds`: `[rows]`, from [`seed_tensor`]
-    pub(super) fn new(x: Tensor, seeds: &Tensor, site_key: u64, rows: &Packing, rate: f64) -> Self {
-        let hashes = hashes(seeds, site_key, rows, x.size()[1], rate);
-        Self { x, hashes }
-    }
+    pub(super) x: Tensor,
+    pub(super) hashes: DropoutHashes,
 }
 
 impl Activation for Dropped {
@@ -79,8 +67,17 @@ impl Activation for Dropped {
     }
 }
 
-/// What decides which features are dropped, each with probability `rate`.
-fn hashes(seeds: &Tensor, site_key: u64, rows: &Packing, features: i64, rate: f64) -> DropoutHashes {
+/// What decides which features are dropped, each with probability `rate`, of tokens that are packed as `rows` says.
+///
+/// # Shapes
+/// - `seeds`: `[rows]`, from [`seed_tensor`]
+pub(super) fn hashes(
+    seeds: &Tensor,
+    site_key: u64,
+    rows: &Packing,
+    features: i64,
+    rate: f64,
+) -> DropoutHashes {
     let counted = |counter: &Tensor| counter * INCREMENT.cast_signed();
     let of_rows = finalize_all(seeds + site_key.cast_signed());
     let of_tokens = of_rows.index_select(0, rows.row_of_token()) + counted(rows.positions());
@@ -246,7 +243,10 @@ mod tests {
         let seeds = seed_tensor(&[1, 42, 3], Device::Cpu);
         let random = |shape: [i64; 2]| Tensor::randn(shape, (Kind::Double, Device::Cpu));
         let (x, matrix) = (random([15, 13]), random([3, 13]));
-        let dropped = Dropped::new(x.shallow_clone(), &seeds, site_key("a"), &packing, 0.3);
+        let dropped = Dropped {
+            x: x.shallow_clone(),
+            hashes: hashes(&seeds, site_key("a"), &packing, 13, 0.3),
+        };
         let kept = &x * mask(&dropped.hashes).logical_not();
         let expected = kept.matmul(&matrix.tr());
         let parts = dropped.split(&[5, 10]);

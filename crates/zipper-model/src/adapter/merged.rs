@@ -1,10 +1,11 @@
 //! Adapters merged for one step: what the forward pass multiplies by, and how its gradients get back.
 
 use tch::{Device, Tensor};
+use zipper_aten::fused::{self, DropoutHashes, LowRank};
 
 use super::dropout::{self, Dropped};
 use super::{Adapters, LastPass};
-use crate::linear::{LinearDelta, SiteId};
+use crate::linear::{Linear, LinearDelta, SiteId, is_few_rows};
 use crate::packing::Packing;
 
 /// The pair (A, B(l)) that a language comes down to at one adapted layer: an ordinary LoRA adapter.
@@ -226,24 +227,44 @@ pub struct AdaptedRows<'a> {
 impl AdaptedRows<'_> {
     /// `s * A x`, `[tokens, r]`, in the element type of the adapters.
     fn low_rank(&self, site: &MergedSite, input: &Tensor, rows: &Packing) -> Tensor {
+        let x = input.to_kind(site.a.of_slot(0).kind());
+        let scale = self.scale();
+        match self.dropout(site, input, rows) {
+            None => site.a.multiply(&x, &self.slots, rows) * scale,
+            Some(hashes) => site.a.multiply(&Dropped { x, hashes }, &self.slots, rows) * scale,
+        }
+    }
+
+    /// What is dropped of the input of a layer; nothing where nothing is.
+    fn dropout(&self, site: &MergedSite, input: &Tensor, rows: &Packing) -> Option<DropoutHashes> {
         assert_eq!(
             rows.batch(),
             self.num_rows,
             "the micro batch has as many rows as languages were given"
         );
-        let scale = self.merged.scale;
-        let x = input.to_kind(site.a.of_slot(0).kind());
-        let Some(seeds) = &self.seeds else {
-            return site.a.multiply(&x, &self.slots, rows) * scale;
-        };
-        let rate = self.merged.dropout;
+        let seeds = self.seeds.as_ref()?;
         assert_eq!(
             rows.numbers().len(),
             self.num_rows,
             "dropout is for whole micro batches"
         );
-        let dropped = Dropped::new(x, seeds, site.key, rows, rate);
-        site.a.multiply(&dropped, &self.slots, rows) * (scale / (1.0 - rate))
+        let features = input.size()[1];
+        Some(dropout::hashes(
+            seeds,
+            site.key,
+            rows,
+            features,
+            self.merged.dropout,
+        ))
+    }
+
+    /// What low-rank products are multiplied by: s, and the factor of what is not dropped.
+    fn scale(&self) -> f64 {
+        let MergedAdapters { scale, dropout, .. } = self.merged;
+        match self.seeds {
+            None => *scale,
+            Some(_) => scale / (1.0 - dropout),
+        }
     }
 
     /// What `used` makes of a layer's B(l).
@@ -263,12 +284,28 @@ impl LinearDelta for AdaptedRows<'_> {
             .to_kind(input.kind())
     }
 
-    fn add_to(&self, mut output: Tensor, site: SiteId, input: &Tensor, rows: &Packing) -> Tensor {
-        let low_rank = self.low_rank(&self.merged.sites[site], input, rows);
-        self.with_b(site, |b| match b.of_all(&self.slots) {
-            // One product that adds up, where it can.
-            Some(b) if b.kind() == output.kind() => output.addmm_(&low_rank, &b.tr()),
-            _ => output.g_add_(&b.multiply(&low_rank, &self.slots, rows).to_kind(input.kind())),
+    /// In one operation with the frozen layer, where that can be done.
+    fn adapted(&self, layer: &Linear, site: SiteId, input: &Tensor, rows: &Packing) -> Tensor {
+        let merged = &self.merged.sites[site];
+        self.with_b(site, |b| {
+            let one_pair = merged.a.of_all(&self.slots).zip(b.of_all(&self.slots));
+            let is_fused = |(a, b): &(&Tensor, &Tensor)| {
+                let all = [input, &layer.weight, a, b];
+                all.iter().all(|x| fused::takes(x) && x.kind() == input.kind()) && !is_few_rows(input)
+            };
+            let Some((a, b)) = one_pair.filter(is_fused) else {
+                let low_rank = self.low_rank(merged, input, rows);
+                let delta = b.multiply(&low_rank, &self.slots, rows);
+                return layer.frozen(input).g_add_(&delta.to_kind(input.kind()));
+            };
+            let dropout = self.dropout(merged, input, rows);
+            let lora = LowRank {
+                a,
+                b,
+                scale: self.scale(),
+                dropout: dropout.as_ref(),
+            };
+            fused::adapted_linear(input, &layer.weight, layer.bias.as_ref(), &lora)
         })
     }
 }
