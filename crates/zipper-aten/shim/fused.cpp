@@ -345,6 +345,22 @@ struct Dropout {
   int64_t multiplier;
   int64_t threshold;
 
+  void keep(AutogradContext* ctx) const {
+    ctx->saved_data["of_tokens"] = of_tokens;
+    ctx->saved_data["of_features"] = of_features;
+    ctx->saved_data["multiplier"] = multiplier;
+    ctx->saved_data["threshold"] = threshold;
+  }
+
+  static Dropout kept(AutogradContext* ctx) {
+    auto& data = ctx->saved_data;
+    return {
+        data["of_tokens"].toTensor(),
+        data["of_features"].toTensor(),
+        data["multiplier"].toInt(),
+        data["threshold"].toInt()};
+  }
+
   Hashes hashes() const {
     return {
         of_tokens.const_data_ptr<int64_t>(),
@@ -393,17 +409,15 @@ struct DroppedProduct : Function<DroppedProduct> {
   static at::Tensor forward(
       AutogradContext* ctx, const at::Tensor& input, const at::Tensor& a, const Dropout& dropout) {
     const auto x = input.contiguous();
-    ctx->save_for_backward({x, a, dropout.of_tokens, dropout.of_features});
-    ctx->saved_data["multiplier"] = dropout.multiplier;
-    ctx->saved_data["threshold"] = dropout.threshold;
+    ctx->save_for_backward({x, a});
+    dropout.keep(ctx);
     return inner_product(dropout.of(x), a);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const auto &x = saved[0], &a = saved[1];
-    const Dropout dropout{
-        saved[2], saved[3], ctx->saved_data["multiplier"].toInt(), ctx->saved_data["threshold"].toInt()};
+    const auto dropout = Dropout::kept(ctx);
     at::Tensor of_x, of_a;
     if (ctx->needs_input_grad(0)) {
       of_x = grads[0].matmul(a);
@@ -432,18 +446,16 @@ struct AdaptedLinear : Function<AdaptedLinear> {
     const auto low_rank = inner_product(dropout.of(x), a).mul_(scale);
     auto y = inner_product(x, weight, bias);
     y.addmm_(low_rank, b.t());
-    ctx->save_for_backward({x, weight, a, b, low_rank, dropout.of_tokens, dropout.of_features});
+    ctx->save_for_backward({x, weight, a, b, low_rank});
     ctx->saved_data["scale"] = scale;
-    ctx->saved_data["multiplier"] = dropout.multiplier;
-    ctx->saved_data["threshold"] = dropout.threshold;
+    dropout.keep(ctx);
     return y;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const auto &x = saved[0], &weight = saved[1], &a = saved[2], &b = saved[3], &low_rank = saved[4];
-    const Dropout dropout{
-        saved[5], saved[6], ctx->saved_data["multiplier"].toInt(), ctx->saved_data["threshold"].toInt()};
+    const auto dropout = Dropout::kept(ctx);
     const auto grad = grads[0].contiguous();
     const auto of_low_rank = inner_product(grad, b.t()).mul_(ctx->saved_data["scale"].toDouble());
     at::Tensor of_x, of_a, of_b, kept;

@@ -294,9 +294,7 @@ impl LinearDelta for AdaptedRows<'_> {
                 all.iter().all(|x| fused::takes(x) && x.kind() == input.kind()) && !is_few_rows(input)
             };
             let Some((a, b)) = one_pair.filter(is_fused) else {
-                let low_rank = self.low_rank(merged, input, rows);
-                let delta = b.multiply(&low_rank, &self.slots, rows);
-                return layer.frozen(input).g_add_(&delta.to_kind(input.kind()));
+                return layer.frozen(input).g_add_(&self.delta(site, input, rows));
             };
             let dropout = self.dropout(merged, input, rows);
             let lora = LowRank {
