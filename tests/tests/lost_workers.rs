@@ -6,7 +6,8 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, mkfifo};
 use zipper_tests::{Finished, Fixture, Launched, processes, wait_until};
 
 /// Starts a long run with the settings `more`, sends `signal` to the worker of `node`, which is its rank, in the middle of it, and
@@ -107,4 +108,53 @@ fn thread_2_a_stopped_worker_is_named_when_a_collective_times_out() {
         took < Duration::from_secs(100),
         "heartbeats told of it first: {took:?}"
     );
+}
+
+/// Heartbeats go on, and a file is opened that never opens, as on a mount that is dead: no collective misses the worker, and no step. It is
+/// named and replaced, and the evaluation is made.
+#[test]
+fn a_worker_that_hangs_in_an_evaluation_is_replaced() {
+    let fixture = Fixture::new();
+    let config = fixture.write_config("long.yaml", |text| {
+        text.replace("steps: 6,", "steps: 100,")
+            .replace("untrained: true", "untrained: false")
+            .replace("no_audio_control: true", "no_audio_control: false")
+    });
+    let config = config.display().to_string();
+    let run = fixture.run_url("run");
+    let mut arguments = vec!["--nodes", "2", "--config", &config, "--run", &run];
+    for set in [
+        "model.encoder.cache=null",
+        "data.validation=[]",
+        "runtime.first_collective_timeout=20s",
+        "elastic.hang_min=5s",
+    ] {
+        arguments.extend(["--set", set]);
+    }
+    let launched = Launched::start(&arguments);
+    let at = |name: &str| fixture.path().join(name);
+    let checkpoint = at("run/checkpoints/step-00000004/MANIFEST.json");
+    wait_until("the first checkpoint is written", || checkpoint.exists());
+    // zipper-launch has read all audio by now.
+    let (audio, kept, pipe) = (
+        at("corpus/test-en-00.wav"),
+        at("corpus/kept.wav"),
+        at("corpus/pipe"),
+    );
+    fs::copy(&audio, &kept).expect("the corpus is there");
+    mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR).expect("the folder is writable");
+    fs::rename(&pipe, &audio).expect("the folder is writable");
+    let log = at("run/logs/coordinator.log");
+    wait_until("the hang is found", || {
+        fs::read_to_string(&log).is_ok_and(|log| log.contains("nothing was decoded for"))
+    });
+    fs::rename(&kept, &audio).expect("the folder is writable");
+    let finished = launched.wait();
+    let stderr = &finished.stderr;
+    assert_eq!(finished.code, Some(0), "{stderr}");
+    assert!(
+        stderr.contains("nothing was decoded for") && stderr.contains(" lives, but does not get on: "),
+        "{stderr}"
+    );
+    assert!(at("run/eval/table.json").exists());
 }

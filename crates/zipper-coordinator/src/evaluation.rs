@@ -187,3 +187,28 @@ async fn read(
     let bytes = store.get_if_there(&format!("{name}.json")).await?;
     Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schedule::tests::config;
+
+    /// The loss of a set is the mean over its tokens, by which checkpoints are chosen.
+    #[test]
+    fn the_loss_is_that_of_a_token() {
+        let decoded = |nll| Decoded {
+            id: "u".to_owned(),
+            lang: "en".to_owned(),
+            reference: "one".to_owned(),
+            hypothesis: "one".to_owned(),
+            nll,
+        };
+        let loss =
+            |all: &[Decoded]| score_set(&config(""), &EvaluationSet::Validation, false, Step(5), all).loss;
+        assert_eq!(
+            loss(&[decoded(Some((6.0, 3))), decoded(Some((2.0, 1)))]),
+            Some(2.0)
+        );
+        assert_eq!(loss(&[decoded(None)]), None);
+    }
+}

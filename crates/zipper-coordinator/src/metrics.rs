@@ -144,6 +144,21 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_line_has_the_loss_of_each_language() {
+        let german = v1::LanguageMetrics {
+            nll: 6.0,
+            tokens: 4,
+            utterances: 2,
+        };
+        let metrics = v1::StepMetrics {
+            by_language: [("de".to_owned(), german)].into(),
+            ..step(1, 1.5)
+        };
+        let line: serde_json::Value = serde_json::from_str(&line(&metrics)).expect("it is JSON");
+        assert_eq!(line["by_language"]["de"]["loss"], 1.5);
+    }
+
     /// Goal: a run of days does not write hundreds of megabytes every two seconds, and never has more unwritten than is told
     /// again.
     #[test]

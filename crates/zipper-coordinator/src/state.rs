@@ -12,7 +12,8 @@
 //! - TASK-1: a task is given out after every rank has completed the one before.
 //! - CKPT-1: a manifest is published after every rank of one generation has reported its parts of that step.
 //! - END-1: a run is done or stopped only when every checkpoint that its ranks were to write is published.
-//! - BUDGET-1: no node's workers are started again more often than the budget says, nor are those of the run.
+//! - BUDGET-1: no node's workers are started again more often than the budget says, nor are those of the run; and no failure comes back
+//!   more often than that without a step in between that is new.
 
 mod accounts;
 mod checkpoints;
@@ -303,6 +304,8 @@ pub struct State {
     nodes: BTreeMap<u32, Node>,
     /// Until when each loss counts, over all nodes.
     failures: Vec<Now>,
+    /// Losses since a step was completed that no generation had completed before.
+    fruitless: u32,
     /// Failures that were counted by this coordinator.
     failed: u64,
     /// What is left to do, the next thing last.
@@ -357,6 +360,7 @@ impl State {
             given_up: BTreeSet::new(),
             nodes: BTreeMap::new(),
             failures: Vec::new(),
+            fruitless: 0,
             failed: 0,
             left: Vec::new(),
             next_task: past.next_task,

@@ -35,14 +35,16 @@ pub struct ElasticConfig {
     /// How often the workers of one node may fail before the node is left out.
     #[serde(default = "default_restarts_per_node")]
     pub restarts_per_node: u32,
-    /// How often the run may lose workers before it ends; several that are lost together count once.
+    /// How often the run may lose workers before it ends; several that are lost together count once. Nor may it lose them more often than
+    /// that, in whatever time, without a step in between that was never made before.
     #[serde(default = "default_restarts_per_run")]
     pub restarts_per_run: u32,
     /// Pause before a failed worker is started again; it doubles with every failure of the node, up to a minute.
     #[serde(default = "default_restart_backoff", with = "crate::duration")]
     #[schemars(with = "String")]
     pub restart_backoff: Duration,
-    /// A run hangs when no step is completed for this many times the longest of the recent steps.
+    /// A run hangs when no step is completed for this many times the longest of the recent steps. In an evaluation a rank hangs when it
+    /// decodes no batch for this many times the longest batch so far, and for `runtime.first_collective_timeout`.
     #[serde(default = "default_hang_factor")]
     pub hang_factor: f64,
     /// But never before this long.

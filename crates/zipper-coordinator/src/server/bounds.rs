@@ -417,6 +417,41 @@ mod tests {
     }
 
     #[test]
+    fn agents_speak_of_their_own_node() {
+        let bounds = bounds();
+        let agent = |node_rank| {
+            Some(v1::AgentContext {
+                node_rank,
+                ..v1::AgentContext::default()
+            })
+        };
+        let mut exit = v1::ReportWorkerExitRequest {
+            agent: agent(1),
+            worker: Some(v1::WorkerProcess {
+                worker_id: "node1/0".to_owned(),
+                incarnation: 1,
+            }),
+            ..v1::ReportWorkerExitRequest::default()
+        };
+        assert_eq!(exit.check(&bounds), Ok(()));
+        exit.agent = agent(0);
+        assert!(exit.check(&bounds).is_err());
+        assert!(
+            v1::AgentHeartbeatRequest { agent: agent(2) }
+                .check(&bounds)
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn numbers_are_finite_and_not_negative() {
+        assert_eq!(number("work", 0.0), Ok(()));
+        for other in [-1.0, f64::INFINITY, f64::NAN] {
+            assert!(number("work", other).is_err(), "{other}");
+        }
+    }
+
+    #[test]
     fn only_slots_of_the_run_are_workers() {
         let bounds = bounds();
         assert_eq!(bounds.slot("node1/0"), Ok((1, 0)));

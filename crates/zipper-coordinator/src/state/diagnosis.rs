@@ -71,10 +71,28 @@ pub(super) struct Loss {
     victims: Vec<Victim>,
     /// Processes that ended by themselves.
     ended: Vec<(Rank, Ended)>,
-    /// No step was completed for so long.
-    hang: Option<(Duration, BTreeSet<Rank>)>,
+    /// Nothing was done for too long.
+    hang: Option<Hang>,
     /// Watchers know.
     told: bool,
+}
+
+/// A task that did not go on, although heartbeats did.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Hang {
+    pub(super) stuck_in: Stuck,
+    /// For longer than this.
+    pub(super) patience: Duration,
+    /// Ranks that the others wait for.
+    pub(super) culprits: BTreeSet<Rank>,
+}
+
+/// What a task that hangs was to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stuck {
+    Training,
+    Evaluating,
+    Saving,
 }
 
 /// What was known of a rank when its generation ended.
@@ -193,7 +211,7 @@ impl Loss {
         let hung = |rank: &Rank| {
             self.hang
                 .as_ref()
-                .is_some_and(|(_, culprits)| culprits.contains(rank))
+                .is_some_and(|hang| hang.culprits.contains(rank))
         };
         if let Some(rank) = self.rank_of(&ended.worker, ended.incarnation)
             && !self.silent.contains(&rank)
@@ -205,9 +223,9 @@ impl Loss {
         }
     }
 
-    /// No step was completed for `patience`, and `culprits` are where the others wait.
-    pub(super) fn hang(&mut self, patience: Duration, culprits: &BTreeSet<Rank>) {
-        self.hang = Some((patience, culprits.clone()));
+    /// The generation ended because its task did not go on.
+    pub(super) fn hang(&mut self, hang: Hang) {
+        self.hang = Some(hang);
     }
 
     /// A cause, and a rank that tells what it did to the others: that is the whole story. After a while, whatever is known.
@@ -224,14 +242,14 @@ impl Loss {
         let meeting = self.meeting(&lost);
         let mut suspects = lost;
         suspects.extend(meeting.iter().flat_map(|meeting| &meeting.missing));
-        suspects.extend(self.hang.iter().flat_map(|(_, culprits)| culprits));
+        suspects.extend(self.hang.iter().flat_map(|hang| &hang.culprits));
         for victim in &self.victims {
             suspects.remove(&victim.rank);
         }
         let mut sentences = Vec::new();
-        if let Some((patience, _)) = &self.hang {
-            let patience = humantime::format_duration(Duration::from_secs(patience.as_secs()));
-            sentences.push(format!("no step was completed for {patience}"));
+        if let Some(hang) = &self.hang {
+            let patience = humantime::format_duration(Duration::from_secs(hang.patience.as_secs()));
+            sentences.push(format!("{} for {patience}", hang.stuck_in.missed()));
         }
         if suspects.is_empty() {
             let told = |victim: &Victim| format!("{}: {}", self.describe(victim.rank), victim.message);
@@ -242,7 +260,13 @@ impl Loss {
             told.extend(and_more(suspects.len()));
             sentences.push(told.join("; "));
         }
+        let all_came = meeting
+            .as_ref()
+            .is_some_and(|meeting| meeting.arrived.len() == self.ranks.len());
         sentences.extend(meeting.map(|meeting| self.describe_meeting(&meeting, !suspects.is_empty())));
+        if self.hang.is_some() && all_came {
+            sentences.push("All ranks had come, so look at the network between them".to_owned());
+        }
         if sentences.is_empty() {
             sentences.push("a worker left its generation and joined again".to_owned());
         }
@@ -336,6 +360,12 @@ impl Loss {
             None if self.silent.contains(&rank) => {
                 format!("{who}: no heartbeat for {silence:.1}s; at the last one {state}")
             }
+            None if self.is_stuck_alone(rank) => {
+                format!(
+                    "{who} lives, but does not get on: at its last heartbeat, {silence:.1}s ago, {state} (if one batch of an \
+                     evaluation may take so long, raise `runtime.first_collective_timeout`)"
+                )
+            }
             None => {
                 format!(
                     "{who} did not come, although it lives: at its last heartbeat, {silence:.1}s ago, {state} (if its part \
@@ -343,6 +373,13 @@ impl Loss {
                 )
             }
         }
+    }
+
+    /// Whether a rank hangs in something that it does by itself.
+    fn is_stuck_alone(&self, rank: Rank) -> bool {
+        self.hang
+            .as_ref()
+            .is_some_and(|hang| hang.stuck_in != Stuck::Training && hang.culprits.contains(&rank))
     }
 
     fn describe_meeting(&self, meeting: &Meeting<'_>, explained: bool) -> String {
@@ -380,6 +417,17 @@ impl Loss {
 /// What stands for the ranks that are not named.
 fn and_more(ranks: usize) -> Option<String> {
     (ranks > NAMED).then(|| format!("{} more ranks", ranks - NAMED))
+}
+
+impl Stuck {
+    /// What should have happened.
+    fn missed(self) -> &'static str {
+        match self {
+            Self::Training => "no step was completed",
+            Self::Evaluating => "nothing was decoded",
+            Self::Saving => "the state was not copied for its checkpoint",
+        }
+    }
 }
 
 impl Known {

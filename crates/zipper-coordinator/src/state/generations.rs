@@ -122,6 +122,7 @@ impl State {
         self.loss = Some(loss);
         self.leave_generation(now, Why::Loss);
         self.failures.push(now + self.config.elastic.restart_window);
+        self.fruitless += 1;
         self.failed += 1;
     }
 
@@ -338,7 +339,10 @@ impl State {
 
     /// A rank has completed a step.
     pub(super) fn progressed(&mut self, now: Now, step: Step, idle: Duration, effects: &mut Vec<Effect>) {
-        self.furthest = self.furthest.max(step);
+        if step > self.furthest {
+            self.furthest = step;
+            self.fruitless = 0;
+        }
         let Phase::Together(together) = &mut self.phase else {
             return;
         };

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use zipper_types::{Rank, WorkerId};
 
+use super::diagnosis::{Hang, Stuck};
 use super::members::Status;
 use super::{Collective, Effect, Now, Phase, Planned, State, Verdict};
 
@@ -25,6 +26,7 @@ impl State {
         }
         for member in self.members.values_mut() {
             member.heard = (member.heard + asleep).min(now);
+            member.progress = (member.progress + asleep).min(now);
         }
         for node in self.nodes.values_mut() {
             node.heard = (node.heard + asleep).min(now);
@@ -56,28 +58,13 @@ impl State {
         self.end_if_hopeless(now, effects);
     }
 
-    /// Heartbeats go on, but no step is completed: ends the generation, without the ranks that the others wait for.
+    /// Heartbeats go on, but nothing else does: ends the generation, without the ranks that the others wait for.
     pub(super) fn find_hang(&mut self, now: Now) {
-        let training = self
-            .running
-            .as_ref()
-            .is_some_and(|running| matches!(running.planned, Planned::Train { .. }));
-        let Phase::Together(together) = &self.phase else {
-            return;
-        };
-        let elastic = &self.config.elastic;
-        let patience = match together.recent.iter().max() {
-            Some(longest) => longest.mul_f64(elastic.hang_factor).max(elastic.hang_min),
-            // Models may still be loaded, and caches are cold.
-            None => self.config.runtime.first_collective_timeout.max(elastic.hang_min),
-        };
-        if !training || now.saturating_sub(together.progress) <= patience {
-            return;
-        }
-        let culprits = self.behind();
+        let Some(hang) = self.hang(now) else { return };
+        let culprits = hang.culprits.clone();
         self.break_generation(now);
         if let Some(loss) = &mut self.loss {
-            loss.hang(patience, &culprits);
+            loss.hang(hang);
         }
         for rank in culprits {
             let worker = self.loss.as_ref().and_then(|loss| loss.worker(rank).cloned());
@@ -85,6 +72,45 @@ impl State {
                 self.drop_member(now, &worker);
             }
         }
+    }
+
+    /// What has not gone on for too long, if anything.
+    fn hang(&self, now: Now) -> Option<Hang> {
+        let Phase::Together(together) = &self.phase else {
+            return None;
+        };
+        let running = self.running.as_ref()?;
+        let elastic = &self.config.elastic;
+        let many_times = |longest: Duration| longest.mul_f64(elastic.hang_factor).max(elastic.hang_min);
+        // Models may still be loaded, and caches are cold.
+        let first = self.config.runtime.first_collective_timeout.max(elastic.hang_min);
+        let stuck_in = match running.planned {
+            Planned::Train { .. } => {
+                let longest = together.recent.iter().max();
+                let patience = longest.map_or(first, |&longest| many_times(longest));
+                let is_stuck = now.saturating_sub(together.progress) > patience;
+                return is_stuck.then(|| Hang {
+                    stuck_in: Stuck::Training,
+                    patience,
+                    culprits: self.behind(),
+                });
+            }
+            Planned::Evaluate { .. } => Stuck::Evaluating,
+            Planned::Save { .. } => Stuck::Saving,
+        };
+        // Each rank is on its own, and how long its longest batch may take is not known before.
+        let patience = many_times(running.longest_pause).max(first);
+        let members = self.members.values();
+        let stuck = members.filter(|member| now.saturating_sub(member.progress) > patience);
+        let culprits: BTreeSet<Rank> = stuck
+            .filter_map(super::Member::rank)
+            .filter(|rank| !running.outcomes.contains_key(rank))
+            .collect();
+        (!culprits.is_empty()).then_some(Hang {
+            stuck_in,
+            patience,
+            culprits,
+        })
     }
 
     /// Ranks that are not where others wait: in no collective, or in an earlier one of the same group. Each group counts its own, so

@@ -22,6 +22,9 @@ pub struct Ledger {
     repeated_steps: u64,
     /// How much longer each loss counts (`elastic.restart_window`).
     failures: Vec<f64>,
+    /// Losses since a step was completed that had not been before.
+    #[serde(default)]
+    fruitless: u32,
     /// Nodes whose agents are known.
     nodes: Vec<NodeLedger>,
 }
@@ -59,6 +62,7 @@ impl State {
             losses: accounts.losses,
             repeated_steps: accounts.repeated_steps,
             failures: remaining(&self.failures),
+            fruitless: self.fruitless,
             nodes: nodes.collect(),
         }
     }
@@ -76,6 +80,7 @@ impl State {
             left.filter_map(|left| left.checked_sub(away)).collect()
         };
         self.failures = remaining(&ledger.failures);
+        self.fruitless = ledger.fruitless;
         self.accounts = Accounts::of(
             ledger
                 .spent

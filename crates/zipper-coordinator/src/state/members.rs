@@ -47,7 +47,7 @@ pub struct Sign {
     pub hostname: String,
     /// How far its training thread is.
     pub step: Step,
-    /// Time since it completed that step, or since its task began.
+    /// Time since it completed that step or decoded a batch, or since its task began.
     pub idle: Duration,
     /// Its newest collective operation.
     pub collective: Option<Collective>,
@@ -109,6 +109,8 @@ pub(super) struct Member {
     pub(super) hostname: String,
     pub(super) status: Status,
     pub(super) heard: Now,
+    /// When it last got on with its task, or the task began.
+    pub(super) progress: Now,
     pub(super) doing: String,
     pub(super) store_address: String,
     pub(super) held: Vec<HeldState>,
@@ -246,6 +248,12 @@ impl State {
             member.compute_seconds = sign.compute_seconds;
             member.work = sign.work;
             member.store_reads = sign.store_reads;
+            let at = now.saturating_sub(sign.idle).max(member.progress);
+            if let Some(running) = &mut self.running {
+                let pause = at.saturating_sub(member.progress);
+                running.longest_pause = running.longest_pause.max(pause);
+            }
+            member.progress = at;
             self.progressed(now, sign.step, sign.idle, effects);
         }
     }
@@ -328,6 +336,7 @@ impl Member {
             hostname: hostname.to_owned(),
             status: Status::Loading,
             heard,
+            progress: heard,
             doing: String::new(),
             store_address: String::new(),
             held: Vec::new(),
@@ -350,6 +359,7 @@ impl Member {
     pub(super) fn take_seat(&mut self, rank: Rank, step: Step, now: Now) {
         self.status = Status::Member(rank);
         self.heard = now;
+        self.progress = now;
         self.step = step;
         self.held.clear();
         self.collective = None;

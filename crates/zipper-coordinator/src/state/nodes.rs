@@ -276,17 +276,24 @@ impl State {
         let elastic = &self.config.elastic;
         let (window, budget) = (elastic.restart_window, elastic.restarts_per_run);
         self.failures.retain(|&until| now <= until);
-        if self.failures.len() as u32 > budget {
-            let lost = self.loss.as_ref().map_or_else(String::new, |loss| {
-                format!("; the last time: {}", loss.diagnose(now, self.generation))
-            });
-            let verdict = Verdict::Failed(format!(
-                "the run lost workers {} times within {}, more often than `elastic.restarts_per_run` = {budget} allows{lost}",
-                self.failures.len(),
-                humantime::format_duration(window)
-            ));
-            self.end(now, verdict, effects);
-        }
+        let recent = self.failures.len() as u32;
+        let how = if recent > budget {
+            format!("{recent} times within {}", humantime::format_duration(window))
+        } else if self.fruitless > budget {
+            format!(
+                "{} times in a row and never got beyond step {}",
+                self.fruitless, self.furthest
+            )
+        } else {
+            return;
+        };
+        let lost = self.loss.as_ref().map_or_else(String::new, |loss| {
+            format!("; the last time: {}", loss.diagnose(now, self.generation))
+        });
+        let verdict = Verdict::Failed(format!(
+            "the run lost workers {how}, more often than `elastic.restarts_per_run` = {budget} allows{lost}"
+        ));
+        self.end(now, verdict, effects);
     }
 
     /// What is to be told of the nodes that an earlier coordinator of the launch has left out: only that one's watchers have heard of it.

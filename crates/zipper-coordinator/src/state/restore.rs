@@ -110,11 +110,7 @@ impl State {
             if let Some(place) = self.left.iter().rposition(|left| *left == planned) {
                 self.left.truncate(place);
             }
-            self.running = Some(Running {
-                id,
-                planned,
-                outcomes: BTreeMap::new(),
-            });
+            self.running = Some(Running::new(id, planned));
         }
     }
 }

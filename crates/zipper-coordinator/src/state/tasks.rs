@@ -1,11 +1,12 @@
 //! Tasks: given out one after the other, each to all ranks of a generation.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use zipper_types::{Rank, Step};
 
 use super::checkpoints::Closing;
-use super::{Decoded, Effect, Failure, Now, Outcome, Phase, State, Stop, Verdict};
+use super::{Decoded, Effect, Failure, Now, Outcome, Phase, Standing, State, Stop, Verdict};
 use crate::schedule::{self, Planned};
 
 /// The task that ranks work on.
@@ -14,6 +15,20 @@ pub(super) struct Running {
     pub(super) id: u64,
     pub(super) planned: Planned,
     pub(super) outcomes: BTreeMap<Rank, Outcome>,
+    /// The longest time in which a rank was heard of without getting on.
+    pub(super) longest_pause: Duration,
+}
+
+impl Running {
+    /// A task of which no rank has done anything yet.
+    pub(super) fn new(id: u64, planned: Planned) -> Self {
+        Self {
+            id,
+            planned,
+            outcomes: BTreeMap::new(),
+            longest_pause: Duration::ZERO,
+        }
+    }
 }
 
 impl State {
@@ -71,11 +86,10 @@ impl State {
             if let Phase::Together(together) = &mut self.phase {
                 together.progress = now;
             }
-            self.running = Some(Running {
-                id,
-                planned,
-                outcomes: BTreeMap::new(),
-            });
+            for member in self.members.values_mut() {
+                member.progress = now;
+            }
+            self.running = Some(Running::new(id, planned));
         } else {
             let verdict = match &self.stop_requested {
                 Some(stop) if self.cut_short || !self.left.is_empty() => {
@@ -172,6 +186,15 @@ impl State {
 
     /// A worker cannot go on as it is.
     pub(super) fn failed(&mut self, now: Now, failure: Failure, effects: &mut Vec<Effect>) {
+        // GEN-1: what happened to a process that was given up, or in a generation before the newest, decides nothing any more. Whoever is in
+        // none yet may still find that it cannot do what the configuration says.
+        let standing = self.standing(&failure.worker, failure.incarnation, failure.generation);
+        let is_stale = failure
+            .generation
+            .is_some_and(|generation| generation < self.generation);
+        if standing == Standing::GivenUp || is_stale {
+            return;
+        }
         let rank = self
             .members
             .get(&failure.worker)

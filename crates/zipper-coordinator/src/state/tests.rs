@@ -600,6 +600,30 @@ fn what_trying_again_cannot_help_ends_the_run() {
     assert_eq!(play.state.verdict(), Some(&Verdict::Config(reason)));
 }
 
+/// Ranks that left for somebody who never came have the rest of their task to do.
+#[test]
+fn ranks_that_yield_to_nobody_go_on_from_their_step() {
+    let mut play = Play::formed("", 5);
+    play.complete(0, Outcome::Yielded { reached: Step(7) });
+    let effects = play.complete(1, Outcome::Yielded { reached: Step(7) });
+    assert_eq!(words(&effects), ["train 7-9"]);
+}
+
+/// GEN-1: neither a process that was given up nor what happened in a generation before the newest ends the run.
+#[test]
+fn failures_of_the_past_end_nothing() {
+    let mut play = Play::formed("", 0);
+    play.apply(exit(1, None, Some(9)));
+    play.apply(failed(1, false, true));
+    assert_eq!(play.state.verdict(), None, "its process is not to come back");
+    for (local_rank, incarnation) in [(0, 1), (1, 2)] {
+        play.apply(Event::Joined(joining(local_rank, incarnation)));
+    }
+    assert!(play.state.together() > Some(FIRST));
+    play.apply(failed(0, true, true));
+    assert_eq!(play.state.verdict(), None, "that generation is over");
+}
+
 #[test]
 fn the_rendezvous_names_who_came() {
     let mut play = Play::new("", 0);

@@ -230,6 +230,38 @@ async fn metrics_after_the_step_of_resumption_go_at_once() {
     assert_eq!(metric_lines(&store).await, [], "the run begins anew");
 }
 
+/// What can never be published is not tried for ever.
+#[tokio::test]
+async fn a_checkpoint_without_its_parts_ends_the_run() {
+    let directory = TempDir::new().expect("a folder");
+    let store = run_in(&directory);
+    let coordinator = Coordinator::start(&store, config()).await;
+    let mut fleet = Fleet::join(&coordinator, &store).await;
+    fleet.train_task().await;
+    for (rank, member) in fleet.members.clone().into_iter().enumerate() {
+        let part = v1::CheckpointPart {
+            path: format!("nowhere{rank}"),
+            bytes: 3,
+            blake3: "0".repeat(64),
+            object: None,
+        };
+        let request = v1::ReportCheckpointPartsRequest {
+            member: Some(member),
+            step: 2,
+            stage: v1::Stage::Align.into(),
+            parts: vec![part],
+        };
+        let reported = fleet.client.report_checkpoint_parts(request).await;
+        reported.expect("members may report");
+    }
+    while !fleet.heartbeat().await.stop_requested {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let verdict = fleet.verdict().await;
+    assert!(verdict.reason.contains("cannot be published"), "{verdict:?}");
+    assert_eq!(coordinator.ended().await, ExitStatus::Failed);
+}
+
 fn failed(member: &v1::MemberContext, config: bool) -> v1::ReportFailureRequest {
     v1::ReportFailureRequest {
         member: Some(member.clone()),

@@ -127,6 +127,11 @@ impl Shared {
         }
     }
 
+    /// A batch is decoded; as with steps, only the thread that does it calls this.
+    pub(crate) fn got_on(&self) {
+        lock(&self.progress).since = Instant::now();
+    }
+
     /// A task begins: time without a step counts from now.
     pub(crate) fn task_begins(&self, step: Step, doing: &'static str) {
         {

@@ -309,6 +309,36 @@ fn thread_1_the_run_has_a_budget_of_its_own() {
     );
 }
 
+/// A failure that comes back whenever its step does ends the run however long it takes to get there; one after a new step does not.
+#[test]
+fn thread_1_losses_without_a_new_step_are_never_forgotten() {
+    let lose = |play: &mut Play, incarnation: u64, step: u64| {
+        play.apply(Event::Joined(ready(0, incarnation)));
+        let generation = play.state.together().expect("one worker is enough");
+        play.now += Duration::from_hours(2);
+        let sign = alive(0, generation, step);
+        play.apply(Event::Heartbeat(Sign {
+            incarnation: Incarnation(incarnation),
+            ..sign
+        }));
+        play.apply(ended(0, incarnation));
+    };
+    let budget = "elastic: {restarts_per_run: 2, restarts_per_node: 2, restart_window: 1h}";
+    let mut play = training(budget, crew(1, 1));
+    for (incarnation, step) in [(1, 6), (2, 7), (3, 8), (4, 8)] {
+        lose(&mut play, incarnation, step);
+    }
+    assert_eq!(play.state.verdict(), None, "two in a row at step 8 are allowed");
+    lose(&mut play, 5, 8);
+    assert!(
+        play.failure().contains(
+            "3 times in a row and never got beyond step 8, more often than `elastic.restarts_per_run` = 2"
+        ),
+        "{}",
+        play.failure()
+    );
+}
+
 /// The report of an exit may arrive a second time, when the next process of the slot has ended as well.
 #[test]
 fn an_exit_that_is_reported_again_late_counts_once() {
@@ -316,10 +346,77 @@ fn an_exit_that_is_reported_again_late_counts_once() {
     play.apply(ended(1, 1));
     play.apply(ended(1, 2));
     let failures = play.state.failures();
+    assert_eq!(failures, 3, "one generation, two exits");
     assert_eq!(play.apply(ended(1, 1)), []);
     assert_eq!(play.state.failures(), failures);
     let advice = play.state.advice_for_worker(1, &worker(1), Incarnation(2));
     assert!(matches!(advice, Some(Advice::Start { .. })), "{advice:?}");
+}
+
+/// The answer to an agent may be lost: it says again that it has come.
+#[test]
+fn an_agent_that_repeats_itself_has_lost_nothing() {
+    let mut play = training("", crew(1, 2));
+    assert_eq!(play.apply(agent(1, 1)), []);
+    assert_eq!((play.state.together(), play.state.failures()), (Some(FIRST), 0));
+}
+
+#[test]
+fn a_given_up_process_is_ended_also_where_another_one_ended_before() {
+    let mut play = training("", crew(1, 2));
+    play.apply(ended(1, 1));
+    play.apply(Event::Joined(ready(1, 2)));
+    play.apply(Event::Joined(ready(1, 3)));
+    assert_eq!(play.state.to_kill(1), [(worker(1), Incarnation(2))]);
+}
+
+/// What is left of a run is counted in workers, not in nodes.
+#[test]
+fn nodes_count_with_all_their_workers() {
+    let mut play = Play::new("elastic: {restarts_per_node: 0}", 5);
+    play.state.crew = Crew {
+        min_workers: 2,
+        max_workers: 4,
+        nodes: 2,
+        workers_per_node: 2,
+    };
+    for node in 0..2 {
+        play.apply(agent(node, 1));
+    }
+    let effects = play.apply(ended(1, 1));
+    assert_eq!(words(&effects), ["left out node 1"]);
+    assert_eq!(play.state.verdict(), None, "node 0 has two");
+}
+
+/// A survivor that lives and never comes back holds nobody up for longer than it may.
+#[test]
+fn a_survivor_that_does_not_come_back_is_given_up() {
+    let mut play = training("", crew(1, 3));
+    let timeout = play.state.config().elastic.regroup_timeout.as_secs();
+    play.apply(ended(2, 1));
+    play.apply(back(0, held(7, &[0, 1])));
+    let both = |play: &mut Play| (0..2).for_each(|node| drop(play.sees(node, FIRST, 7)));
+    play.seconds(timeout, both);
+    assert_eq!(play.state.together(), None, "node 1 is awaited");
+    play.seconds(1, both);
+    assert_eq!(
+        play.state.standing(&worker(1), Incarnation(1), Some(FIRST)),
+        Standing::GivenUp
+    );
+    assert!(play.state.together().is_some());
+}
+
+/// With fewer than a run needs, what the survivors remember is stored nevertheless when it is to stop.
+#[test]
+fn a_stop_after_a_loss_stores_what_the_survivors_have() {
+    let mut play = training("", crew(2, 2));
+    play.apply(ended(1, 1));
+    play.apply(stop());
+    let effects = play.apply(back(0, held(7, &[0, 1])));
+    assert_eq!(
+        words(&effects),
+        ["broken at 5", "form 1 from memory of 7", "save 7"]
+    );
 }
 
 /// An agent that comes anew has lost its workers, whatever became of them.
@@ -385,6 +482,125 @@ fn a_hang_is_found_by_the_lack_of_progress() {
     );
 }
 
+/// In an evaluation ranks work by themselves: one that decodes nothing any more is given up, and not one that is done or slow.
+#[test]
+fn a_rank_that_hangs_in_an_evaluation_is_found() {
+    let mut play = training("runtime: {first_collective_timeout: 1m}", crew(1, 3));
+    for rank in (0..3).chain([0]) {
+        let whole = play.whole(rank);
+        play.complete(rank, whole);
+    }
+    assert!(is_evaluation(play.state.task().expect("a task is under way").1));
+    // Rank 1 decodes a batch in 8 seconds, rank 2 none after its third.
+    let mut last_of_2 = Duration::ZERO;
+    let begun = play.now;
+    let mut found = None;
+    for second in 1..=200 {
+        play.now += Duration::from_secs(1);
+        let now = play.now;
+        if second % 8 == 0 && second <= 24 {
+            last_of_2 = now;
+        }
+        let batch = begun + Duration::from_secs(second / 8 * 8);
+        for (node, since) in [(0, begun), (1, batch), (2, last_of_2.max(begun))] {
+            let sign = alive(node, FIRST, 9);
+            play.apply(Event::Heartbeat(Sign {
+                idle: now.saturating_sub(since),
+                ..sign
+            }));
+        }
+        play.apply(Event::Tick);
+        if play.state.together().is_none() {
+            found = Some(second);
+            break;
+        }
+    }
+    // Ten times 8 s after the last batch.
+    assert_eq!(found, Some(24 + 80 + 1));
+    let standing = |play: &Play, node| play.state.standing(&worker(node), Incarnation(1), Some(FIRST));
+    assert_eq!(standing(&play, 2), Standing::GivenUp);
+    assert_eq!(standing(&play, 1), Standing::Outside);
+    play.wait(Duration::from_secs(6));
+    let told = play.effects.iter().find_map(|effect| match effect {
+        Effect::Broken { reason, .. } => Some(reason.as_str()),
+        _ => None,
+    });
+    let told = told.expect("it is told");
+    assert!(
+        told.starts_with(
+            "nothing was decoded for 1m 20s. worker `node2/0` (rank 2) on host2 lives, but does not get on"
+        ),
+        "{told}"
+    );
+}
+
+/// Heartbeats are rarer than steps where steps are short.
+#[test]
+fn several_steps_in_one_heartbeat_share_its_time() {
+    let mut play = training("elastic: {hang_factor: 5, hang_min: 10s}", crew(1, 2));
+    let at_8 = |play: &mut Play| (0..2).for_each(|node| drop(play.sees(node, FIRST, 8)));
+    play.seconds(9, |_| ());
+    at_8(&mut play);
+    play.seconds(15, at_8);
+    assert!(
+        play.state.together().is_some(),
+        "three steps of 3 s each: patience is 15 s"
+    );
+    play.seconds(1, at_8);
+    assert_eq!(play.state.together(), None);
+}
+
+/// One rank that is ahead does not make the others guilty.
+#[test]
+fn where_most_are_behind_nobody_is_at_fault() {
+    let mut play = training("elastic: {hang_factor: 5, hang_min: 10s}", crew(1, 3));
+    let all = |play: &mut Play| {
+        for node in 0..3 {
+            let mut sign = alive(node, FIRST, 6);
+            let sequence = if node == 0 { 72 } else { 71 };
+            sign.collective = Some(diagnosis::collective("world", sequence, false));
+            play.apply(Event::Heartbeat(sign));
+        }
+    };
+    play.seconds(4, |_| ());
+    all(&mut play);
+    play.seconds(21, all);
+    assert_eq!(play.state.together(), None);
+    for node in 0..3 {
+        assert_eq!(
+            play.state.standing(&worker(node), Incarnation(1), Some(FIRST)),
+            Standing::Outside
+        );
+    }
+}
+
+/// Everybody is in the same operation, which does not end: nobody is given up, and the network is what to look at.
+#[test]
+fn a_collective_that_all_have_come_to_and_that_hangs_is_nobodys_fault() {
+    let mut play = training("elastic: {hang_factor: 5, hang_min: 10s}", crew(1, 2));
+    let all = |play: &mut Play| {
+        for node in 0..2 {
+            let mut sign = alive(node, FIRST, 6);
+            sign.collective = Some(diagnosis::collective("world", 71, false));
+            play.apply(Event::Heartbeat(sign));
+        }
+    };
+    play.seconds(4, |_| ());
+    all(&mut play);
+    play.seconds(21, all);
+    assert_eq!(play.state.together(), None);
+    play.apply(back(0, held(6, &[0, 1])));
+    let effects = play.apply(back(1, held(6, &[0, 1])));
+    let Effect::Broken { reason, .. } = &effects[0] else {
+        panic!("it is told: {effects:?}");
+    };
+    assert!(
+        reason.starts_with("no step was completed for 20s")
+            && reason.contains("had come to it. All ranks had come, so look at the network"),
+        "{reason}"
+    );
+}
+
 /// Each group counts its own operations: whoever waits in that of a bank is not behind a rank that has done many with all others.
 #[test]
 fn a_rank_that_waits_in_another_group_is_not_behind() {
@@ -429,13 +645,17 @@ fn the_coordinators_own_sleep_is_nobodys_fault() {
 fn a_straggler_is_named_once_with_its_share_of_the_time() {
     let mut play = training("elastic: {straggler_steps: 2}", crew(1, 3));
     play.now = Duration::from_secs(10);
-    for node in 0..3 {
-        let mut sign = alive(node, FIRST, 7);
-        sign.work = 100.0;
-        sign.compute_seconds = if node == 2 { 8.0 } else { 4.0 };
-        play.apply(Event::Heartbeat(sign));
+    let mut effects = Vec::new();
+    for step in [6, 8] {
+        assert_eq!(effects, [], "one step is too few");
+        for node in 0..3 {
+            let mut sign = alive(node, FIRST, step);
+            sign.work = 100.0;
+            sign.compute_seconds = [3.0, 4.0, 8.0][node as usize];
+            play.apply(Event::Heartbeat(sign));
+        }
+        effects = play.apply(Event::Tick);
     }
-    let effects = play.apply(Event::Tick);
     let Some(Effect::Straggler {
         rank,
         factor,
