@@ -9,8 +9,8 @@
 //! eval/<set>-step-00000500.json   scores of an evaluation; with `-silenced` behind the set those of the control without speech
 //! eval/<set>-step-00000500.jsonl  what the model wrote
 //! eval/table.json                 the results at the end of the run
-//! data/report.json                utterances and hours by language
-//! data/skipped.json               utterances that were left out
+//! data/report.json                utterances and hours by language, and the fingerprint of what is trained on; written once
+//! data/skipped.json               utterances that are left out; written once
 //! lease/000000000001/claim.json   which coordinator has the run; the newest claim counts
 //! probes/<name>.json               written and deleted to see whether the store can be used
 //! uploads/<name>.json              an upload in pieces that is under way, or was interrupted
@@ -19,14 +19,14 @@
 //!     shared.safetensors          projector, shared adapter parameters
 //!     banks/<language>.safetensors
 //!     optimizer/shared.safetensors, optimizer/banks/<language>.safetensors
-//!     state.json                  sampler, schedule, counters
+//!     state.json                  sampler, fingerprint of what it draws from, schedule, counters
 //!     WRITER.json                 which generation writes under these names; others under `generation-4/`
 //!     MANIFEST.json               last
 //! ```
 
 use zipper_types::{Generation, Rank, Step};
 
-/// Utterances and hours of every language, as the launcher counted them.
+/// Utterances and hours of every language, as the launcher counted them, and the fingerprint of the training corpus.
 pub const CORPUS_REPORT: &str = "data/report.json";
 
 /// The resolved configuration of the run.
@@ -37,7 +37,7 @@ pub const TRAIN_METRICS: &str = "metrics/train.jsonl";
 pub const STATUS: &str = "metrics/status.json";
 /// Directory of the event files that TensorBoard reads.
 pub const TENSORBOARD: &str = "metrics/tensorboard";
-/// Ids of the utterances that were left out because of their audio.
+/// Ids of the utterances that are left out because of their audio, as the launch that began the run found it.
 pub const SKIPPED: &str = "data/skipped.json";
 /// Directory of the coordinator's journal.
 pub const JOURNAL: &str = "journal";

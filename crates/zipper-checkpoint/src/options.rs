@@ -7,8 +7,8 @@ use std::time::Duration;
 /// How long requests may take, and how large they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoreOptions {
-    /// How long a failed request is repeated by itself before it is an error. A holder of a lease keeps it well under the
-    /// lease's time to live, so that no request outlives the right to make it by much.
+    /// How long a failed request is repeated by itself before it is an error. Where a lease is renewed it is well under the lease's time
+    /// to live, so that the answer is not older than the right that it is about.
     pub retry_timeout: Duration,
     /// How long one request may take, its body included.
     pub request_timeout: Duration,

@@ -167,7 +167,7 @@ impl RunStore {
     ///
     /// # Errors
     /// As [`RunStore::put_create`], [`crate::ErrorKind::AlreadyExists`] only after some repetitions.
-    pub(crate) async fn create_or_get(&self, path: &str, bytes: Bytes) -> Result<Option<Bytes>> {
+    pub async fn create_or_get(&self, path: &str, bytes: Bytes) -> Result<Option<Bytes>> {
         let mut repetitions = 0;
         loop {
             match self.put_create(path, bytes.clone()).await {

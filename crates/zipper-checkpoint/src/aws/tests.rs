@@ -87,6 +87,20 @@ fn missing_credentials_are_refused() {
     .expect("a public bucket needs none");
 }
 
+/// Goal: a role that the environment names is as good as keys, also away from AWS.
+#[test]
+fn a_role_of_the_environment_is_enough() {
+    for name in [
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        "AWS_METADATA_ENDPOINT",
+    ] {
+        let found = credentials(&environment(&[(name, "x")]), None, None, true);
+        assert!(found.is_ok_and(|keys| keys.is_none()), "{name}");
+    }
+}
+
 /// Goal: with virtual-hosted requests the bucket is part of the host, once.
 #[test]
 fn virtual_hosted_requests_put_the_bucket_before_the_host() {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use zipper_checkpoint::{CheckpointError, ErrorKind, RunStore};
-use zipper_simstore::{Backing, Crash, Faults, FaultyStore, Moment, NoFaults};
+use zipper_simstore::{Backing, Crash, Faults, FaultyStore, Moment, NoFaults, Request};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry {
@@ -35,6 +35,30 @@ async fn append(run: &RunStore, by: &str, from: u64, to: u64) -> (u64, Result<()
 }
 
 const ENTRIES: u64 = 4;
+
+/// As S3 does while another creation of the same object is under way, which may fail yet.
+struct Busy;
+
+#[async_trait::async_trait]
+impl Faults for Busy {
+    async fn before(&self, request: &Request) -> object_store::Result<()> {
+        if request.number > 0 {
+            return Ok(());
+        }
+        Err(object_store::Error::AlreadyExists {
+            path: request.path.clone(),
+            source: "409".into(),
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_creation_that_is_refused_although_nothing_is_there_is_repeated() {
+    let run = run(&Backing::new(), Arc::new(Busy));
+    run.journal().append(0, &entry("first", 0)).await.unwrap();
+    let found: Vec<(u64, Entry)> = run.journal().read_all().await.unwrap();
+    assert_eq!(found, [(0, entry("first", 0))]);
+}
 
 #[tokio::test]
 async fn a_crash_at_any_request_leaves_a_history_that_another_one_continues() {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::future::{join_all, try_join_all};
 use zipper_checkpoint::{CheckpointError, PartRecord, RunStore, StoreOptions, layout};
-use zipper_simstore::{Backing, Crash, Faults, FaultyStore, Gate, Moment, NoFaults};
+use zipper_simstore::{Backing, Crash, Faults, FaultyStore, Gate, Moment, NoFaults, Request};
 use zipper_tests::manifest;
 use zipper_types::{Generation, Step};
 
@@ -307,20 +307,72 @@ async fn a_checkpoint_that_is_retired_meanwhile_is_not_gone_back_from() {
     publish(&run, Step(10)).await;
     publish(&run, Step(20)).await;
 
-    // The reader has seen the list, and nothing in it.
-    let gate = Arc::new(Gate::at(0, Moment::After));
-    let store = FaultyStore::new(Arc::clone(&backing), Arc::clone(&gate) as _);
-    let reader = RunStore::over(Arc::new(store), "memory://run").checkpoints();
-    let meanwhile = async {
-        gate.reached().await;
-        publish(&run, Step(30)).await;
-        run.checkpoints().remove(Step(20)).await.unwrap();
-        gate.open();
+    // The reader has seen the list; then also the manifest, and nothing that it names.
+    for (request, newest) in [(0, 20), (1, 30)] {
+        let gate = Arc::new(Gate::at(request, Moment::After));
+        let store = FaultyStore::new(Arc::clone(&backing), Arc::clone(&gate) as _);
+        let reader = RunStore::over(Arc::new(store), "memory://run").checkpoints();
+        let meanwhile = async {
+            gate.reached().await;
+            publish(&run, Step(newest + 10)).await;
+            run.checkpoints().remove(Step(newest)).await.unwrap();
+            gate.open();
+        };
+        let (latest, ()) = tokio::join!(reader.latest_readable(), meanwhile);
+        let latest = latest.unwrap();
+        assert!(latest.damaged.is_empty(), "{:?}", latest.damaged);
+        assert_eq!(
+            latest.manifest.map(|manifest| manifest.step),
+            Some(Step(newest + 10))
+        );
+    }
+}
+
+/// Harms what the first request reads, while it is on its way.
+struct Harm {
+    clean: RunStore,
+    right: Bytes,
+}
+
+impl Harm {
+    async fn put(&self, request: &Request, bytes: Bytes) {
+        if request.number == 0 {
+            self.clean.put(&request.path, bytes).await.unwrap();
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl Faults for Harm {
+    async fn before(&self, request: &Request) -> object_store::Result<()> {
+        self.put(request, Bytes::from_static(b"harmed")).await;
+        Ok(())
+    }
+
+    async fn after(&self, request: &Request) -> object_store::Result<()> {
+        self.put(request, self.right.clone()).await;
+        Ok(())
+    }
+}
+
+/// Goal: bytes that are harmed on their way are read again, and do not make a checkpoint damaged, which would be removed.
+#[tokio::test]
+async fn what_is_harmed_on_its_way_is_no_damage() {
+    let backing = Backing::new();
+    let clean = Fleet::healthy(&backing).coordinator;
+    publish(&clean, Step(10)).await;
+    let manifest = clean.checkpoints().load_manifest(Step(10)).await.unwrap();
+    let right = content(layout::STATE, Step(10), Generation(1));
+    let harm = Harm {
+        clean,
+        right: right.clone(),
     };
-    let (latest, ()) = tokio::join!(reader.latest_readable(), meanwhile);
-    let latest = latest.unwrap();
-    assert!(latest.damaged.is_empty(), "{:?}", latest.damaged);
-    assert_eq!(latest.manifest.map(|manifest| manifest.step), Some(Step(30)));
+    let reader = RunStore::over(
+        Arc::new(FaultyStore::new(backing, Arc::new(harm))),
+        "memory://run",
+    );
+    let read = reader.checkpoints().read_part(Step(10), &manifest.parts[0]).await;
+    assert_eq!(read.unwrap(), right);
 }
 
 /// Publishes a checkpoint of one part.
