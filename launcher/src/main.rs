@@ -1,7 +1,7 @@
 //! `zipper-launch`: what people type. Checks a run's input, starts its processes, shows how it goes.
 //!
-//! Reading order: `run` (the main job), `preflight` (everything that can be refused before anything starts), `resume` (what a run
-//! that is there goes on with), `signals`, `devices` (how many workers, on which GPUs), `plan` (who would hold what), `processes`
+//! Reading order: `run` (the main job), `preflight` (everything that can be refused before anything starts), `resume` and `data` (what a
+//! run that is there goes on with), `signals`, `devices` (how many workers, on which GPUs), `plan` (who would hold what), `processes`
 //! and `restarts` (coordinator and node agents), `agent` (one node's workers), `slurm` and `node` (the same in an allocation, and
 //! `submit`), `container`, `route`, `doctor` (what would go wrong), `display`, `page` and `table` (what people see), `logs`,
 //! `checkpoints`, `status`, `inspect` (what the router learnt), `sweep` (many runs side by side), `import` (corpora as manifests).
@@ -11,6 +11,7 @@ mod checkpoints;
 mod container;
 mod cores;
 mod credentials;
+mod data;
 mod devices;
 mod display;
 mod doctor;
@@ -111,7 +112,8 @@ enum Command {
     /// Make the run as a Slurm job, which stops with a checkpoint before its time limit, queues itself again and goes on.
     ///
     /// Takes what zipper-launch takes. What Slurm is asked for is in the section `cluster` of the configuration, and in these
-    /// flags. Prints the number of the job.
+    /// flags. Prints the number of the job; with `--json` a document with `job`, `run`, `output` (the file that the job writes) and
+    /// `script`; with `--print --json` one with `script` alone.
     ///
     /// Examples:
     ///   zipper-launch submit --nodes 4 --config run.yaml --run s3://bucket/runs/a --partition gpu --gpus-per-node 8 --time 4h
@@ -203,7 +205,10 @@ enum Command {
 
 fn main() -> ExitStatus {
     let arguments = Arguments::parse();
-    init_tracing_as("warn", arguments.log_format.map(Into::into));
+    init_tracing_as(
+        "warn,zipper_cli::progress=info",
+        arguments.log_format.map(Into::into),
+    );
     let runtime = match Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return finish(Err(error.into())),

@@ -1,20 +1,19 @@
 //! Everything that can be refused before a process starts: configuration, manifests, audio, the run itself.
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use bytes::Bytes;
-use indicatif::{ProgressBar, ProgressStyle};
-use zipper_checkpoint::{ErrorKind, RunStore, layout};
-use zipper_cli::UserError;
-use zipper_config::RunConfig;
-use zipper_config::schema::{OnBadAudio, StartFrom};
+use zipper_checkpoint::{RunStore, layout};
+use zipper_cli::{Progress, UserError};
+use zipper_config::schema::StartFrom;
+use zipper_config::{ConfigErrors, RunConfig};
 use zipper_data::{BadAudio, Corpus, DurationLimits, Utterance, check_audio, load_corpus};
 use zipper_plan::{Placement, PlacementProblem, SamplerProblem, banks_that_fit};
 use zipper_types::{Stage, Step, Variant, WorldSize};
 
 use crate::container;
+use crate::data::{self, RunData, TrainingData};
 use crate::devices::{self, Crew, Devices, Machines, NodeRange, Wishes};
 use crate::doctor;
 use crate::plan;
@@ -22,9 +21,6 @@ use crate::processes;
 use crate::resume::{self, Begun, Difference};
 use crate::run::{Arguments, Resume};
 use crate::slurm::{self, Allocation};
-
-/// Bad utterances that a message names; the others are counted.
-const NAMED: usize = 20;
 
 /// A run that may start.
 pub(crate) struct Prepared {
@@ -44,7 +40,8 @@ pub(crate) struct Prepared {
     pub(crate) logs: PathBuf,
 }
 
-/// Checks everything, and leaves in the run what its processes need: run.yaml, the corpus report, the ids to skip.
+/// Checks everything, and leaves in the run what its processes need: run.yaml, the ids to skip, the corpus report. What is there of these
+/// is never replaced: another launch may be at work with it.
 pub(crate) async fn prepare(
     arguments: &Arguments,
     allocation: Option<&Allocation>,
@@ -56,17 +53,19 @@ pub(crate) async fn prepare(
     let url = run_url(arguments, given.as_ref())?;
     let nodes = training_nodes(arguments, allocation)?;
     let store = RunStore::open(&url).map_err(|error| user(&error))?;
+    let is_new = !store.exists(layout::RUN_CONFIG).await?;
     let (config, changes) = configuration(&store, given, &overrides, arguments.resume).await?;
+    let of_run = RunData::read(&store).await?;
     if let Some(container) = &config.cluster.container {
         container::check(container)?;
     }
 
     // Decoding takes a while: signals are seen meanwhile.
-    let checked = config.clone();
-    let (train, skipped) = tokio::task::spawn_blocking(move || check_data(&checked))
+    let (checked, begun) = (config.clone(), of_run.clone());
+    let data = tokio::task::spawn_blocking(move || check_data(&checked, &begun))
         .await
         .context("the check of the data was cut off")??;
-    let problem = sampler_problem(&config, &train.utterances);
+    let problem = sampler_problem(&config, &data.corpus.utterances);
     let check_workers = |workers| {
         problem
             .check_world_size(WorldSize(workers))
@@ -95,16 +94,13 @@ pub(crate) async fn prepare(
         doctor::preflight(&config, &crew, &store, allocation.is_none()).await?;
     }
 
-    if !store.exists(layout::RUN_CONFIG).await? {
+    if is_new {
         store
             .put_create(layout::RUN_CONFIG, Bytes::from(config.to_yaml()))
             .await
             .context("the run cannot be created")?;
     }
-    let report = serde_json::to_vec_pretty(&train.report).context("the corpus report")?;
-    put_if_other(&store, layout::CORPUS_REPORT, report).await?;
-    let skipped = serde_json::to_vec(&skipped).context("the list of skipped utterances")?;
-    put_if_other(&store, layout::SKIPPED, skipped).await?;
+    of_run.complete(&store, &data).await?;
     let logs = log_folder(&store, &config)?;
     make_log_folder(&logs)?;
     let cores = match allocation {
@@ -188,19 +184,6 @@ async fn ask_for_devices(config: &RunConfig, allocation: Option<&Allocation>) ->
     Ok(devices)
 }
 
-/// Writes an object unless it has this content already: a launch that will be refused, because another one has the run, leaves
-/// what that one works with as it is.
-async fn put_if_other(store: &RunStore, path: &str, content: Vec<u8>) -> anyhow::Result<()> {
-    match store.get(path).await {
-        Ok(there) if there == content => return Ok(()),
-        Ok(_) => {}
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(error.into()),
-    }
-    store.put(path, Bytes::from(content)).await?;
-    Ok(())
-}
-
 /// The configuration of this launch, and how it differs from that of the run, if that was begun before.
 async fn configuration(
     store: &RunStore,
@@ -265,60 +248,46 @@ fn bank_memory(config: &RunConfig, world_size: WorldSize) -> anyhow::Result<Opti
 
 /// Reads the configuration and checks that what it names exists.
 pub(crate) fn read_config(file: &Path, overrides: &[String]) -> anyhow::Result<RunConfig> {
-    let source = file.display().to_string();
-    let user = |error: &dyn std::error::Error| UserError::new(error.to_string());
-    let config = zipper_config::load(file, overrides).map_err(|error| user(&error))?;
-    config.check_paths(&source).map_err(|error| {
-        user(&error).hint("paths are relative to the directory that zipper-launch is called in")
-    })?;
+    let hint = "paths are relative to the directory that zipper-launch is called in";
+    let config = zipper_config::load_checked(file, overrides).map_err(|error| refused(&error, hint))?;
     for warning in config.warnings() {
-        eprintln!("warning: {source}: {warning}");
+        eprintln!("warning: {}: {warning}", file.display());
     }
     Ok(config)
 }
 
-/// Reads all manifests and decodes all audio; returns the training corpus without what cannot be used, and the ids of
-/// what cannot be.
-fn check_data(config: &RunConfig) -> anyhow::Result<(Corpus, BTreeSet<String>)> {
+/// What is wrong with a configuration; with a hint on its paths, if one of them is not there.
+pub(crate) fn refused(error: &ConfigErrors, on_paths: &str) -> UserError {
+    let user = UserError::new(error.to_string());
+    if error.has_missing_paths() {
+        user.hint(on_paths)
+    } else {
+        user
+    }
+}
+
+/// Reads all manifests and decodes all audio; returns what is trained on, without what cannot be used.
+fn check_data(config: &RunConfig, of_run: &RunData) -> anyhow::Result<TrainingData> {
     let load = |paths: &[PathBuf]| read_manifests(config, paths);
-    let mut train = load(&config.data.train)?;
+    let train = load(&config.data.train)?;
     eprintln!("Training data:\n{}", train.report);
     let mut all = train.utterances.clone();
     all.extend(load(&config.data.validation)?.utterances);
     for test in &config.evaluation.tests {
         all.extend(load(std::slice::from_ref(&test.manifest))?.utterances);
     }
-    let bad = check_all_audio(&all);
-    if bad.is_empty() {
-        return Ok((train, BTreeSet::new()));
+    let languages = &config.data.languages;
+    if let Some(skipped) = of_run.skipped() {
+        // Other manifests are refused before anything is decoded.
+        let data = TrainingData::new(train, skipped.clone(), languages);
+        of_run.check_corpus(&data)?;
+        of_run.check_audio(&data, &all, &check_all_audio(&all))?;
+        return Ok(data);
     }
-    let mut named: Vec<String> = bad.iter().take(NAMED).map(ToString::to_string).collect();
-    if bad.len() > NAMED {
-        named.push(format!("and {} more", bad.len() - NAMED));
-    }
-    let named = named.join("\n  ");
-    match config.data.on_bad_audio {
-        OnBadAudio::Fail => {
-            let message = format!(
-                "{} of {} utterances have bad audio:\n  {named}",
-                bad.len(),
-                all.len()
-            );
-            let hint = "mend or remove them, or leave them out with `--set data.on_bad_audio=skip`";
-            Err(UserError::new(message).hint(hint).into())
-        }
-        OnBadAudio::Skip => {
-            eprintln!(
-                "warning: {} of {} utterances have bad audio and are left out:\n  {named}",
-                bad.len(),
-                all.len()
-            );
-            let ids: BTreeSet<String> = bad.into_iter().map(|bad| bad.id).collect();
-            train.utterances.retain(|utterance| !ids.contains(&utterance.id));
-            train.report.count(&train.utterances);
-            Ok((train, ids))
-        }
-    }
+    let skipped = data::decide_skipped(config.data.on_bad_audio, all.len(), check_all_audio(&all))?;
+    let data = TrainingData::new(train, skipped, languages);
+    of_run.check_corpus(&data)?;
+    Ok(data)
 }
 
 /// Reads manifests without looking at the audio.
@@ -329,13 +298,9 @@ pub(crate) fn read_manifests(config: &RunConfig, paths: &[PathBuf]) -> anyhow::R
 }
 
 fn check_all_audio(utterances: &[Utterance]) -> Vec<BadAudio> {
-    let style = ProgressStyle::with_template("Checking audio {bar:30} {pos}/{len} {eta}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar = ProgressBar::new(utterances.len() as u64).with_style(style);
+    let progress = Progress::new("Checking audio", utterances.len());
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let bad = check_audio(utterances, threads, |done| bar.set_position(done as u64));
-    bar.finish_and_clear();
-    bad
+    check_audio(utterances, threads, |done| progress.at(done))
 }
 
 pub(crate) fn sampler_problem(config: &RunConfig, utterances: &[Utterance]) -> SamplerProblem {

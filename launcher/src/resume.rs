@@ -3,11 +3,14 @@
 use std::fmt;
 
 use anyhow::Context;
+use bytes::Bytes;
 use serde_json::Value;
 use zipper_checkpoint::{CheckpointError, ErrorKind, RunStore, layout};
 use zipper_cli::UserError;
 use zipper_config::RunConfig;
+use zipper_data::stored_fingerprint;
 
+use crate::preflight;
 use crate::run::Resume;
 
 /// Sections and keys that say where and how a run is made, and not what is trained: they may change from launch to launch.
@@ -96,13 +99,9 @@ impl Begun {
 
     /// The run's own configuration with changes, for a launch without a file.
     pub(crate) fn changed(&self, overrides: &[String]) -> anyhow::Result<RunConfig> {
-        let user = |error: &dyn std::error::Error| UserError::new(error.to_string());
-        let config =
-            zipper_config::from_str(&self.text, &self.source, overrides).map_err(|error| user(&error))?;
-        config.check_paths(&self.source).map_err(|error| {
-            user(&error).hint("the run reads the same files wherever it goes on: make them available here")
-        })?;
-        Ok(config)
+        let config = zipper_config::from_str_checked(&self.text, &self.source, overrides);
+        let hint = "the run reads the same files wherever it goes on: make them available here";
+        Ok(config.map_err(|error| preflight::refused(&error, hint))?)
     }
 
     /// Shows what differs, and refuses what may not.
@@ -150,6 +149,29 @@ pub(crate) async fn check_checkpoints(store: &RunStore, resume: Resume) -> anyho
         store.url()
     ));
     Err(error.hint("begin it again with `--resume auto`").into())
+}
+
+/// The fingerprint of the training corpus in the newest checkpoint; nothing if there is none, or it is of an earlier version. One that is
+/// damaged or goes meanwhile is passed over: workers compare with the checkpoint that they go on from.
+pub(crate) async fn trained_on(store: &RunStore) -> anyhow::Result<Option<String>> {
+    match newest_state(store).await {
+        Ok(state) => Ok(state.and_then(|state| stored_fingerprint(&state).ok().flatten())),
+        Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound) => Ok(None),
+        Err(error) => Err(fault(error)),
+    }
+}
+
+/// `state.json` of the newest checkpoint.
+async fn newest_state(store: &RunStore) -> Result<Option<Bytes>, CheckpointError> {
+    let checkpoints = store.checkpoints();
+    let Some(step) = checkpoints.latest().await? else {
+        return Ok(None);
+    };
+    let manifest = checkpoints.load_manifest(step).await?;
+    match manifest.part(layout::STATE) {
+        Some(part) => checkpoints.read_part(step, part).await.map(Some),
+        None => Ok(None),
+    }
 }
 
 /// What trying again cannot help is the user's to mend.

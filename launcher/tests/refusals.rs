@@ -8,7 +8,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use bytes::Bytes;
 use tempfile::TempDir;
+use tokio::runtime::Runtime;
+use zipper_checkpoint::{FORMAT_VERSION, Manifest, RunStore, layout};
+use zipper_data::{DurationLimits, corpus_fingerprint, load_corpus};
+use zipper_types::{Generation, Stage, Step, WorldSize};
 
 /// `FOLDER` stands for the test's folder.
 const CONFIG: &str = "\
@@ -103,6 +108,38 @@ fn begin(folder: &Path) {
     write(folder, "run/run.yaml", &config.to_yaml());
 }
 
+/// Leaves in the run a checkpoint with nothing but this `state.json`.
+fn save(folder: &Path, state: &str) {
+    let run = folder.join("run").display().to_string();
+    let checkpoints = RunStore::open(&run).expect("it is a folder").checkpoints();
+    let state = Bytes::copy_from_slice(state.as_bytes());
+    let saved = async {
+        let part = checkpoints.put_part(Step(2), "", layout::STATE, state).await?;
+        let manifest = Manifest {
+            format_version: FORMAT_VERSION,
+            step: Step(2),
+            stage: Stage::Align,
+            created: "2026-01-02T03:04:05Z".to_owned(),
+            world_size: WorldSize(1),
+            generation: Generation(1),
+            parts: vec![part],
+        };
+        checkpoints.publish(&manifest).await
+    };
+    let runtime = Runtime::new().expect("threads can be started");
+    runtime.block_on(saved).expect("the folder is writable");
+}
+
+/// JSON with the fingerprint of the corpus as it is now, as in `state.json` and `data/report.json`.
+fn with_fingerprint(folder: &Path) -> String {
+    let config = zipper_config::load(&folder.join("run.yaml"), &[]).expect("the configuration would do");
+    let data = &config.data;
+    let corpus = load_corpus(&data.train, &data.languages, DurationLimits::from(data));
+    let utterances = corpus.expect("the manifest would do").utterances;
+    let fingerprint = corpus_fingerprint(&data.languages, &utterances);
+    format!(r#"{{"corpus_fingerprint": "{fingerprint}"}}"#)
+}
+
 fn launch(folder: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_zipper-launch"))
         .args(arguments)
@@ -111,8 +148,8 @@ fn launch(folder: &Path, arguments: &[&str]) -> Output {
         .expect("zipper-launch can be started")
 }
 
-/// Every file below `folder/run`.
-fn files_of_run(folder: &Path) -> Vec<PathBuf> {
+/// Every file below `folder/run`, and what is in it.
+fn files_of_run(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut files = Vec::new();
     let mut folders = vec![folder.join("run")];
     while let Some(next) = folders.pop() {
@@ -121,7 +158,8 @@ fn files_of_run(folder: &Path) -> Vec<PathBuf> {
             if path.is_dir() {
                 folders.push(path);
             } else {
-                files.push(path);
+                let content = fs::read(&path).expect("the file can be read");
+                files.push((path, content));
             }
         }
     }
@@ -168,11 +206,33 @@ fn all_refused(cases: &[Case]) {
         if !output.stdout.is_empty() {
             fault(format!("stdout: {}", String::from_utf8_lossy(&output.stdout)));
         }
-        if files_of_run(at) != before {
-            fault(format!("left in the run: {:?}", files_of_run(at)));
+        let after = files_of_run(at);
+        if after != before {
+            let paths: Vec<PathBuf> = after.into_iter().map(|(path, _)| path).collect();
+            fault(format!("something else is in the run now: {paths:?}"));
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n\n"));
+}
+
+#[test]
+fn thread_3_an_allocation_without_slurms_commands_is_refused() {
+    // Goal: where a job's script calls zipper-launch inside a container, it says so instead of taking one machine for the cluster.
+    let folder = folder();
+    let output = Command::new(env!("CARGO_BIN_EXE_zipper-launch"))
+        .args(["--config", "run.yaml", "--run", "run"])
+        .env("SLURM_JOB_ID", "7")
+        .env("PATH", "/nonexistent")
+        .current_dir(folder.path())
+        .output()
+        .expect("zipper-launch can be started");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(
+        stderr.contains("`scontrol` cannot be started") && stderr.contains("inside a container"),
+        "{stderr}"
+    );
+    assert!(files_of_run(folder.path()).is_empty());
 }
 
 #[test]
@@ -224,6 +284,22 @@ fn configurations_that_cannot_be_used_are_refused() {
             },
             arguments: &[],
             says: &["has 2 problems", "adapter.varient: unknown key", "adapter.rank: "],
+        },
+        Case {
+            shows: "a key, a value and a folder in one message",
+            spoil: |at| {
+                edit(at, "  variant:", "  varient:");
+                edit(at, "rank: 4", "rank: 0");
+                fs::remove_dir(at.join("llm")).expect("it is there");
+            },
+            arguments: &[],
+            says: &[
+                "has 3 problems",
+                "adapter.varient: unknown key",
+                "adapter.rank: 0 is not above 0",
+                "model.llm.path: `FOLDER/llm` does not exist",
+                "hint: paths are relative",
+            ],
         },
         Case {
             shows: "no languages",
@@ -473,6 +549,91 @@ fn runs_that_cannot_begin_or_go_on_are_refused() {
 }
 
 #[test]
+fn other_data_than_the_run_was_begun_with_are_refused() {
+    all_refused(&[
+        Case {
+            shows: "audio that is bad by now, beside that of what the run leaves out",
+            spoil: |at| {
+                edit(at, "on_bad_audio: fail", "on_bad_audio: skip");
+                begin(at);
+                write(at, "run/data/skipped.json", r#"["en-1"]"#);
+                write(at, "en-1.wav", "not audio");
+                write(at, "en-2.wav", "not audio");
+            },
+            arguments: &[],
+            says: &[
+                "error: 1 of 4 utterances have bad audio, and the run in `file://FOLDER/run` does not leave them out:\n  utterance \
+                 `en-2`: `FOLDER/en-2.wav`",
+                "hint: mend the files",
+            ],
+        },
+        Case {
+            shows: "what was left out stays so, although its audio is good by now (the workers stop the run here)",
+            spoil: |at| {
+                edit(at, "on_bad_audio: fail", "on_bad_audio: skip");
+                begin(at);
+                write(at, "run/data/skipped.json", r#"["en-1"]"#);
+            },
+            arguments: &["--nodes", "64"],
+            says: &[
+                "warning: utterances that this run leaves out because of their audio: 1",
+                "warning: 1 of them have good audio by now, and stay left out:\n  en-1\n",
+                "64 workers",
+            ],
+        },
+        Case {
+            shows: "a manifest that was edited since the run was begun",
+            spoil: |at| {
+                begin(at);
+                write(at, "run/data/skipped.json", "[]");
+                write(at, "run/data/report.json", &with_fingerprint(at));
+                add_line(at, &utterance("new", "en-0.wav", "en"));
+            },
+            arguments: &[],
+            says: &[
+                "error: the training data of the run in `file://FOLDER/run` are not those that it was begun with",
+                "hint: give them as they were",
+            ],
+        },
+        Case {
+            shows: "a manifest that was edited since a checkpoint was written, where that is all that there is",
+            spoil: |at| {
+                begin(at);
+                save(at, &with_fingerprint(at));
+                add_line(at, &utterance("new", "en-0.wav", "en"));
+            },
+            arguments: &[],
+            says: &[
+                "error: the training data of the run in `file://FOLDER/run` are not those that its newest checkpoint was written with",
+            ],
+        },
+        Case {
+            shows: "the same data may go on (the workers stop the run here)",
+            spoil: |at| {
+                begin(at);
+                write(at, "run/data/skipped.json", "[]");
+                write(at, "run/data/report.json", &with_fingerprint(at));
+                save(at, &with_fingerprint(at));
+            },
+            arguments: &["--nodes", "64"],
+            says: &["64 workers"],
+        },
+        Case {
+            shows: "earlier versions wrote no fingerprint: nothing is compared (the workers stop the run here)",
+            spoil: |at| {
+                begin(at);
+                write(at, "run/data/skipped.json", "[]");
+                write(at, "run/data/report.json", "{}");
+                save(at, "{}");
+                add_line(at, &utterance("new", "en-0.wav", "en"));
+            },
+            arguments: &["--nodes", "64"],
+            says: &["64 workers"],
+        },
+    ]);
+}
+
+#[test]
 fn other_configurations_are_refused_unless_they_train_the_same() {
     all_refused(&[
         Case {
@@ -561,6 +722,11 @@ fn a_run_goes_on_with_its_own_configuration() {
     assert!(
         gone.contains("model.llm.path") && gone.contains("make them available here"),
         "{gone}"
+    );
+    let both = refused(&["--set", "adapter.rnk=4"]);
+    assert!(
+        both.contains("adapter.rnk: unknown key") && both.contains("model.llm.path"),
+        "{both}"
     );
 }
 

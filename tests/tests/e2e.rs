@@ -253,6 +253,92 @@ fn thread_4_a_requeued_run_goes_on_from_its_newest_checkpoint() {
     }
 }
 
+/// A run goes on with the utterances that it was begun with: what it left out because of its audio stays left out when that was mended, and
+/// neither other audio that is bad nor another manifest is gone on with. The launches that are refused change nothing.
+#[test]
+fn a_run_keeps_the_utterances_that_it_was_begun_with() {
+    let fixture = Fixture::new();
+    fixture.write_config("long.yaml", |text| {
+        text.replace("steps: 6,", "steps: 60,")
+            .replace("every_steps: 4", "every_steps: 10")
+            .replace("untrained: true", "untrained: false")
+            .replace("  temperature: 2.0", "  temperature: 2.0\n  on_bad_audio: skip")
+    });
+    let corpus = fixture.path().join("corpus");
+    let spoil = |name: &str, content: &str| {
+        let path = corpus.join(name);
+        let before = fs::read(&path).expect("the corpus has it");
+        fs::write(path, content).expect("the corpus is writable");
+        before
+    };
+    let mend = |name: &str, content: &[u8]| fs::write(corpus.join(name), content).expect("it is writable");
+    let first = spoil("train-en-00.wav", "not audio");
+    let arguments = launch(&fixture, "long.yaml", "run", &["--nodes", "1"]);
+    let launched = Launched::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let metrics = fixture.path().join("run/metrics/train.jsonl");
+    wait_until("the first metrics are written", || metrics.exists());
+    kill(Pid::from_raw(launched.pid() as i32), Signal::SIGUSR1).expect("zipper-launch is running");
+    assert_code(&launched.wait(), 75);
+    let written = || {
+        let path = |name: &str| fixture.path().join(format!("run/data/{name}.json"));
+        ["skipped", "report"].map(|name| fs::read_to_string(path(name)).expect("it is written"))
+    };
+    let begun = written();
+    assert_eq!(begun[0], r#"["train-en-00"]"#);
+
+    mend("train-en-00.wav", &first);
+    let second = spoil("train-en-01.wav", "not audio");
+    let refused = run(&arguments);
+    assert_code(&refused, 2);
+    let why = "utterance `train-en-01`";
+    assert!(refused.stderr.contains(why), "{}", refused.stderr);
+    mend("train-en-01.wav", &second);
+    let manifest = fs::read_to_string(corpus.join("train.jsonl")).expect("the corpus has it");
+    let (fewer, _) = manifest.trim_end().rsplit_once('\n').expect("it has lines");
+    spoil("train.jsonl", fewer);
+    let refused = run(&arguments);
+    assert_code(&refused, 2);
+    let why = "not those that its newest checkpoint was written with";
+    assert!(refused.stderr.contains(why), "{}", refused.stderr);
+    mend("train.jsonl", manifest.as_bytes());
+
+    let resumed = run(&arguments);
+    assert_code(&resumed, 0);
+    let left_out = "stay left out:\n  train-en-00";
+    assert!(resumed.stderr.contains(left_out), "{}", resumed.stderr);
+    assert_eq!(written(), begun, "it is written once");
+}
+
+/// A worker that is started again and finds another manifest than its peers did would draw other batches: the run ends, and says so.
+#[test]
+fn a_worker_that_finds_another_manifest_ends_the_run() {
+    let fixture = Fixture::new();
+    fixture.write_config("long.yaml", |text| text.replace("steps: 6,", "steps: 5000,"));
+    let arguments = launch(&fixture, "long.yaml", "run", &["--nodes", "2"]);
+    let launched = Launched::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let checkpoint = fixture.path().join("run/checkpoints/step-00000004/MANIFEST.json");
+    wait_until("the first checkpoint is written", || checkpoint.exists());
+    let path = fixture.path().join("corpus/train.jsonl");
+    let manifest = fs::read_to_string(&path).expect("the corpus has it");
+    let (fewer, _) = manifest.trim_end().rsplit_once('\n').expect("it has lines");
+    fs::write(&path, fewer).expect("the corpus is writable");
+    let run_url = fixture.run_url("run");
+    let worker = processes(&["zipper-worker", "train", &run_url, "--node-rank\u{0}1"]);
+    kill(Pid::from_raw(worker[0]), Signal::SIGKILL).expect("the worker is running");
+    let finished = launched.wait();
+    assert_code(&finished, 2);
+    for words in ["worker `node1/0`", "the training data on", "was begun with"] {
+        assert!(
+            finished.stderr.contains(words),
+            "no `{words}` in:\n{}",
+            finished.stderr
+        );
+    }
+    wait_until("no process of the run is left", || {
+        processes(&[&run_url]).is_empty()
+    });
+}
+
 /// `zipper-launch stop` ends a run that it reaches by its store alone, with a checkpoint and exit code 75; what nobody makes is stopped.
 #[test]
 fn a_run_can_be_stopped_from_elsewhere() {

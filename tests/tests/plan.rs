@@ -206,8 +206,16 @@ fn one_worker_has_everything() {
         serde_json::json!(["en", "de", "vi"])
     );
     assert_eq!(plan["banks_moved_when_one_is_lost"], Value::Null);
+    assert_eq!(plan["zipper"]["ranks"][0]["remembered_bytes"], 0);
+    let epochs = |language: &Value| language["epochs_zipper"].as_f64();
+    let languages = plan["languages"].as_array().expect("a list");
+    assert!(
+        languages.iter().filter_map(epochs).all(|epochs| epochs > 0.0),
+        "{plan}"
+    );
     let table = launch(&arguments).stdout;
     assert!(table.contains("there is no other worker"), "{table}");
+    assert!(table.contains("Memory of a worker: frozen models "), "{table}");
 }
 
 /// Wrong input ends with exit code 2 and a message that says what to mend; nothing is written.

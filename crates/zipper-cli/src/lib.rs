@@ -1,7 +1,9 @@
-//! What the programs share on the command line: exit codes, how errors and hints are printed, logging, what they say about themselves.
+//! What the programs share on the command line: exit codes, how errors and hints are printed, logging, progress, what they say
+//! about themselves.
 
 mod about;
 mod logs;
+mod progress;
 
 use std::fmt;
 use std::io::Write;
@@ -11,6 +13,7 @@ pub use about::About;
 pub use logs::{
     Around, LOG_FORMAT, LogFormat, describe_process, init_tracing, init_tracing_as, log_format, write_logs_by,
 };
+pub use progress::Progress;
 
 /// How a program ends; scripts and Slurm rely on the numbers (docs/alarms.md).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

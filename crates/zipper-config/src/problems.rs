@@ -1,6 +1,7 @@
 //! What is wrong with a configuration, in words for its author.
 
 use std::fmt;
+use std::path::Path;
 
 /// Every problem of one configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub struct Problem {
     /// Key path, `training.align.lr`; empty for the file as a whole.
     key: String,
     message: String,
+    /// It is that a file or folder is not there.
+    is_missing_path: bool,
 }
 
 impl ConfigErrors {
@@ -32,6 +35,11 @@ impl ConfigErrors {
     /// Every problem, in the order they were found.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
+    }
+
+    /// Whether something that the configuration points to is not there.
+    pub fn has_missing_paths(&self) -> bool {
+        self.problems.iter().any(|problem| problem.is_missing_path)
     }
 }
 
@@ -64,6 +72,14 @@ impl Problem {
         Self {
             key: key.into(),
             message: message.into(),
+            is_missing_path: false,
+        }
+    }
+
+    pub(crate) fn of_missing_path(key: impl Into<String>, path: &Path) -> Self {
+        Self {
+            is_missing_path: true,
+            ..Self::of_key(key, format!("`{}` does not exist", path.display()))
         }
     }
 
@@ -73,7 +89,7 @@ impl Problem {
 
     /// Puts what serde says of the value at `path` into our words.
     pub(crate) fn from_serde(path: &[String], message: &str) -> Self {
-        let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+        let quoted: Vec<&str> = quoted(message).collect();
         let below = |name: &str| {
             let mut path = path.to_vec();
             if path.last().is_none_or(|last| last != name) {
@@ -102,17 +118,56 @@ impl Problem {
 
     /// The segments of the key.
     pub(crate) fn path(&self) -> Vec<String> {
-        let key = self.key.replace('[', ".[");
-        key.split('.')
-            .filter(|segment| !segment.is_empty())
-            .map(str::to_owned)
-            .collect()
+        segments(&self.key)
+    }
+
+    /// The same problem of another key.
+    pub(crate) fn moved(self, path: &[String]) -> Self {
+        Self {
+            key: key_of(path),
+            ..self
+        }
+    }
+
+    /// Paths of all keys that this problem is about: its own, and those that its message has in backticks, with the whole path
+    /// or from the section of its own key on.
+    pub(crate) fn keys(&self) -> Vec<Vec<String>> {
+        let own = self.path();
+        let section = own.len().saturating_sub(1);
+        // As `variant: static`, with the value.
+        let texts = quoted(&self.message).map(|name| name.split(": ").next().unwrap_or(name));
+        let named = texts.map(segments).filter(|path| !path.is_empty());
+        let mut keys: Vec<Vec<String>> = named
+            .flat_map(|path| [[&own[..section], path.as_slice()].concat(), path])
+            .collect();
+        keys.push(own);
+        keys
     }
 
     /// Whether this problem is at the place of `other` or inside of it.
     pub(crate) fn is_at_or_below(&self, other: &Self) -> bool {
         self.path().starts_with(&other.path())
     }
+}
+
+/// What a message has in backticks.
+fn quoted(message: &str) -> impl Iterator<Item = &str> {
+    message.split('`').skip(1).step_by(2)
+}
+
+/// The keys that may be where serde found one that it does not know; none of other messages.
+pub(crate) fn known_keys(message: &str) -> impl Iterator<Item = &str> {
+    let is_of_key = message.starts_with("unknown field");
+    quoted(if is_of_key { message } else { "" }).skip(1)
+}
+
+/// The segments of `data.train[0]`.
+pub(crate) fn segments(key: &str) -> Vec<String> {
+    let key = key.replace('[', ".[");
+    key.split('.')
+        .filter(|segment| !segment.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 /// `data.train[0]` from its segments.

@@ -1,4 +1,5 @@
-//! Relations that types cannot express: each problem names the key, its value and the relation that is broken.
+//! Relations that types cannot express: each problem names the key, its value and the relation that is broken, with the other keys of
+//! the relation in backticks: it is not reported where one of them has another value than was meant (`load`).
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use zipper_types::language::language_codes;
 
 use crate::problems::{Problem, suggest};
 use crate::schema::{
-    AugmentConfig, ByLanguage, CtcOutput, DEFAULT, RunConfig, SPEECH, StageConfig, StartFrom,
+    AugmentConfig, ByLanguage, CtcOutput, DEFAULT, RunConfig, SPEECH, Schedule, StageConfig, StartFrom,
 };
 
 /// Whisper's positions.
@@ -72,7 +73,7 @@ fn broken(value: f64, relation: &str) -> String {
     }
 }
 
-/// Every problem of a configuration whose keys and types are right.
+/// Every problem of a configuration that keys and types do not show.
 pub(crate) fn validate(config: &RunConfig) -> Vec<Problem> {
     let mut check = Check::default();
     check_name(&mut check, &config.name, "name");
@@ -377,6 +378,11 @@ fn stage(check: &mut Check, stage: &StageConfig, key: &str) {
                 stage.warmup_steps, stage.steps
             )
         },
+    );
+    check.require(
+        stage.schedule != Schedule::InverseSqrt || stage.warmup_steps > 0,
+        &format!("{key}.warmup_steps"),
+        || format!("0, from which `{key}.schedule: inverse_sqrt` cannot fall: give it at least 1"),
     );
     check.require(
         (0.0..=1.0).contains(&stage.final_lr_ratio),

@@ -5,12 +5,13 @@ use zipper_types::Variant;
 
 use crate::schema::{
     AdapterConfig, ElasticConfig, EncoderContext, OnLoss, OnLossSpike, ProjectorConfig, ProjectorKind,
-    RunConfig, default_chunk_seconds, default_left_context_seconds, default_loss_spike_factor,
+    RunConfig, Schedule, default_chunk_seconds, default_left_context_seconds, default_loss_spike_factor,
 };
 use crate::validate::{LONGEST_SECONDS, SPEED_PRECISION};
 
 impl RunConfig {
-    /// What a user should hear of though it is valid: settings without effect as the rest stands, and a stop that comes too late.
+    /// What a user should hear of though it is valid: settings without effect as the rest stands, a temperature that may be meant the other
+    /// way round, and a stop that comes too late.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Warnings::default();
         model(&mut warnings, self);
@@ -19,6 +20,14 @@ impl RunConfig {
         evaluation(&mut warnings, self);
         elastic(&mut warnings, self);
         let Warnings(mut warnings) = warnings;
+        let temperature = self.data.temperature;
+        if temperature < 1.0 {
+            warnings.push(format!(
+                "`data.temperature` ({temperature}) is below 1: languages with many hours are drawn even more often than their share, by \
+                 hours^(1/T). What NeMo calls `reweight_temperature: {temperature}` is {:.2} here",
+                1.0 / temperature
+            ));
+        }
         let (stop_before, grace) = (self.cluster.stop_before, self.runtime.grace);
         if self.cluster.time.is_some() && stop_before <= grace {
             warnings.push(format!(
@@ -120,6 +129,16 @@ fn training(warnings: &mut Warnings, config: &RunConfig) {
         "training.align.router_lr",
         "stage 1 had a router, which it never has",
     );
+    for (stage, key) in [
+        (&training.align, "training.align.final_lr_ratio"),
+        (&training.zipper, "training.zipper.final_lr_ratio"),
+    ] {
+        warnings.of(
+            stage.final_lr_ratio > 0.0 && !matches!(stage.schedule, Schedule::Linear | Schedule::Cosine),
+            key,
+            "the stage's `schedule` is `linear` or `cosine`",
+        );
+    }
     warnings.of(
         differ(training.loss_spike_factor, default_loss_spike_factor())
             && training.on_loss_spike == OnLossSpike::Ignore,

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use zipper_config::sweep::SweepConfig;
+use zipper_types::Normalizer;
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs")
@@ -43,4 +44,12 @@ fn the_papers_settings_differ_in_their_data_alone() {
     let augment = &large.training.augment;
     assert!(augment.spec_augment.is_some() && augment.speed.len() == 3);
     assert_eq!(large.checkpoint.keep_best, 3);
+    let evaluation = &large.evaluation;
+    for language in &evaluation.cer_languages {
+        assert_eq!(
+            evaluation.scoring(language).normalizer,
+            Normalizer::BasicSplit,
+            "{language}"
+        );
+    }
 }

@@ -1,7 +1,7 @@
 //! Goal: a wrong configuration is refused with every problem in one message, each with its key path, what is wrong and, where
 //! something is close, what was meant.
 
-use zipper_config::{RunConfig, from_str};
+use zipper_config::{RunConfig, from_str, from_str_checked};
 use zipper_types::{Normalizer, TextNormalization};
 
 const MINIMAL: &str = "
@@ -20,6 +20,14 @@ fn problems(yaml: &str, overrides: &[&str]) -> Vec<String> {
         Ok(_) => Vec::new(),
         Err(errors) => errors.problems().iter().map(ToString::to_string).collect(),
     }
+}
+
+/// The keys of problems.
+fn keys(problems: &[String]) -> Vec<&str> {
+    problems
+        .iter()
+        .filter_map(|problem| problem.split(": ").next())
+        .collect()
 }
 
 fn minimal(overrides: &[&str]) -> RunConfig {
@@ -83,6 +91,124 @@ fn unknown_keys_and_wrong_types_are_reported_together() {
             found.iter().any(|problem| problem.starts_with(key)),
             "no `{key}` in {found:#?}"
         );
+    }
+}
+
+/// A key, a type, a relation and a file that is not there take one attempt, not four.
+#[test]
+fn problems_of_every_kind_are_reported_together() {
+    let overrides = [
+        "adapter.varient=soft",
+        "adapter.rank=0",
+        "runtime.grace=30",
+        "data.train=[[1], gone.jsonl, src]",
+        "training.align.warmup_steps=9",
+    ];
+    let overrides = overrides.map(str::to_owned);
+    let errors = from_str_checked(MINIMAL, "run.yaml", &overrides).expect_err("it has problems");
+    assert!(errors.has_missing_paths());
+    let found: Vec<String> = errors.problems().iter().map(ToString::to_string).collect();
+    assert_eq!(
+        keys(&found),
+        [
+            "data.train[0]",
+            "adapter.varient",
+            "runtime.grace",
+            "adapter.rank",
+            "training.align.warmup_steps",
+            "model.encoder.path",
+            "model.llm.path",
+            "data.train[1]",
+        ],
+        "{found:#?}"
+    );
+    assert_eq!(found[7], "data.train[1]: `gone.jsonl` does not exist");
+
+    let there = ["model.encoder.path=src", "model.llm.path=src", "data.train=[src]"].map(str::to_owned);
+    from_str_checked(MINIMAL, "run.yaml", &there).expect("all of it is there");
+    let errors = from_str(MINIMAL, "run.yaml", &["adapter.rank=0".to_owned()]).expect_err("it has one");
+    assert!(!errors.has_missing_paths());
+}
+
+/// Where a problem leaves a default, or nothing, in place of what was meant, nothing is said about that.
+#[test]
+fn what_follows_from_a_problem_is_none_of_its_own() {
+    for (overrides, expected) in [
+        (
+            &["training.align={steps: many, warmup_steps: 9}"][..],
+            &["training.align.steps"][..],
+        ),
+        (
+            &["training.align={stepps: 20, warmup_steps: 9}"],
+            &["training.align.stepps", "training.align.steps"],
+        ),
+        (
+            &["runtime={heartbeat_interval: 10s, heartbeat_timeot: 1m}"],
+            &["runtime.heartbeat_timeot"],
+        ),
+        (
+            &["training.start_from={run: [1], step: 3}"],
+            &["training.start_from.run"],
+        ),
+        (&["training.start_from={peff: a}"], &["training.start_from.peff"]),
+        (&["data.languages=[[1]]"], &["data.languages[0]"]),
+        (
+            &["data.languages=en", "evaluation.normalizer={de: basic}"],
+            &["data.languages"],
+        ),
+        (
+            &[
+                "data.languages=[en, tlh]",
+                "model.prompt={language_names: {tlh: [1]}}",
+            ],
+            &["model.prompt.language_names.tlh"],
+        ),
+        (
+            &[
+                "adapter.variant=sttic",
+                "adapter.shared_rank=99",
+                "adapter.rank=x",
+            ],
+            &["adapter.variant", "adapter.rank"],
+        ),
+        // The change that failed was to mend it.
+        (&["adapter.rank=0", "adapter.rank"], &["--set adapter.rank"]),
+        (&["adapter..rank=0"], &["--set adapter..rank=0"]),
+        // These do not depend on it, and keep their places.
+        (
+            &["data.languages=[[1], en, en]"],
+            &["data.languages[0]", "data.languages[2]"],
+        ),
+        (
+            &["seeed=3", "data.languages=[en, en]"],
+            &["seeed", "data.languages[1]"],
+        ),
+        (
+            &["runtime={heartbeat_timeot: 1m, bucket_mib: 0}"],
+            &["runtime.heartbeat_timeot", "runtime.bucket_mib"],
+        ),
+    ] {
+        let found = problems(MINIMAL, overrides);
+        assert_eq!(keys(&found), expected, "{overrides:?}: {found:#?}");
+    }
+}
+
+/// Without a key that has to be there the rest is looked at as with it.
+#[test]
+fn what_is_missing_hides_nothing_else() {
+    for (from, to, key) in [
+        ("name: tiny\n", "", "name"),
+        ("encoder: {path: w}, ", "", "model.encoder"),
+        ("llm: {path: q}", "llm: {}", "model.llm.path"),
+        ("languages: [en, de], ", "", "data.languages"),
+        (", train: [train.jsonl]", "", "data.train"),
+        ("  align: {steps: 3}\n", "", "training.align"),
+        ("zipper: {steps: 4}", "zipper: {}", "training.zipper.steps"),
+        ("  batch_audio_seconds: 8\n", "", "training.batch_audio_seconds"),
+    ] {
+        assert!(MINIMAL.contains(from), "{from}");
+        let found = problems(&MINIMAL.replace(from, to), &["adapter.rank=0"]);
+        assert_eq!(keys(&found), [key, "adapter.rank"], "{found:#?}");
     }
 }
 
@@ -395,6 +521,17 @@ fn settings_without_effect_are_warned_of() {
     assert_eq!(config.warnings().len(), 1, "{:?}", config.warnings());
 }
 
+/// Other trainers write the exponent itself, under the same name.
+#[test]
+fn a_temperature_that_makes_languages_less_even_is_warned_of() {
+    let warnings = minimal(&["data.temperature=0.3"]).warnings();
+    assert!(
+        warnings.len() == 1 && warnings[0].contains("is 3.33 here"),
+        "{warnings:?}"
+    );
+    assert!(minimal(&["data.temperature=1.5"]).warnings().is_empty());
+}
+
 /// Each of these is warned of by itself, and not where it has an effect.
 #[test]
 fn settings_that_belong_to_another_are_warned_of_without_it() {
@@ -417,6 +554,12 @@ fn settings_that_belong_to_another_are_warned_of_without_it() {
             "4",
             "training.on_loss_spike=skip",
             "training.on_loss_spike=ignore",
+        ),
+        (
+            "training.align.final_lr_ratio",
+            "0.1",
+            "training.align.schedule=cosine",
+            "training.align.schedule=constant",
         ),
         ("evaluation.untrained", "true", tests, "evaluation.tests=[]"),
         (
@@ -473,9 +616,15 @@ fn recovery_has_sane_limits() {
             "elastic.on_loss=panic",
         ],
     );
-    // A wrong type is found before relations are.
-    assert!(
-        found.iter().any(|problem| problem.contains("elastic.on_loss")),
+    assert_eq!(
+        keys(&found),
+        [
+            "elastic.on_loss",
+            "checkpoint.keep_last",
+            "checkpoint.multipart_mib",
+            "elastic.hang_factor",
+            "elastic.lease_ttl"
+        ],
         "{found:?}"
     );
     let found = problems(

@@ -4,13 +4,15 @@
 //! pauses, Whisper's log-mel features, and what training changes about an utterance.
 //! Never decides what is in a batch (`zipper-plan` does) and never touches a tensor.
 //!
-//! Reading order: [`manifest`], [`audio`], [`features`], [`augment`], [`cut`](mod@cut), [`check`], [`ids`], [`import`].
+//! Reading order: [`manifest`], [`audio`], [`features`], [`augment`], [`cut`](mod@cut), [`check`], [`fingerprint`], [`ids`],
+//! [`import`].
 
 pub mod audio;
 pub mod augment;
 pub mod check;
 pub mod cut;
 pub mod features;
+pub mod fingerprint;
 pub mod ids;
 pub mod import;
 pub mod manifest;
@@ -21,6 +23,7 @@ pub use augment::Augmentation;
 pub use check::{BadAudio, check_audio};
 pub use cut::{CutOptions, Segment, cut};
 pub use features::{Features, HOP_LENGTH, LogMel, Padding};
+pub use fingerprint::{corpus_fingerprint, stored_fingerprint};
 pub use ids::{IdList, IdListError, RepeatedId};
 pub use manifest::{Corpus, DurationLimits, ManifestErrors, ManifestProblem, Utterance, load_corpus};
 pub use report::{CorpusReport, LanguageReport};

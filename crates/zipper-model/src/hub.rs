@@ -1,4 +1,4 @@
-//! Hugging Face directories as published: config.json, model.safetensors in one or many files, bf16, f16 or f32.
+//! Hugging Face directories as published: config.json, *.safetensors with or without an index, bf16, f16 or f32.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -77,6 +77,26 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
+/// Names of the safetensors files in a folder.
+fn safetensors_in(folder: &Path) -> Result<Vec<String>, ModelError> {
+    let io = |source| ModelError::Io {
+        path: folder.to_owned(),
+        source,
+    };
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).map_err(io)? {
+        let name = entry.map_err(io)?.file_name().to_string_lossy().into_owned();
+        if Path::new(&name)
+            .extension()
+            .is_some_and(|extension| extension == "safetensors")
+        {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
 impl Weights {
     /// Opens the weights of `folder`; tensors will be given as `kind` on `device`.
     ///
@@ -97,7 +117,12 @@ impl Weights {
                 names.dedup();
                 (index, names)
             }
-            None => (folder.join(SINGLE), vec![SINGLE.to_owned()]),
+            None if folder.join(SINGLE).exists() => (folder.join(SINGLE), vec![SINGLE.to_owned()]),
+            None => match safetensors_in(folder)? {
+                // Who misses a file knows it by this name.
+                names if names.is_empty() => (folder.join(SINGLE), vec![SINGLE.to_owned()]),
+                names => (folder.to_owned(), names),
+            },
         };
         let files = names
             .iter()

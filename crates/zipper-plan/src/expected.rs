@@ -27,22 +27,56 @@ pub fn expected_work(
     batch_seconds: f64,
     model: &WorkModel,
 ) -> Result<Vec<f64>, PlanError> {
+    let utterances = expected_utterances(amounts, temperature, batch_seconds)?;
+    let work = amounts.iter().zip(utterances).enumerate();
+    Ok(work
+        .map(|(language, (amount, utterances))| {
+            let cost = model.cost(language, amount.seconds, amount.characters);
+            utterances * mean(cost, amount)
+        })
+        .collect())
+}
+
+/// How often `steps` global batches of `batch_seconds` pass over the utterances of each language, on average; zero if it has none.
+///
+/// # Errors
+/// [`PlanError::NoUtterances`].
+pub fn expected_epochs(
+    amounts: &[LanguageAmount],
+    temperature: f64,
+    batch_seconds: f64,
+    steps: u64,
+) -> Result<Vec<f64>, PlanError> {
+    let utterances = expected_utterances(amounts, temperature, batch_seconds)?;
+    let epochs = amounts.iter().zip(utterances);
+    Ok(epochs
+        .map(|(amount, utterances)| mean(utterances * steps as f64, amount))
+        .collect())
+}
+
+/// Utterances of each language in a global batch, on average.
+fn expected_utterances(
+    amounts: &[LanguageAmount],
+    temperature: f64,
+    batch_seconds: f64,
+) -> Result<Vec<f64>, PlanError> {
     let seconds: Vec<f64> = amounts.iter().map(|amount| amount.seconds).collect();
     let probabilities = probabilities(&seconds, temperature)?;
-    let mean = |sum: f64, amount: &LanguageAmount| sum / amount.utterances.max(1) as f64;
     let mean_seconds: f64 = amounts
         .iter()
         .zip(&probabilities)
         .map(|(amount, probability)| probability * mean(amount.seconds, amount))
         .sum();
     let utterances = (batch_seconds / mean_seconds).max(1.0);
-    let work = amounts.iter().zip(probabilities).enumerate();
-    Ok(work
-        .map(|(language, (amount, probability))| {
-            let cost = model.cost(language, amount.seconds, amount.characters);
-            utterances * probability * mean(cost, amount)
-        })
+    Ok(probabilities
+        .iter()
+        .map(|probability| utterances * probability)
         .collect())
+}
+
+/// The part of a sum that is one utterance's.
+fn mean(sum: f64, amount: &LanguageAmount) -> f64 {
+    sum / amount.utterances.max(1) as f64
 }
 
 #[cfg(test)]
@@ -79,13 +113,17 @@ mod tests {
         })
         .expect("there is data");
         let batches = 400;
+        let epochs = expected_epochs(&amounts, temperature, batch_seconds, 400).expect("there is data");
         let mut found = [0.0; 4];
+        let mut heard = [0.0; 4];
         for utterance in (0..batches).flat_map(|_| sampler.next_batch().utterances) {
             let language = utterance.language;
             let seconds = durations[language][utterance.index];
+            heard[language] += 1.0 / durations[language].len() as f64;
             found[language] += model.cost(language, seconds, characters[language]) / f64::from(batches);
         }
-        for (found, expected) in found.into_iter().zip(expected) {
+        let pairs = found.into_iter().zip(expected);
+        for (found, expected) in pairs.chain(heard.into_iter().zip(epochs)) {
             assert!(
                 (found - expected).abs() <= 0.05 * expected,
                 "{found} instead of {expected}"

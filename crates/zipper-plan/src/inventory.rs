@@ -159,6 +159,18 @@ impl Inventory {
         2 * self.bank_bytes() + Self::optimizer_bytes(self.bank_bytes())
     }
 
+    /// Most bytes that a rank beside others remembers, so that a loss needs no checkpoint (docs/recovery.md): the state before the newest step,
+    /// and with `snapshots` two more of itself and of the `kept` banks of other ranks. `weights` are the bytes of what it trains.
+    pub fn remembered_bytes(&self, weights: u64, kept: u64, snapshots: bool) -> u64 {
+        let state = |weights: u64| weights + Self::optimizer_bytes(weights);
+        let snapshots = if snapshots {
+            2 * state(weights + kept * self.bank_bytes())
+        } else {
+            0
+        };
+        state(weights) + snapshots
+    }
+
     /// Bytes of the tensors in a checkpoint of `languages` languages.
     pub fn checkpoint_bytes(&self, languages: u64) -> u64 {
         let weights = self.shared_bytes() + languages * self.bank_bytes();

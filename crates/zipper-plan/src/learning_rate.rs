@@ -9,9 +9,11 @@ pub enum Shape {
     Linear,
     /// Falls on a half cosine.
     Cosine,
+    /// Falls with the inverse square root of the step, to no given end.
+    InverseSqrt,
 }
 
-/// A warm-up from 0 to `peak`, then a fall to `final_ratio * peak` at the last step.
+/// A warm-up from 0 to `peak`, then a fall to `final_ratio * peak` at the last step, or by the [inverse square root](Shape::InverseSqrt).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LearningRate {
     /// Highest rate.
@@ -31,7 +33,8 @@ impl LearningRate {
     ///
     /// With `final_ratio` 0 this is what transformers' `get_{constant,linear,cosine}_schedule_with_warmup` give at their
     /// step `step - 1`, except that the warm-up ends one step earlier: its first step has rate `peak / warmup_steps`,
-    /// not 0, since an update with rate 0 is no update.
+    /// not 0, since an update with rate 0 is no update. The inverse square root is `peak * sqrt(warmup_steps / step)`, as `WarmupLR` of
+    /// ESPnet and WeNet has it (Noam's schedule, Vaswani et al., equation 3, scaled to its peak).
     pub fn at(&self, step: u64) -> f64 {
         if step <= self.warmup_steps {
             return self.peak * step as f64 / self.warmup_steps as f64;
@@ -42,6 +45,7 @@ impl LearningRate {
             Shape::Constant => 1.0,
             Shape::Linear => 1.0 - progress,
             Shape::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
+            Shape::InverseSqrt => return self.peak * (self.warmup_steps.max(1) as f64 / step as f64).sqrt(),
         };
         self.peak * (self.final_ratio + (1.0 - self.final_ratio) * part)
     }
@@ -79,6 +83,21 @@ mod tests {
                 (rate(Shape::Cosine).at(step) - expected).abs() < 1e-12,
                 "cosine, step {step}"
             );
+        }
+    }
+
+    /// `lr * warmup_steps ** 0.5 * min(step ** -0.5, step * warmup_steps ** -1.5)`, computed by hand.
+    #[test]
+    fn inverse_square_root_is_warmup_lr_of_wenet() {
+        let rate = LearningRate {
+            peak: 2.0,
+            warmup_steps: 4,
+            total_steps: 20,
+            shape: Shape::InverseSqrt,
+            final_ratio: 0.5,
+        };
+        for (step, expected) in [(1, 0.5), (4, 2.0), (9, 4.0 / 3.0), (16, 1.0), (64, 0.5)] {
+            assert!((rate.at(step) - expected).abs() < 1e-12, "step {step}");
         }
     }
 

@@ -22,7 +22,7 @@ mod work;
 pub use calibration::{MeasuredLanguage, MeasuredStep};
 pub use dealing::micro_batches;
 pub use error::PlanError;
-pub use expected::{LanguageAmount, expected_work};
+pub use expected::{LanguageAmount, expected_epochs, expected_work};
 pub use inventory::{AdapterShape, Inventory, ProjectorShape, SiteShape, banks_that_fit, transformer_layers};
 pub use learning_rate::{LearningRate, Shape};
 pub use placement::{Placement, PlacementProblem};

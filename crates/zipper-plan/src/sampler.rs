@@ -271,6 +271,14 @@ mod tests {
         }
     }
 
+    #[test]
+    fn each_epoch_has_an_order_of_its_own() {
+        let mut sampler = Sampler::new(problem(1, &[20])).expect("there is data");
+        let batches = (0..40).flat_map(|_| sampler.next_batch().utterances);
+        let drawn: Vec<usize> = batches.map(|at| at.index).collect();
+        assert_ne!(drawn[..20], drawn[20..40]);
+    }
+
     proptest! {
         /// Thread 5 of docs/testing.md. Stopping after any batch, in any epoch, and going on from the state gives the same batches.
         #[test]

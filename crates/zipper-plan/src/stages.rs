@@ -64,15 +64,6 @@ impl StageSchedule {
             });
         Some(Step(stage_end.min(validation)))
     }
-
-    /// A step's number within its stage, counted from 1.
-    pub fn step_in_stage(&self, step: Step) -> u64 {
-        if step.0 <= self.align_steps {
-            step.0
-        } else {
-            step.0 - self.align_steps
-        }
-    }
 }
 
 #[cfg(test)]
@@ -111,6 +102,5 @@ mod tests {
         assert_eq!(schedule.stage_after(Step(0)), Some(Stage::Zipper));
         assert_eq!(schedule.stage_after(Step(3)), None);
         assert!(!schedule.is_stage_end(Step(0)) && schedule.is_stage_end(Step(3)));
-        assert_eq!(schedule.step_in_stage(Step(1)), 1);
     }
 }

@@ -105,6 +105,14 @@ mod tests {
         }
     }
 
+    /// Goal: characters cost as many positions as they make tokens.
+    #[test]
+    fn text_costs_its_tokens() {
+        let mut model = WorkModel::unmeasured(1);
+        model.tokens_per_character[0] = 0.25;
+        assert!((model.cost(0, 2.0, 40) - 35.0).abs() < 1e-9);
+    }
+
     /// Goal: noise that would make one of the two negative makes it zero, and the other one still fits.
     #[test]
     fn no_time_is_negative() {

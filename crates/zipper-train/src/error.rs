@@ -46,6 +46,15 @@ pub enum TrainError {
     /// A checkpoint's contents do not fit this configuration.
     #[error("{0}")]
     State(String),
+    /// The state belongs to another training corpus.
+    #[error(
+        "the training data of run `{run}` are not those that this state was written with: the manifests of `data.train` name \
+         other utterances, durations or another order; give them as they were, or begin another run (`--run`)"
+    )]
+    Corpus {
+        /// The name of the run.
+        run: String,
+    },
     /// What `training.start_from` names cannot be taken over.
     #[error("`training.start_from`: `{place}`: {problem}")]
     Start {
@@ -97,7 +106,7 @@ impl TrainError {
     pub fn is_config(&self) -> bool {
         match self {
             Self::Model(error) => error.is_config(),
-            Self::Adapter(_) | Self::Plan(_) | Self::Start { .. } => true,
+            Self::Adapter(_) | Self::Plan(_) | Self::Corpus { .. } | Self::Start { .. } => true,
             _ => false,
         }
     }

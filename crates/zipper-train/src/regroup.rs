@@ -78,7 +78,7 @@ impl Session {
     ///
     /// # Errors
     /// [`TrainError::Collective`] if a peer is lost: nothing that was remembered is lost then. [`TrainError::State`] if a rank
-    /// does not remember what it was to give.
+    /// does not remember what it was to give, [`TrainError::Corpus`] if that is of another corpus than this rank's.
     pub fn regroup(&mut self, team: Team, step: Step, origin: &Origin) -> Result<(), TrainError> {
         self.leave();
         match origin {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use zipper_collectives::CollectiveError;
 use zipper_config::schema::{RunConfig, StageConfig};
-use zipper_data::Utterance;
+use zipper_data::{Utterance, corpus_fingerprint};
 use zipper_model::param::ParamScope;
 use zipper_plan::{GlobalBatch, Placement, PlacementProblem, Sampler, SamplerProblem, SamplerState};
 use zipper_types::{Rank, Stage, Step};
@@ -37,6 +37,8 @@ pub struct Session {
     pub(crate) upcoming: Option<Upcoming>,
     /// Training utterances by language ordinal.
     pub(crate) corpus: Arc<Vec<Vec<Utterance>>>,
+    /// Of the corpus. A state of another one is of other batches.
+    corpus_fingerprint: String,
     pub(crate) step: Step,
     pub(crate) skipped_updates: u64,
     pub(crate) recent_losses: RecentLosses,
@@ -100,6 +102,7 @@ impl Session {
         for utterance in utterances {
             corpus[utterance.language].push(utterance);
         }
+        let corpus_fingerprint = corpus_fingerprint(&config.data.languages, corpus.iter().flatten());
         let sampler = Sampler::new(sampler_problem(config, &corpus))?;
         let optimizer = AdamW::new(&config.training.optimizer, &replica.params());
         Ok(Self {
@@ -110,6 +113,7 @@ impl Session {
             sampler,
             upcoming: None,
             corpus: Arc::new(corpus),
+            corpus_fingerprint,
             step: Step(0),
             skipped_updates: 0,
             recent_losses: RecentLosses::default(),
@@ -282,7 +286,8 @@ impl Session {
     /// Every rank of the team calls it.
     ///
     /// # Errors
-    /// What `read` returns, or [`TrainError::State`] if a part does not fit this configuration.
+    /// What `read` returns, [`TrainError::State`] if a part does not fit this configuration, or [`TrainError::Corpus`] if the state is of
+    /// another corpus.
     pub fn restore<E: From<TrainError>>(
         &mut self,
         mut read: impl FnMut(&[String]) -> Result<Vec<Vec<u8>>, E>,
@@ -316,7 +321,16 @@ impl Session {
     }
 
     /// Takes in everything that is not a tensor.
+    ///
+    /// # Errors
+    /// [`TrainError::Corpus`] if it is of another corpus, where that is known; [`TrainError::Plan`] if it cannot be of this one.
     pub(crate) fn adopt(&mut self, saved: TrainState) -> Result<(), TrainError> {
+        let of_state = saved.corpus_fingerprint.as_ref();
+        if of_state.is_some_and(|fingerprint| *fingerprint != self.corpus_fingerprint) {
+            return Err(TrainError::Corpus {
+                run: self.replica.config().name.clone(),
+            });
+        }
         self.optimizer
             .restore_steps(ParamScope::Shared, saved.shared_optimizer_steps);
         for (language, code) in self.replica.config().data.languages.iter().enumerate() {
@@ -341,6 +355,7 @@ impl Session {
             stage: Stage::Align,
             step: Step(0),
             sampler: Sampler::new(problem)?.state(),
+            corpus_fingerprint: Some(self.corpus_fingerprint.clone()),
             shared_optimizer_steps: 0,
             bank_optimizer_steps: BTreeMap::new(),
             skipped_updates: 0,
@@ -368,6 +383,7 @@ impl Session {
                 Some(upcoming) => upcoming.drawn_from.clone(),
                 None => self.sampler.state(),
             },
+            corpus_fingerprint: Some(self.corpus_fingerprint.clone()),
             shared_optimizer_steps: steps.get(&ParamScope::Shared).copied().unwrap_or(0),
             bank_optimizer_steps: languages
                 .iter()

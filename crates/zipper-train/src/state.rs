@@ -26,6 +26,9 @@ pub struct TrainState {
     pub step: Step,
     /// Where the sampler stands after that step.
     pub sampler: SamplerState,
+    /// Of what the sampler draws from, [`zipper_data::corpus_fingerprint`]; nothing in states of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub corpus_fingerprint: Option<String>,
     /// Optimizer steps of the shared parameters in this stage.
     pub shared_optimizer_steps: u64,
     /// Optimizer steps of each bank, by language.

@@ -452,6 +452,7 @@ impl Session {
             Schedule::Constant => Shape::Constant,
             Schedule::Linear => Shape::Linear,
             Schedule::Cosine => Shape::Cosine,
+            Schedule::InverseSqrt => Shape::InverseSqrt,
         };
         let rate = |peak| {
             let rate = LearningRate {

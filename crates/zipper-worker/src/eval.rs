@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
-use zipper_cli::{ExitStatus, UserError};
+use zipper_cli::{ExitStatus, Progress, UserError};
 use zipper_data::{DurationLimits, Utterance, load_corpus};
 use zipper_score::{Counts, Headline, Report, ReportBuilder, score};
 use zipper_train::evaluate::{DecodeOptions, Decoded, decode};
@@ -53,12 +53,13 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
         with_nll: arguments.json,
         detect: replica.detects_languages(),
     };
-    let total = utterances.len();
+    let progress = Progress::new("Decoding utterances", utterances.len());
     let decoded = decode(&replica, &utterances, options, |done| {
-        tracing::info!("decoded {done} of {total} utterances");
+        progress.at(done);
         true
     })?
     .unwrap_or_default();
+    drop(progress);
     let mut builder = ReportBuilder::new(&config.evaluation.cer_languages);
     for utterance in &decoded {
         let scoring = config.evaluation.scoring(&utterance.lang);

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 
 use anyhow::Context;
 use tokio::runtime::Runtime;
-use zipper_checkpoint::{Manifest, RunStore, layout};
+use zipper_checkpoint::{CheckpointError, ErrorKind, Manifest, RunStore, layout};
 use zipper_cli::UserError;
 use zipper_config::RunConfig;
 use zipper_types::Step;
@@ -57,8 +57,8 @@ impl Source {
         let runtime = Runtime::new().context("the async runtime cannot start")?;
         let store = RunStore::open(&choice.run).map_err(|error| UserError::new(error.to_string()))?;
         let config = runtime.block_on(store.get(layout::RUN_CONFIG)).map_err(|error| {
-            UserError::new(format!("`{}` is not a run: {error}", choice.run))
-                .hint("give the URL that zipper-launch printed")
+            let hint = "give the URL that zipper-launch printed";
+            user_error(error, &format!("`{}` is not a run: ", choice.run), hint)
         })?;
         let config = String::from_utf8(config.to_vec()).context("run.yaml is not UTF-8")?;
         let config = zipper_config::from_str(&config, layout::RUN_CONFIG, &[])
@@ -100,12 +100,21 @@ impl Source {
     }
 }
 
+/// What is not there, or not for this user, is the user's to mend; a store that is away is not.
+fn user_error(error: CheckpointError, what: &str, hint: &str) -> anyhow::Error {
+    if matches!(error.kind(), ErrorKind::Io | ErrorKind::Full) {
+        return error.into();
+    }
+    UserError::new(format!("{what}{error}")).hint(hint).into()
+}
+
 /// The checkpoint that was asked for, or the newest that is whole.
 async fn choose(store: &RunStore, choice: &Choice) -> anyhow::Result<Manifest> {
     if let Some(step) = choice.checkpoint {
-        return Ok(store.checkpoints().load_manifest(step).await.map_err(|error| {
-            UserError::new(error.to_string()).hint("`zipper-launch checkpoints --run ..` lists what is there")
-        })?);
+        return store.checkpoints().load_manifest(step).await.map_err(|error| {
+            let hint = "`zipper-launch checkpoints --run ..` lists what is there";
+            user_error(error, "", hint)
+        });
     }
     let latest = store.checkpoints().latest_readable().await?;
     for (step, error) in &latest.damaged {

@@ -18,7 +18,7 @@ use zipper_cli::{
 use zipper_collectives::memory::gpu_peak_bytes;
 use zipper_collectives::{Backend, FlightRecorder, GroupOptions, RollCall, Store};
 use zipper_config::RunConfig;
-use zipper_data::{Corpus, DurationLimits, Utterance, load_corpus};
+use zipper_data::{Corpus, DurationLimits, Utterance, corpus_fingerprint, load_corpus, stored_fingerprint};
 use zipper_proto::v1::complete_task_request::Outcome;
 use zipper_proto::v1::{self, evaluate_task, task, verdict};
 use zipper_tls::Credentials;
@@ -115,7 +115,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     });
     let runtime = Runtime::new().context("the async runtime cannot start")?;
     let store = RunStore::open(&arguments.run).map_err(|error| UserError::new(error.to_string()))?;
-    let (config, skipped) = runtime.block_on(read_run(&store, &arguments.overrides))?;
+    let (config, data) = runtime.block_on(read_run(&store, &arguments.overrides))?;
     let options = StoreOptions {
         multipart_bytes: config.checkpoint.multipart_mib << 20,
         ..StoreOptions::default()
@@ -149,7 +149,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
         runtime: runtime.handle().clone(),
         store,
         config,
-        skipped,
+        data,
         control,
         recorder,
         place: Place {
@@ -182,17 +182,28 @@ fn stop_on_signals(runtime: &Runtime, control: &Control) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The resolved configuration and the ids of utterances that the launcher found to be unreadable.
-async fn read_run(store: &RunStore, overrides: &[String]) -> anyhow::Result<(RunConfig, HashSet<String>)> {
+/// The resolved configuration, and what the launcher wrote down of the training data.
+async fn read_run(store: &RunStore, overrides: &[String]) -> anyhow::Result<(RunConfig, RunData)> {
     let config = store.get(layout::RUN_CONFIG).await?;
     let config = std::str::from_utf8(&config).context("run.yaml is not UTF-8")?;
     let config = zipper_config::from_str(config, layout::RUN_CONFIG, overrides)?;
-    let skipped = if store.exists(layout::SKIPPED).await? {
-        serde_json::from_slice(&store.get(layout::SKIPPED).await?).context(layout::SKIPPED)?
-    } else {
-        HashSet::new()
+    let skipped = match store.get_if_there(layout::SKIPPED).await? {
+        Some(ids) => serde_json::from_slice(&ids).context(layout::SKIPPED)?,
+        None => HashSet::new(),
     };
-    Ok((config, skipped))
+    let fingerprint = match store.get_if_there(layout::CORPUS_REPORT).await? {
+        Some(report) => stored_fingerprint(&report).context(layout::CORPUS_REPORT)?,
+        None => None,
+    };
+    Ok((config, RunData { skipped, fingerprint }))
+}
+
+/// What a run wrote down of its data when it was begun.
+struct RunData {
+    /// Ids of utterances that are left out because of their audio.
+    skipped: HashSet<String>,
+    /// Of the training corpus without them; runs of earlier versions have none.
+    fingerprint: Option<String>,
 }
 
 /// One worker process: a rank of one generation after the other.
@@ -200,8 +211,7 @@ struct Worker {
     runtime: Handle,
     store: RunStore,
     config: RunConfig,
-    /// Ids of utterances that are left out because of their audio.
-    skipped: HashSet<String>,
+    data: RunData,
     control: Control,
     recorder: FlightRecorder,
     place: Place,
@@ -275,7 +285,7 @@ impl Worker {
     }
 
     fn load(&self) -> anyhow::Result<Session> {
-        let corpus = self.corpus(&self.config.data.train)?;
+        let corpus = self.training_corpus()?;
         let replica = Replica::load(&self.config, Stage::Align, self.place.device, BTreeSet::new())
             .map_err(user_error_if_config)?;
         Session::new(replica, corpus.utterances).map_err(user_error_if_config)
@@ -301,6 +311,10 @@ impl Worker {
             let parts = Parts::new(self.runtime.clone(), checkpoints, manifest);
             session
                 .restore(|names| parts.read(names))
+                .map_err(|error: anyhow::Error| match error.downcast::<TrainError>() {
+                    Ok(error) => user_error_if_config(error),
+                    Err(error) => error,
+                })
                 .with_context(|| format!("checkpoint of step {step}"))?;
             tracing::info!("resumed from the checkpoint of step {step}");
         }
@@ -463,7 +477,10 @@ impl Worker {
             with_nll,
             detect: false,
         };
-        let go_on = |_| !shared.stop_requested() && !shared.is_over();
+        let go_on = |_| {
+            shared.got_on();
+            !shared.stop_requested() && !shared.is_over()
+        };
         let decoded = decode(session.replica(), &mine, options, go_on);
         session.return_banks();
         let decoded = decoded?;
@@ -529,6 +546,24 @@ impl Worker {
         )?)
     }
 
+    /// What is trained on: refused if it is not what the run was begun with, because this rank would draw other batches than its peers.
+    fn training_corpus(&self) -> anyhow::Result<Corpus> {
+        let data = &self.config.data;
+        let corpus = self.corpus(&data.train)?;
+        if let Some(of_run) = &self.data.fingerprint
+            && *of_run != corpus_fingerprint(&data.languages, &corpus.utterances)
+        {
+            let message = format!(
+                "the training data on {} are not those that the run in `{}` was begun with: the manifests of `data.train` \
+                 name other utterances, durations or another order there; give them as they were, on every machine",
+                hostname(),
+                self.store.url()
+            );
+            return Err(UserError::new(message).into());
+        }
+        Ok(corpus)
+    }
+
     fn corpus(&self, manifests: &[std::path::PathBuf]) -> anyhow::Result<Corpus> {
         let data = &self.config.data;
         let limits = DurationLimits::from(data);
@@ -536,7 +571,7 @@ impl Worker {
             .map_err(|error| UserError::new(error.to_string()))?;
         corpus
             .utterances
-            .retain(|utterance| !self.skipped.contains(&utterance.id));
+            .retain(|utterance| !self.data.skipped.contains(&utterance.id));
         Ok(corpus)
     }
 }

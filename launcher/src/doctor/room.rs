@@ -16,8 +16,6 @@ use crate::preflight::{local_folder, log_folder};
 
 /// Room that logs and metrics take in a long run.
 const LOGS: u64 = 100 << 20;
-/// Steps that a worker can go back without a checkpoint.
-const HISTORY: u64 = 2;
 /// Checkpoints besides those that retention counts: the ends of both stages, and the one being written.
 const MORE_CHECKPOINTS: u64 = 3;
 
@@ -94,9 +92,11 @@ fn state_of_worker(config: &RunConfig, inventory: &Inventory, workers: u64) -> u
         _ => (languages.div_ceil(workers.max(1)) + 1).min(languages),
     };
     let weights = inventory.shared_bytes() + banks * inventory.bank_bytes();
-    let step = weights + Inventory::optimizer_bytes(weights);
-    // Gradients, too.
-    step + weights + HISTORY * step
+    let gradients = weights;
+    weights
+        + gradients
+        + Inventory::optimizer_bytes(weights)
+        + plan::remembered_bytes(config, inventory, banks, workers)
 }
 
 fn judge_memory(workers: u64, frozen: u64, state: u64, memory: Memory) -> Finding {

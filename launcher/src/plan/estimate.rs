@@ -6,7 +6,7 @@ use zipper_config::RunConfig;
 use zipper_data::Corpus;
 use zipper_plan::{
     Inventory, LanguageAmount, MeasuredStep, Placement, PlacementProblem, PlanError, Sampler, WorkModel,
-    banks_that_fit, expected_work, succession,
+    banks_that_fit, expected_epochs, expected_work, succession,
 };
 use zipper_types::{Rank, Stage, Variant, WorldSize};
 
@@ -23,6 +23,8 @@ pub(crate) struct Estimate {
     pub(crate) world_size: WorldSize,
     /// Whether work is in seconds; else in positions of the LLM.
     pub(crate) measured: bool,
+    /// The frozen models on each worker, at the least.
+    pub(crate) frozen_bytes: u64,
     pub(crate) languages: Vec<LanguagePlan>,
     pub(crate) align: StagePlan,
     pub(crate) zipper: StagePlan,
@@ -38,6 +40,10 @@ pub(crate) struct LanguagePlan {
     pub(crate) lang: String,
     pub(crate) hours: f64,
     pub(crate) utterances: usize,
+    /// How often its utterances are heard in stage 1, on average.
+    pub(crate) epochs_align: f64,
+    /// The same in stage 2.
+    pub(crate) epochs_zipper: f64,
     /// Expected work per step.
     pub(crate) work: f64,
     /// Ranks that own its bank; absent if there are no banks.
@@ -88,6 +94,8 @@ pub(crate) struct RankPlan {
     pub(crate) gradient_bytes: u64,
     /// Optimizer state of both.
     pub(crate) optimizer_bytes: u64,
+    /// What is remembered of both, and of banks of other ranks, so that a loss needs no checkpoint: at the most.
+    pub(crate) remembered_bytes: u64,
 }
 
 impl Estimate {
@@ -115,8 +123,14 @@ impl Estimate {
             .collect();
         let model = WorkModel::measured_by(&config.data.languages, &amounts, steps);
         let batch_seconds = config.training.batch_audio_seconds;
-        let work = expected_work(&amounts, config.data.temperature, batch_seconds, &model)
-            .map_err(|error| user(&error))?;
+        let temperature = config.data.temperature;
+        let work =
+            expected_work(&amounts, temperature, batch_seconds, &model).map_err(|error| user(&error))?;
+        let epochs = |steps| {
+            expected_epochs(&amounts, temperature, batch_seconds, steps).map_err(|error| user(&error))
+        };
+        let epochs_align = epochs(config.training.align.steps)?;
+        let epochs_zipper = epochs(config.training.zipper.steps)?;
         let align = crate::plan::inventory(config, Stage::Align)?;
         let zipper = crate::plan::inventory(config, Stage::Zipper)?;
         let place = |world_size| place(config, &zipper, &work, world_size).map_err(|error| user(&error));
@@ -134,6 +148,8 @@ impl Estimate {
                 lang: lang.clone(),
                 hours: amounts[language].seconds / 3600.0,
                 utterances: amounts[language].utterances,
+                epochs_align: epochs_align[language],
+                epochs_zipper: epochs_zipper[language],
                 work: work[language],
                 owners: has_banks.then(|| (*owners.start(), *owners.end())),
                 all_reduce_bytes: if owners.start() < owners.end() {
@@ -156,6 +172,7 @@ impl Estimate {
             variant: config.adapter.variant,
             world_size,
             measured: model.measured,
+            frozen_bytes: super::frozen_bytes(config)?,
             languages: languages.collect(),
             align: stage(&align, &everywhere, false),
             zipper: stage(&zipper, &placement, has_banks),
@@ -238,6 +255,7 @@ fn stage(
             bank_bytes,
             gradient_bytes: weights,
             optimizer_bytes: Inventory::optimizer_bytes(weights),
+            remembered_bytes: remembered_bytes(config, inventory, banks.len() as u64, shares.len() as u64),
         }
     });
     StagePlan {
@@ -254,6 +272,21 @@ fn stage(
         balance: balance(placement, &shares, batches),
         ranks: ranks.collect(),
     }
+}
+
+/// What a rank with `banks` banks remembers, if it is not alone: at the most, when it keeps as many banks of others as it has.
+pub(crate) fn remembered_bytes(
+    config: &RunConfig,
+    inventory: &Inventory,
+    banks: u64,
+    world_size: u64,
+) -> u64 {
+    if world_size < 2 {
+        return 0;
+    }
+    let weights = inventory.shared_bytes() + banks * inventory.bank_bytes();
+    let snapshots = banks > 0 && config.elastic.snapshot_every > 0;
+    inventory.remembered_bytes(weights, banks, snapshots)
 }
 
 fn balance(placement: &Placement, shares: &[f64], batches: &[Vec<(usize, f64)>]) -> Balance {

@@ -21,6 +21,7 @@ use crate::devices::{self, Crew, Machines, NodeRange, Wishes};
 use crate::preflight;
 use crate::run::print;
 use estimate::Estimate;
+pub(crate) use estimate::remembered_bytes;
 pub(crate) use render::bytes;
 use shapes::{ModelShapes, Shapes};
 

@@ -18,6 +18,7 @@ pub(crate) fn render(plan: &Estimate) -> String {
     text.push(stage("align", &plan.align));
     text.push(stage("zipper", &plan.zipper));
     text.push(ranks(&plan.zipper, unit));
+    text.push(memory(plan));
     let lost = match plan.banks_moved_when_one_is_lost {
         Some(moved) => format!("{moved} banks move if one worker is lost"),
         None if plan.world_size.0 == 1 => "there is no other worker if this one is lost".to_owned(),
@@ -32,7 +33,15 @@ pub(crate) fn render(plan: &Estimate) -> String {
 
 fn languages(plan: &Estimate, unit: &str) -> Table {
     let work = format!("work per step, {unit}");
-    let mut table = table(&["language", "train h", "utterances", &work, "bank on ranks"]);
+    let mut table = table(&[
+        "language",
+        "train h",
+        "utterances",
+        "epochs of align",
+        "of zipper",
+        &work,
+        "bank on ranks",
+    ]);
     for language in &plan.languages {
         let owners = match language.owners {
             None => "-".to_owned(),
@@ -43,6 +52,8 @@ fn languages(plan: &Estimate, unit: &str) -> Table {
             language.lang.clone(),
             format!("{:.2}", language.hours),
             language.utterances.to_string(),
+            number(language.epochs_align),
+            number(language.epochs_zipper),
             number(language.work),
             owners,
         ]);
@@ -75,7 +86,15 @@ fn stage(name: &str, plan: &StagePlan) -> String {
 
 fn ranks(plan: &StagePlan, unit: &str) -> String {
     let work = format!("work per step, {unit}");
-    let mut table = table(&["rank", &work, "banks", "gradients", "optimizer", "languages"]);
+    let mut table = table(&[
+        "rank",
+        &work,
+        "banks",
+        "gradients",
+        "optimizer",
+        "remembered",
+        "languages",
+    ]);
     let row = |table: &mut Table, rank: &RankPlan| {
         table.add_row([
             rank.rank.to_string(),
@@ -83,6 +102,7 @@ fn ranks(plan: &StagePlan, unit: &str) -> String {
             bytes(rank.bank_bytes),
             bytes(rank.gradient_bytes),
             bytes(rank.optimizer_bytes),
+            bytes(rank.remembered_bytes),
             rank.languages.join(" "),
         ]);
     };
@@ -98,6 +118,23 @@ fn ranks(plan: &StagePlan, unit: &str) -> String {
         }
     }
     format!("Ranks in stage zipper\n{table}")
+}
+
+/// What a worker's memory, or its GPU's, has to hold.
+fn memory(plan: &Estimate) -> String {
+    let trained = |rank: &RankPlan| {
+        plan.zipper.shared_bytes
+            + rank.bank_bytes
+            + rank.gradient_bytes
+            + rank.optimizer_bytes
+            + rank.remembered_bytes
+    };
+    let most = plan.zipper.ranks.iter().map(trained).max().unwrap_or_default();
+    format!(
+        "Memory of a worker: frozen models {}, what is trained and remembered up to {}; activations come on top.",
+        bytes(plan.frozen_bytes),
+        bytes(most)
+    )
 }
 
 fn table(header: &[&str]) -> Table {

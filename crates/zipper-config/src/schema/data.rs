@@ -20,7 +20,8 @@ pub struct DataConfig {
     /// Validation manifests; none: no validation.
     #[serde(default)]
     pub validation: Vec<PathBuf>,
-    /// Languages are drawn with probability proportional to hours^(1/T). 1 keeps the proportions, larger evens out.
+    /// Languages are drawn with probability proportional to hours^(1/T). 1 keeps the proportions, larger evens out. NeMo's
+    /// `reweight_temperature` is 1/T.
     #[serde(default = "default_temperature")]
     pub temperature: f64,
     /// What is done to the transcripts that are learnt, by language: `none`, `lowercase` or `basic` (Whisper's basic rules: no
@@ -58,6 +59,6 @@ pub enum OnBadAudio {
     /// Stop the run before the first step, naming every bad utterance.
     #[default]
     Fail,
-    /// Leave it out, and count it in the report at the start.
+    /// Leave it out, and count it in the report at the start. Whenever the run goes on, the same ones are left out.
     Skip,
 }

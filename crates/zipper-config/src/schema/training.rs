@@ -101,6 +101,8 @@ pub enum Schedule {
     Linear,
     /// Falls on a half cosine to `final_lr_ratio * lr` at the last step of the stage.
     Cosine,
+    /// Falls as `lr * sqrt(warmup_steps / step)`, wherever that ends: `warmuplr` of ESPnet and WeNet. Needs a warm-up.
+    InverseSqrt,
 }
 
 /// AdamW (Loshchilov & Hutter, arXiv 1711.05101), as in PyTorch.

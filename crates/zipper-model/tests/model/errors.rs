@@ -52,6 +52,18 @@ fn refused<T: std::fmt::Debug>(result: Result<T, ModelError>, parts: &[&str]) {
     }
 }
 
+/// Goal: weights are found by any name, with no index beside them, as where a download was put together by hand.
+#[test]
+fn weights_may_have_any_name() {
+    let folder = copy("qwen3");
+    let renamed = folder.path().join("weights.safetensors");
+    fs::rename(folder.path().join("model.safetensors"), renamed).expect("it is there");
+    llm(folder.path()).expect("it can be read");
+    let folder = copy("llama_sharded");
+    fs::remove_file(folder.path().join("model.safetensors.index.json")).expect("it is there");
+    llm(folder.path()).expect("all parts are read");
+}
+
 #[test]
 fn missing_files_are_named() {
     for file in ["config.json", "model.safetensors"] {

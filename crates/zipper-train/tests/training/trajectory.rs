@@ -297,6 +297,39 @@ fn a_checkpoint_of_the_first_format_is_resumed() {
     assert!(report.loss.is_finite());
 }
 
+/// A state goes on only with the corpus that it was written with: where utterances are missing or in another order, the batches would be
+/// others. States of earlier versions do not say which corpus that was.
+#[test]
+fn a_state_of_another_corpus_is_refused() {
+    let fixture = Fixture::new();
+    let config = config(&fixture, |_| ());
+    let mut before = alone(&config);
+    train(&mut before, 2);
+    let mut parts = parts_of(&[before]);
+    let manifest = fixture.path().join("corpus/train.jsonl");
+    let text = fs::read_to_string(&manifest).expect("the fixture has it");
+    let (fewer, last) = text.trim_end().rsplit_once('\n').expect("it has lines");
+    for other in [fewer.to_owned(), format!("{last}\n{fewer}\n")] {
+        fs::write(&manifest, other).expect("the fixture is writable");
+        let error = alone(&config)
+            .restore(|names| read(&parts, names))
+            .expect_err("it does not fit");
+        assert!(matches!(error, TrainError::Corpus { .. }), "{error}");
+        assert!(
+            error.is_config() && error.to_string().contains("run `tiny`"),
+            "{error}"
+        );
+    }
+
+    let mut state: serde_json::Value = serde_json::from_slice(&parts["state.json"]).expect("it is JSON");
+    let object = state.as_object_mut().expect("it has keys");
+    object.remove("corpus_fingerprint").expect("it has one");
+    parts.insert("state.json".to_owned(), state.to_string().into_bytes());
+    alone(&config)
+        .restore(|names| read(&parts, names))
+        .expect("nothing is compared");
+}
+
 /// A checkpoint of another shape is refused by the tensor's name, and nothing is silently loaded.
 #[test]
 fn parts_of_another_rank_size_are_refused() {

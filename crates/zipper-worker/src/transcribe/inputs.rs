@@ -75,8 +75,8 @@ fn problem(path: &Path) -> Option<String> {
     }
 }
 
-/// The language of each file, as an ordinal of the run's `languages`: what the list says, or else what is `told` of all. Nothing for a
-/// file of which nothing is said, where the run can `detect` it.
+/// The language of each file, as an ordinal of the run's `languages`: what the list says, or else what is `told` of all, or else the only
+/// one that there is. Nothing for a file of which nothing is said, where the run can `detect` it.
 ///
 /// # Errors
 /// The user's to mend: a language that the run does not have, or a file of which nothing is said where nothing can be detected.
@@ -86,11 +86,15 @@ pub(super) fn languages_of(
     languages: &[String],
     detect: bool,
 ) -> Result<Vec<Option<usize>>, UserError> {
+    let only = match languages {
+        [only] if !detect => Some(only.as_str()),
+        _ => None,
+    };
     let mut resolved = Vec::with_capacity(inputs.len());
     let mut unknown = BTreeMap::new();
     let mut untold = Vec::new();
     for input in inputs {
-        let Some(code) = input.language.as_deref().or(told) else {
+        let Some(code) = input.language.as_deref().or(told).or(only) else {
             untold.push(format!("`{}`", input.path.display()));
             resolved.push(None);
             continue;
@@ -170,5 +174,7 @@ mod tests {
             "the run has no language `fr`, asked for `a.wav`"
         );
         assert_eq!(error.hints(), ["its languages are en, de"]);
+        let only = languages_of(&inputs[..1], None, &run[..1], false);
+        assert_eq!(only.unwrap(), [Some(0)], "a run of one language need not be told");
     }
 }

@@ -12,7 +12,7 @@ use std::num::{NonZeroU16, NonZeroUsize};
 use std::path::PathBuf;
 
 use anyhow::Context;
-use zipper_cli::ExitStatus;
+use zipper_cli::{ExitStatus, Progress};
 use zipper_config::RunConfig;
 use zipper_data::{AudioError, CutOptions, SAMPLE_RATE, Segment, cut, decode};
 use zipper_model::adapter::MergedAdapters;
@@ -41,7 +41,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE")]
     list: Option<PathBuf>,
     /// Code of the language of all files for which the list says nothing else. Left out: it is detected, by a run that was trained
-    /// with `model.lid_head`.
+    /// with `model.lid_head`; or the run has no other.
     #[arg(long)]
     language: Option<String>,
     /// Hear files whose language is detected with a mixture of all languages' adapters, each by its probability, instead of with the
@@ -247,15 +247,14 @@ impl Transcriber<'_> {
         let mut order: Vec<usize> = (0..clips.len()).collect();
         order.sort_by_key(|&clip| clips[clip].samples.len());
         let mut texts = vec![String::new(); clips.len()];
-        let mut done = 0;
-        for batch in order.chunks(self.batch_size) {
+        let progress = Progress::new("Transcribing segments", clips.len());
+        for (number, batch) in order.chunks(self.batch_size).enumerate() {
+            progress.at(number * self.batch_size);
             let of_batch: Vec<Clip<'_>> = batch.iter().map(|&clip| clips[clip]).collect();
             let written = tch::no_grad(|| self.replica.transcribe_samples(&of_batch, merged, self.options))?;
             for (&clip, text) in batch.iter().zip(written) {
                 texts[clip] = text;
             }
-            done += batch.len();
-            tracing::info!("transcribed {done} of {} segments", clips.len());
         }
         Ok(texts)
     }
