@@ -33,9 +33,30 @@ pub(crate) struct Arguments {
     /// Only what workers wrote while they were this rank.
     #[arg(long)]
     rank: Option<u32>,
-    /// Print each line as a JSON document: `source`, `rank` (null where there is none) and `line`.
+    /// Print one JSON document, an array with an object for each line: `source`, `rank` (null where there is none) and `line`. With
+    /// `--follow`, which has no end, each object is a document on a line of its own (JSON lines).
     #[arg(long)]
     json: bool,
+}
+
+/// How lines are printed.
+#[derive(Debug, Clone, Copy)]
+enum Form {
+    Text,
+    /// All of them as one array.
+    Array,
+    /// Each as a document.
+    JsonLines,
+}
+
+impl Arguments {
+    fn form(&self) -> Form {
+        match (self.json, self.follow) {
+            (false, _) => Form::Text,
+            (true, false) => Form::Array,
+            (true, true) => Form::JsonLines,
+        }
+    }
 }
 
 pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
@@ -52,7 +73,8 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     let mut logs = Logs::new(folder, arguments.rank);
     loop {
         let lines = logs.more(arguments.follow)?;
-        match write(&lines, arguments.json) {
+        let written = write(&lines, arguments.form(), &mut io::stdout().lock());
+        match written {
             // The reader, such as `head`, has enough.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(ExitStatus::Done),
             written => written.context("stdout cannot be written")?,
@@ -72,17 +94,25 @@ async fn folder_of(url: &str) -> anyhow::Result<PathBuf> {
     preflight::log_folder(&store, begun.config())
 }
 
-fn write(lines: &[Entry], json: bool) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    for line in lines {
-        if json {
-            serde_json::to_writer(&mut stdout, line)?;
-            writeln!(stdout)?;
-        } else {
-            writeln!(stdout, "{line}")?;
+fn write(lines: &[Entry], form: Form, to: &mut impl Write) -> io::Result<()> {
+    match form {
+        Form::Text => {
+            for line in lines {
+                writeln!(to, "{line}")?;
+            }
+        }
+        Form::Array => {
+            serde_json::to_writer(&mut *to, lines)?;
+            writeln!(to)?;
+        }
+        Form::JsonLines => {
+            for line in lines {
+                serde_json::to_writer(&mut *to, line)?;
+                writeln!(to)?;
+            }
         }
     }
-    stdout.flush()
+    to.flush()
 }
 
 /// Log files of one folder, read so far.
@@ -269,6 +299,32 @@ mod tests {
         assert_eq!(
             serde_json::to_value(&lines[2]).unwrap(),
             serde_json::json!({"source": "node0-agent", "rank": null, "line": "with"})
+        );
+    }
+
+    #[test]
+    fn json_is_one_document_unless_there_is_no_end() {
+        let entry = |rank, line: &str| Entry {
+            source: "node0/1".to_owned(),
+            rank,
+            line: line.to_owned(),
+        };
+        let lines = [entry(None, "loading"), entry(Some(3), "training")];
+        let written = |lines: &[Entry], form| {
+            let mut written = Vec::new();
+            write(lines, form, &mut written).unwrap();
+            String::from_utf8(written).unwrap()
+        };
+        let document = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+        let array = document(&written(&lines, Form::Array));
+        assert_eq!(array[1]["rank"], 3);
+        assert_eq!(document(&written(&[], Form::Array)), serde_json::json!([]));
+        let one_by_one: Vec<serde_json::Value> =
+            written(&lines, Form::JsonLines).lines().map(document).collect();
+        assert_eq!(array, serde_json::Value::from(one_by_one));
+        assert_eq!(
+            written(&lines, Form::Text),
+            "node0/1 | loading\nnode0/1 rank 3 | training\n"
         );
     }
 

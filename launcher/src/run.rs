@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use tokio::sync::mpsc;
 use tonic::transport::Channel;
 use zipper_checkpoint::RunStore;
@@ -175,11 +175,25 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
     let (prepared, processes, allocation) = tokio::select! {
         started = starting => started?,
         signal = signals.next() => {
-            eprintln!("Stopped ({} to zipper-launch) before the run went on.", signal.name());
+            let reason = format!("{} to zipper-launch", signal.name());
+            eprintln!("Stopped ({reason}) before the run went on.");
+            if arguments.json {
+                let ended = Ended::unsaid(v1::verdict::Outcome::Stopped, reason);
+                print(&document(known_url(&arguments).as_deref(), &ended, None).to_string())?;
+            }
             return Ok(ExitStatus::Stopped);
         }
     };
-    let ended = watch(&prepared, processes, &mut signals).await?;
+    let ended = match watch(&prepared, processes, &mut signals).await {
+        Ok(ended) => ended,
+        Err(error) => {
+            if arguments.json {
+                let ended = Ended::by_error(&error);
+                print(&document(Some(prepared.store.url()), &ended, None).to_string())?;
+            }
+            return Err(error);
+        }
+    };
     if let Some(allocation) = allocation
         && ended.verdict.outcome() == v1::verdict::Outcome::Stopped
         && stop::was_asked_for(&prepared.store).await?
@@ -194,7 +208,7 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
         } else {
             None
         };
-        print(&document(&prepared.store, &ended, results).to_string())?;
+        print(&document(Some(prepared.store.url()), &ended, results).to_string())?;
     } else if done {
         let table: ResultTable =
             serde_json::from_value(results(&prepared.store).await?).context(RESULT_TABLE)?;
@@ -208,6 +222,29 @@ struct Ended {
     verdict: v1::Verdict,
     /// Where its time went, if its coordinator said so.
     summary: Option<v1::Summary>,
+}
+
+impl Ended {
+    /// Not by a verdict of the coordinator.
+    fn unsaid(outcome: v1::verdict::Outcome, reason: String) -> Self {
+        Self {
+            verdict: v1::Verdict {
+                outcome: outcome.into(),
+                reason,
+            },
+            summary: None,
+        }
+    }
+
+    /// By an error that zipper-launch will end with.
+    fn by_error(error: &anyhow::Error) -> Self {
+        // It is printed at the very end.
+        let outcome = match zipper_cli::report(error, &mut std::io::sink()) {
+            ExitStatus::Usage => v1::verdict::Outcome::Config,
+            _ => v1::verdict::Outcome::Failed,
+        };
+        Self::unsaid(outcome, zipper_cli::in_words(error))
+    }
 }
 
 /// Shows the run until its verdict, passing signals on, keeps its processes going, and sees them off.
@@ -228,16 +265,14 @@ async fn watch(
     let ended = tokio::select! {
         ended = follow(&mut processes, client.clone(), display, shown) => ended?,
         given_up = attend(signals, &client, grace, &lines) => match given_up {
-            GivenUp::Interrupted => {
-                bail!("ended by a second Ctrl-C: what was done since the last checkpoint is lost")
-            }
-            GivenUp::Overdue(reason) => return Ok(Ended {
-                verdict: v1::Verdict {
-                    outcome: v1::verdict::Outcome::Stopped.into(),
-                    reason: format!("{reason}; the coordinator did not end the run within the grace time"),
-                },
-                summary: None,
-            }),
+            GivenUp::Interrupted => return Ok(Ended::unsaid(
+                v1::verdict::Outcome::Failed,
+                "ended by a second Ctrl-C: what was done since the last checkpoint is lost".to_owned(),
+            )),
+            GivenUp::Overdue(reason) => return Ok(Ended::unsaid(
+                v1::verdict::Outcome::Stopped,
+                format!("{reason}; the coordinator did not end the run within the grace time"),
+            )),
         },
     };
     let patience = match ended.verdict.outcome() {
@@ -315,9 +350,17 @@ async fn results(store: &RunStore) -> anyhow::Result<serde_json::Value> {
     serde_json::from_slice(&bytes).context(RESULT_TABLE)
 }
 
-/// What `--json` prints.
-fn document(store: &RunStore, ended: &Ended, results: Option<serde_json::Value>) -> serde_json::Value {
-    let mut document = serde_json::json!({"outcome": word(ended.verdict.outcome()), "run": store.url()});
+/// The URL of the run, if it is told by the arguments, or a configuration that can be used.
+fn known_url(arguments: &Arguments) -> Option<String> {
+    let config = arguments.config.as_deref();
+    let config = config.and_then(|file| zipper_config::load(file, &arguments.all_overrides()).ok());
+    let url = preflight::run_url(arguments, config.as_ref()).ok()?;
+    Some(RunStore::open(&url).ok()?.url().to_owned())
+}
+
+/// What `--json` prints; `run` is null where not even that is known.
+fn document(url: Option<&str>, ended: &Ended, results: Option<serde_json::Value>) -> serde_json::Value {
+    let mut document = serde_json::json!({"outcome": word(ended.verdict.outcome()), "run": url});
     if let Some(results) = results {
         document["results"] = results;
     } else {
@@ -392,9 +435,7 @@ mod tests {
     /// Goal: whoever scripts against `--json` gets one document of the same shape however a run ends.
     #[test]
     fn the_document_says_how_it_ended_and_where_time_went() {
-        let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        let url = format!("file://{}", folder.path().display());
-        let store = RunStore::open(&url).expect("it is a folder");
+        let url = "s3://bucket/runs/a";
         let seconds = |seconds| zipper_proto::wire_duration(Duration::from_secs(seconds));
         let summary = v1::Summary {
             total: Some(seconds(200)),
@@ -412,9 +453,9 @@ mod tests {
         };
         let done = ended(v1::verdict::Outcome::Done, Some(summary));
         assert_eq!(
-            document(&store, &done, Some(serde_json::json!({"sets": []}))),
+            document(Some(url), &done, Some(serde_json::json!({"sets": []}))),
             serde_json::json!({
-                "outcome": "done", "run": store.url(), "results": {"sets": []},
+                "outcome": "done", "run": url, "results": {"sets": []},
                 "summary": {
                     "total_seconds": 200.0, "productive_seconds": 190.0, "effective_training_time": 0.95,
                     "lost_seconds": {"recovering": 10.0}, "losses": 2, "repeated_steps": 9,
@@ -423,8 +464,26 @@ mod tests {
         );
         let failed = ended(v1::verdict::Outcome::Failed, None);
         assert_eq!(
-            document(&store, &failed, None),
-            serde_json::json!({"outcome": "failed", "run": store.url(), "reason": "because"})
+            document(Some(url), &failed, None),
+            serde_json::json!({"outcome": "failed", "run": url, "reason": "because"})
+        );
+    }
+
+    #[test]
+    fn an_end_without_a_verdict_has_the_outcome_of_its_exit_code() {
+        let stopped = Ended::unsaid(v1::verdict::Outcome::Stopped, "because".to_owned());
+        assert_eq!(
+            document(None, &stopped, None),
+            serde_json::json!({"outcome": "stopped", "run": null, "reason": "because"})
+        );
+        let of = |error: anyhow::Error| document(None, &Ended::by_error(&error), None);
+        assert_eq!(
+            of(anyhow::anyhow!("no room").context("the disk")),
+            serde_json::json!({"outcome": "failed", "run": null, "reason": "the disk: no room"})
+        );
+        assert_eq!(
+            of(zipper_cli::UserError::new("no such key").into()),
+            serde_json::json!({"outcome": "config", "run": null, "reason": "no such key"})
         );
     }
 }

@@ -1,5 +1,5 @@
 //! Goal: a signal to any process of a run stops the whole run with a checkpoint, from which the same command goes on; a second Ctrl-C
-//! waits for nobody.
+//! waits for nobody. `--json` says how it ended.
 //! Method: the real programs; one of them does not answer any more when it comes to the second Ctrl-C.
 
 use std::fs;
@@ -35,7 +35,15 @@ impl Endless {
 
     /// Starts it, or goes on with it, and waits until steps are made.
     fn launch(&self) -> Launched {
-        let arguments = ["--nodes", "2", "--config", &self.config, "--run", &self.url];
+        let arguments = [
+            "--nodes",
+            "2",
+            "--config",
+            &self.config,
+            "--run",
+            &self.url,
+            "--json",
+        ];
         let before = self.last_step();
         let launched = Launched::start(&arguments);
         wait_until("steps are made", || self.last_step() > before);
@@ -70,6 +78,12 @@ impl Endless {
         let stderr = &finished.stderr;
         assert_eq!(finished.code, Some(code), "{stderr}");
         assert!(stderr.contains(words), "no `{words}` in:\n{stderr}");
+        let document: serde_json::Value =
+            serde_json::from_str(&finished.stdout).expect("stdout is one JSON document");
+        assert_eq!(document["outcome"], if code == 75 { "stopped" } else { "failed" });
+        assert_eq!(document["run"], self.url);
+        let reason = document["reason"].as_str().expect("a text");
+        assert!(reason.contains(words), "no `{words}` in: {document}");
         wait_until("no process of the run is left", || self.processes(&[]).is_empty());
     }
 }

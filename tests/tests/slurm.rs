@@ -597,6 +597,17 @@ fn what_slurm_cannot_give_is_refused() {
     ] {
         assert!(finished.stdout.contains(line), "{}", finished.stdout);
     }
+    // What it does take, it says the number of.
+    let finished = submit(&["--json", "--sbatch=--hold"]);
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    let document: serde_json::Value =
+        serde_json::from_str(&finished.stdout).expect("stdout is one JSON document");
+    let job = document["job"].to_string();
+    assert_eq!(site.slurm.of_job(&job, "JobState"), "PENDING", "{document}");
+    assert_eq!(document["run"], url);
+    let output = document["output"].as_str().expect("a path");
+    assert!(output.ends_with(&format!("/logs/slurm-{job}.log")), "{output}");
+    site.slurm.ask("scancel", &[&job]);
 
     for (options, line, words) in [
         (&["--array=1-1"][..], "", "is task 1 of a job array"),

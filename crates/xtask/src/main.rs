@@ -60,7 +60,7 @@ enum Command {
     Bench {
         #[arg(value_enum)]
         what: Bench,
-        /// What of it is measured, where it has parts: `cargo xtask bench training --help` tells of its own.
+        /// What of it is measured, where it has parts: `cargo xtask bench training -- --help` tells of its own.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
@@ -72,19 +72,19 @@ enum Command {
     Dist,
     /// Break real runs at random, and compare each with the run that was left in peace.
     Faults {
-        /// `--rounds N --seed S --only KIND`, `--soak-minutes M`; `--help` tells all.
+        /// `--rounds N --seed S --only KIND`, `--soak-minutes M`; `cargo xtask faults -- --help` tells all.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
     /// Let a coordinator serve thousands of simulated workers, and fail if that takes too long or too much.
     Load {
-        /// `--workers N`, `--seconds S`, `--output FILE`; `--help` tells all.
+        /// `--workers N`, `--seconds S`, `--output FILE`; `cargo xtask load -- --help` tells all.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
     /// Play the coordinator on a virtual clock, with faults that seeds decide.
     Simulate {
-        /// `--seeds N --first K`, `--trace`, `--bug NAME`; `--help` tells all.
+        /// `--seeds N --first K`, `--trace`, `--bug NAME`; `cargo xtask simulate -- --help` tells all.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },

@@ -125,8 +125,13 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
         resume: arguments.run.resume.name(),
     };
     let text = script.render();
+    let json = arguments.run.json;
     if arguments.print {
-        print(text.trim_end())?;
+        if json {
+            print(&serde_json::json!({"script": text}).to_string())?;
+        } else {
+            print(text.trim_end())?;
+        }
         return Ok(ExitStatus::Done);
     }
     if let Some(container) = &config.cluster.container {
@@ -137,12 +142,23 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     }
     preflight::make_log_folder(&logs)?;
     let job = sbatch(&text).await?;
-    eprintln!(
-        "Slurm job {job}; its output: {}",
-        logs.join(format!("slurm-{job}.log")).display()
-    );
-    print(&job)?;
+    let output = logs.join(format!("slurm-{job}.log")).display().to_string();
+    eprintln!("Slurm job {job}; its output: {output}");
+    print(&if json {
+        document(&job, store.url(), &output, &text).to_string()
+    } else {
+        job
+    })?;
     Ok(ExitStatus::Done)
+}
+
+/// What `--json` prints of a job that was handed in.
+fn document(job: &str, run: &str, output: &str, script: &str) -> serde_json::Value {
+    // Slurm's are numbers; what another `sbatch` says is not lost.
+    let job = job
+        .parse::<u64>()
+        .map_or_else(|_| job.into(), serde_json::Value::from);
+    serde_json::json!({"job": job, "run": run, "output": output, "script": script})
 }
 
 /// The changes of the configuration that the job's own zipper-launch is given: what Slurm is asked for is in the script already.

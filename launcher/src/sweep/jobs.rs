@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
+use serde_json::Value;
 use tokio::process::Command;
 use zipper_checkpoint::RunStore;
 use zipper_cli::UserError;
@@ -116,12 +117,24 @@ impl Place {
             // What another run would be refused for, too.
             return Err(UserError::new(message).into());
         }
-        let job = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        if job.is_empty() {
-            bail!("zipper-launch submit did not say the number of the job: {said}");
-        }
-        Ok(job)
+        let printed = String::from_utf8_lossy(&output.stdout);
+        job_of(&printed)
+            .with_context(|| format!("zipper-launch submit did not say the number of the job: {said}"))
     }
+}
+
+/// The number of the job in what `zipper-launch submit` printed, which is a document if `--json` is one of the flags.
+fn job_of(printed: &str) -> Option<String> {
+    let job = match serde_json::from_str(printed) {
+        Ok(Value::Object(document)) => match document.get("job")? {
+            Value::String(job) => job.clone(),
+            job => job.to_string(),
+        },
+        _ => printed.trim().to_owned(),
+    };
+    // A script, of `--print`, is none.
+    let is_job = !job.is_empty() && !job.contains(char::is_whitespace);
+    is_job.then_some(job)
 }
 
 /// Whether a job waits or runs. One that Slurm does not know is over.
@@ -145,4 +158,26 @@ async fn is_queued(job: &str) -> anyhow::Result<bool> {
         return Ok(false);
     }
     bail!("`squeue` failed ({}): {}", output.status, said.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_the_job_is_found_in_both_forms() {
+        for (printed, job) in [
+            ("4711\n", Some("4711")),
+            (
+                "{\"job\": 4711, \"run\": \"s3://b/r\", \"script\": \"#!/bin/bash\"}\n",
+                Some("4711"),
+            ),
+            ("{\"job\": \"a1\"}", Some("a1")),
+            ("{\"script\": \"#!/bin/bash\"}", None),
+            ("#!/bin/bash\necho 1\n", None),
+            ("\n", None),
+        ] {
+            assert_eq!(job_of(printed).as_deref(), job, "{printed}");
+        }
+    }
 }
