@@ -202,6 +202,12 @@ pub fn value_name(value: impl ValueEnum) -> String {
         .unwrap_or_default()
 }
 
+/// The file of one part of a measurement, `training-smollm2.json` for `training.json`: a part is measured again without the others.
+pub fn file_of_part(output: &Path, part: &str) -> PathBuf {
+    let stem = output.file_stem().unwrap_or_default().to_string_lossy();
+    output.with_file_name(format!("{stem}-{part}.json"))
+}
+
 /// Values of an argument as they are typed.
 pub fn comma_list<T>(values: &[T], text: impl Fn(&T) -> String) -> String {
     values.iter().map(text).collect::<Vec<_>>().join(",")

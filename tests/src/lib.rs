@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 pub use benchmark::{
     BENCHMARK_LLM, BENCHMARK_UTTERANCES, DemoSize, Script, TorchSide, benchmark_config, comma_list, cpu,
-    load, profile, spread, spread_json, spread_text, value_name, write_benchmark,
+    file_of_part, load, profile, spread, spread_json, spread_text, value_name, write_benchmark,
 };
 pub use checkpoint::manifest;
 pub use compare::{Difference, Parameters};

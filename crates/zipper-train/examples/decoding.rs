@@ -29,7 +29,8 @@ use zipper_model::generate::GenerateOptions;
 use zipper_model::linear::{LinearDelta, LoraSite};
 use zipper_model::speech_llm::{Example, SpeechLlm};
 use zipper_tests::{
-    DemoSize, Script, TorchSide, comma_list, cpu, load, profile, spread_json, spread_text, value_name,
+    DemoSize, Script, TorchSide, comma_list, cpu, file_of_part, load, profile, spread_json, spread_text,
+    value_name,
 };
 use zipper_train::frames::Frames;
 use zipper_train::state::to_safetensors;
@@ -41,7 +42,7 @@ const DEVIATION: f64 = 0.02;
 /// Measures decoding.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// The file that takes what was measured.
+    /// The file that takes what was measured: `decoding-quickstart.json` and `decoding-smollm2.json` beside `decoding.json`.
     output: PathBuf,
     #[command(flatten)]
     torch_side: TorchSide,
@@ -135,18 +136,19 @@ fn main() -> Result<(), Box<dyn Error>> {
         None => available_parallelism()?.get(),
     };
     tch::set_num_threads(i32::try_from(threads)?);
-    let (mut jobs, mut runs) = (Vec::new(), Vec::new());
     for &size in &selection.sizes {
         let job = Job::load(size, selection.utterances)?;
-        jobs.push(job.to_json());
+        let output = file_of_part(&arguments.output, &value_name(size));
+        let mut runs = Vec::new();
         for &lora in &selection.adapters {
             runs.extend(measure(&arguments, &job, lora, threads)?);
             // What is measured so far is kept if a later part fails.
-            write(&arguments, threads, &jobs, &runs)?;
+            let report = report(selection, threads, &job, &runs)?;
+            fs::write(&output, serde_json::to_string_pretty(&report)? + "\n")?;
         }
+        print(&table(&runs));
+        println!("\nwritten: {}", output.display());
     }
-    print(&table(&runs));
-    println!("\nwritten: {}", arguments.output.display());
     Ok(())
 }
 
@@ -485,19 +487,17 @@ fn row(rounds: &[Run]) -> Value {
     })
 }
 
-fn write(arguments: &Arguments, threads: usize, jobs: &[Value], runs: &[Run]) -> Result<(), Box<dyn Error>> {
-    let report = json!({
+fn report(selection: &Selection, threads: usize, job: &Job, runs: &[Run]) -> Result<Value, Box<dyn Error>> {
+    Ok(json!({
         "command": "cargo xtask bench decoding",
-        "flags": arguments.selection.flags(),
+        "flags": selection.flags(),
         "machine": {"cpu": cpu(), "cores": available_parallelism()?.get()},
         "profile": profile(),
         "threads": threads,
-        "sizes": jobs,
+        "job": job.to_json(),
         "table": table(runs),
         "runs": runs.iter().map(Run::to_json).collect::<Vec<_>>(),
-    });
-    fs::write(&arguments.output, serde_json::to_string_pretty(&report)? + "\n")?;
-    Ok(())
+    }))
 }
 
 impl Selection {

@@ -31,7 +31,7 @@ use zipper_collectives::{GroupOptions, Store};
 use zipper_config::schema::RunConfig;
 use zipper_data::Utterance;
 use zipper_plan::{Placement, PlacementProblem, Sampler, SamplerProblem, WorkModel};
-use zipper_tests::{BENCHMARK_LLM, benchmark_config, cpu, load, spread, write_benchmark};
+use zipper_tests::{BENCHMARK_LLM, benchmark_config, cpu, file_of_part, load, spread, write_benchmark};
 use zipper_train::replica::Replica;
 use zipper_train::session::{Origin, Session};
 use zipper_train::step::Votes;
@@ -111,8 +111,6 @@ fn variant(text: &str) -> Result<Variant, String> {
 struct Case {
     languages: usize,
     seed: u64,
-    /// Steps of stage 2 that are not counted.
-    warm_up: usize,
     /// For each counted step whether its batch is one of those that are compared.
     alike: Vec<bool>,
     /// Languages of the counted batches, on average.
@@ -154,12 +152,7 @@ fn measure(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         for &variant in &arguments.variants {
             println!("round {} of {}: {variant}", round + 1, arguments.rounds);
             let load_before = load();
-            let said = take_turns(
-                folder.path(),
-                &cases,
-                variant,
-                arguments.warm_up + arguments.steps,
-            )?;
+            let said = take_turns(folder.path(), &cases, variant, arguments)?;
             runs.extend(cases.iter().zip(said).map(|(case, ranks)| Run {
                 variant,
                 languages: case.languages,
@@ -189,7 +182,7 @@ fn measure(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         "runs": runs.iter().map(Run::to_json).collect::<Vec<_>>(),
     });
     let output = if arguments.known {
-        arguments.output.with_file_name("languages-known.json")
+        file_of_part(&arguments.output, "known")
     } else {
         arguments.output.clone()
     };
@@ -232,7 +225,6 @@ impl Case {
         Self {
             languages,
             seed,
-            warm_up: arguments.warm_up,
             alike: alike(&batches),
             in_batch: in_batch as f64 / batches.len().max(1) as f64,
         }
@@ -330,23 +322,23 @@ impl Run {
     }
 }
 
-/// Trains all cases, `steps` of stage 2 for each, one of them each in turns; for each case, what each of its ranks says.
+/// Trains all cases, a step each in turns; for each case, what each of its ranks says.
 fn take_turns(
     folder: &Path,
     cases: &[Case],
     variant: Variant,
-    steps: usize,
+    arguments: &Arguments,
 ) -> Result<Vec<Vec<Value>>, Box<dyn Error>> {
     let started: Result<Vec<Ranks>, _> = cases
         .iter()
-        .map(|case| Ranks::start(folder, case, variant))
+        .map(|case| Ranks::start(folder, case, variant, arguments))
         .collect();
     let mut of_cases = started?;
     for ranks in &mut of_cases {
         ranks.hear()?;
     }
     // The first one is that of stage 1.
-    for turn in 0..=steps {
+    for turn in 0..=arguments.warm_up + arguments.steps {
         let first = turn % of_cases.len();
         for place in 0..of_cases.len() {
             let ranks = &mut of_cases[(first + place) % cases.len()];
@@ -364,13 +356,18 @@ struct Ranks {
 }
 
 impl Ranks {
-    fn start(folder: &Path, case: &Case, variant: Variant) -> Result<Self, Box<dyn Error>> {
+    fn start(
+        folder: &Path,
+        case: &Case,
+        variant: Variant,
+        arguments: &Arguments,
+    ) -> Result<Self, Box<dyn Error>> {
         let (store, port) = Store::serve(HOST, TIMEOUT)?;
         let mut processes = Vec::new();
         for rank in 0..RANKS {
             let task = json!({
                 "folder": folder, "languages": case.languages, "variant": variant.to_string(), "seed": case.seed,
-                "warm_up": case.warm_up, "steps": case.alike.len(), "rank": rank, "port": port,
+                "warm_up": arguments.warm_up, "steps": arguments.steps, "rank": rank, "port": port,
             });
             let mut child = Command::new(env::current_exe()?)
                 .args(["rank", &task.to_string()])

@@ -26,7 +26,7 @@ use std::path::PathBuf;
 use std::thread::available_parallelism;
 
 use clap::{Parser, ValueEnum};
-use zipper_tests::{DemoSize, TorchSide, comma_list, value_name};
+use zipper_tests::{DemoSize, TorchSide, comma_list, file_of_part, value_name};
 use zipper_types::Variant;
 
 /// Steps at the beginning of a run that are not counted.
@@ -107,7 +107,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let selection = &bench.arguments.selection;
     for &size in &selection.sizes {
         let job = bench.prepare(size)?;
-        let output = bench.arguments.output_of(size);
+        let output = file_of_part(&bench.arguments.output, &value_name(size));
         let mut runs = Vec::new();
         for &variant in &selection.variants {
             for &processes in &selection.processes {
@@ -125,15 +125,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("\nwritten: {}", output.display());
     }
     Ok(())
-}
-
-impl Arguments {
-    /// The file of a size, `training-smollm2.json` beside `training.json`: one size is measured again without the other.
-    fn output_of(&self, size: DemoSize) -> PathBuf {
-        let stem = self.output.file_stem().unwrap_or_default().to_string_lossy();
-        self.output
-            .with_file_name(format!("{stem}-{}.json", value_name(size)))
-    }
 }
 
 impl Selection {
