@@ -102,7 +102,7 @@ fn check_overlap(measured: &Value) {
         );
     }
     println!(
-        "\nThis file has no runs of one process. `--measured docs/benchmarks/training-quickstart.json` has."
+        "\nThis file has no runs of one process. `--measured docs/benchmarks/training-quickstart.json` has them."
     );
 }
 
@@ -170,9 +170,11 @@ fn overlap_imbalance(workers: u32) -> f64 {
     sum / f64::from(STEPS)
 }
 
-/// Core seconds are taken from one process; the file tells neither bytes nor waiting.
+/// Core seconds are taken from the fewest processes of one thread each that have all cores; the file tells neither bytes nor waiting.
 fn check_training(measured: &Value) {
-    let cores = measured["machine"]["cores"].as_f64().unwrap_or(1.0);
+    let cores = measured["machine"]["cores"].as_u64().unwrap_or(1).max(1);
+    // As the benchmark shares cores out: fewer processes have several threads each.
+    let busy = |processes: u64| (processes * (cores / processes.max(1)).max(1)).min(cores) as f64;
     let mut groups: BTreeMap<[String; 3], BTreeMap<u64, Vec<f64>>> = BTreeMap::new();
     for run in measured["runs"].as_array().into_iter().flatten() {
         let text = |key: &str| run[key].as_str().unwrap_or_default().to_owned();
@@ -187,18 +189,19 @@ fn check_training(measured: &Value) {
         of_group.entry(processes).or_default().extend(seconds);
     }
     println!(
-        "Core seconds are those of one process (*). Gradients, imbalance and what every rank does for itself (the update) are not in \
-         this file: the difference is what they take.\n"
+        "Core seconds are those of the runs with (*), whose processes have a thread each. Not in this file are what fewer processes lose by \
+         their threads, and what more of them take for gradients, imbalance and the update of each rank: that is the difference.\n"
     );
     println!("| size | variant | program | processes | step, s: measured | predicted | difference |");
     println!("|{}", " --- |".repeat(7));
     for ([size, variant, program], runs) in groups {
-        let Some(alone) = runs.get(&1).map(|seconds| median(seconds)) else {
+        let Some((&base, of_base)) = runs.range(cores..).next().or(runs.last_key_value()) else {
             continue;
         };
+        let core_seconds = median(of_base) * busy(base);
         for (processes, seconds) in &runs {
-            let (found, star) = (median(seconds), if *processes == 1 { "*" } else { "" });
-            let predicted = on_cores(alone, *processes as f64, cores, 1.0);
+            let (found, star) = (median(seconds), if *processes == base { "*" } else { "" });
+            let predicted = core_seconds / busy(*processes);
             let difference = 100.0 * (predicted / found - 1.0);
             println!(
                 "| {size} | {variant} | {program} | {processes}{star} | {found:.3} | {predicted:.3} | {difference:+.0} % |"
