@@ -548,15 +548,20 @@ fn runs_that_cannot_begin_or_go_on_are_refused() {
     ]);
 }
 
+/// Leaves a run that leaves an utterance out because of its audio.
+fn begin_without_en_1(folder: &Path) {
+    edit(folder, "on_bad_audio: fail", "on_bad_audio: skip");
+    begin(folder);
+    write(folder, "run/data/skipped.json", r#"["en-1"]"#);
+}
+
 #[test]
 fn other_data_than_the_run_was_begun_with_are_refused() {
     all_refused(&[
         Case {
             shows: "audio that is bad by now, beside that of what the run leaves out",
             spoil: |at| {
-                edit(at, "on_bad_audio: fail", "on_bad_audio: skip");
-                begin(at);
-                write(at, "run/data/skipped.json", r#"["en-1"]"#);
+                begin_without_en_1(at);
                 write(at, "en-1.wav", "not audio");
                 write(at, "en-2.wav", "not audio");
             },
@@ -569,11 +574,7 @@ fn other_data_than_the_run_was_begun_with_are_refused() {
         },
         Case {
             shows: "what was left out stays so, although its audio is good by now (the workers stop the run here)",
-            spoil: |at| {
-                edit(at, "on_bad_audio: fail", "on_bad_audio: skip");
-                begin(at);
-                write(at, "run/data/skipped.json", r#"["en-1"]"#);
-            },
+            spoil: begin_without_en_1,
             arguments: &["--nodes", "64"],
             says: &[
                 "warning: utterances that this run leaves out because of their audio: 1",

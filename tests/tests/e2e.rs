@@ -148,6 +148,32 @@ fn workers_have_cores_of_their_own() {
     assert_code(&running.wait(), 75);
 }
 
+/// Starts the run `run`, kills the worker of node 1 when the first checkpoint is written and `before` is done, and waits for the end.
+fn lose_worker_1(fixture: &Fixture, arguments: &[String], before: impl FnOnce()) -> Finished {
+    let launched = Launched::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let checkpoint = fixture.path().join("run/checkpoints/step-00000004/MANIFEST.json");
+    wait_until("the first checkpoint is written", || checkpoint.exists());
+    before();
+    let run_url = fixture.run_url("run");
+    let worker = processes(&["zipper-worker", "train", &run_url, "--node-rank\u{0}1"]);
+    kill(Pid::from_raw(worker[0]), Signal::SIGKILL).expect("the worker is running");
+    let finished = launched.wait();
+    wait_until("no process of the run is left", || {
+        processes(&[&run_url]).is_empty()
+    });
+    finished
+}
+
+fn assert_says(finished: &Finished, words: &[&str]) {
+    for words in words {
+        assert!(
+            finished.stderr.contains(words),
+            "no `{words}` in:\n{}",
+            finished.stderr
+        );
+    }
+}
+
 /// Where no worker may be started again, one that is killed ends the run with exit code 1 and its name, and `--resume` goes on
 /// from the last checkpoint.
 #[test]
@@ -159,24 +185,12 @@ fn a_lost_worker_is_named_and_the_run_can_be_resumed() {
     });
     let once = ["--nodes", "2", "--set", "elastic.restarts_per_node=0"];
     let arguments = launch(&fixture, "long.yaml", "run", &once);
-    let launched = Launched::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
-    let checkpoint = fixture.path().join("run/checkpoints/step-00000004/MANIFEST.json");
-    wait_until("the first checkpoint is written", || checkpoint.exists());
-    let run_url = fixture.run_url("run");
-    let worker = processes(&["zipper-worker", "train", &run_url, "--node-rank\u{0}1"]);
-    kill(Pid::from_raw(worker[0]), Signal::SIGKILL).expect("the worker is running");
-    let finished = launched.wait();
+    let finished = lose_worker_1(&fixture, &arguments, || ());
     assert_code(&finished, 1);
-    for words in ["worker `node1/0` (rank 1)", "signal 9", "--resume auto"] {
-        assert!(
-            finished.stderr.contains(words),
-            "no `{words}` in:\n{}",
-            finished.stderr
-        );
-    }
-    wait_until("no process of the run is left", || {
-        processes(&[&run_url]).is_empty()
-    });
+    assert_says(
+        &finished,
+        &["worker `node1/0` (rank 1)", "signal 9", "--resume auto"],
+    );
     assert_code(&run(&arguments), 0);
     assert_eq!(fixture.losses("run").len(), 120, "every step is there once");
 }
@@ -315,28 +329,17 @@ fn a_worker_that_finds_another_manifest_ends_the_run() {
     let fixture = Fixture::new();
     fixture.write_config("long.yaml", |text| text.replace("steps: 6,", "steps: 5000,"));
     let arguments = launch(&fixture, "long.yaml", "run", &["--nodes", "2"]);
-    let launched = Launched::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
-    let checkpoint = fixture.path().join("run/checkpoints/step-00000004/MANIFEST.json");
-    wait_until("the first checkpoint is written", || checkpoint.exists());
-    let path = fixture.path().join("corpus/train.jsonl");
-    let manifest = fs::read_to_string(&path).expect("the corpus has it");
-    let (fewer, _) = manifest.trim_end().rsplit_once('\n').expect("it has lines");
-    fs::write(&path, fewer).expect("the corpus is writable");
-    let run_url = fixture.run_url("run");
-    let worker = processes(&["zipper-worker", "train", &run_url, "--node-rank\u{0}1"]);
-    kill(Pid::from_raw(worker[0]), Signal::SIGKILL).expect("the worker is running");
-    let finished = launched.wait();
-    assert_code(&finished, 2);
-    for words in ["worker `node1/0`", "the training data on", "was begun with"] {
-        assert!(
-            finished.stderr.contains(words),
-            "no `{words}` in:\n{}",
-            finished.stderr
-        );
-    }
-    wait_until("no process of the run is left", || {
-        processes(&[&run_url]).is_empty()
+    let finished = lose_worker_1(&fixture, &arguments, || {
+        let path = fixture.path().join("corpus/train.jsonl");
+        let manifest = fs::read_to_string(&path).expect("the corpus has it");
+        let (fewer, _) = manifest.trim_end().rsplit_once('\n').expect("it has lines");
+        fs::write(&path, fewer).expect("the corpus is writable");
     });
+    assert_code(&finished, 2);
+    assert_says(
+        &finished,
+        &["worker `node1/0`", "the training data on", "was begun with"],
+    );
 }
 
 /// `zipper-launch stop` ends a run that it reaches by its store alone, with a checkpoint and exit code 75; what nobody makes is stopped.
@@ -389,13 +392,7 @@ fn faults_of_the_model_directory_are_configuration_errors() {
             &["--nodes", "2", "--set", set],
         ));
         assert_code(&finished, 2);
-        for word in words {
-            assert!(
-                finished.stderr.contains(word),
-                "no `{word}` in:\n{}",
-                finished.stderr
-            );
-        }
+        assert_says(&finished, words);
     };
     let broken = fixture.path().join("broken-llm");
     copy(&fixture.path().join("llm"), &broken);
