@@ -37,6 +37,14 @@ fn alive(node: u32, generation: Generation, step: u64) -> Sign {
     }
 }
 
+/// The same of a worker whose newest collective is that of this number, which it is still in unless it has `finished`.
+fn in_collective(node: u32, step: u64, group: &str, sequence: u64, finished: bool) -> Event {
+    Event::Heartbeat(Sign {
+        collective: Some(diagnosis::collective(group, sequence, finished)),
+        ..alive(node, FIRST, step)
+    })
+}
+
 fn ended(node: u32, incarnation: u64) -> Event {
     Event::Exited(Ended {
         node,
@@ -445,11 +453,7 @@ fn a_new_agent_means_that_its_workers_are_lost() {
 #[test]
 fn a_hang_is_found_by_the_lack_of_progress() {
     let mut play = training("elastic: {hang_factor: 5, hang_min: 10s}", crew(1, 3));
-    let at = |node: u32, step: u64, sequence: u64| {
-        let mut sign = alive(node, FIRST, step);
-        sign.collective = Some(diagnosis::collective("world", sequence, false));
-        Event::Heartbeat(sign)
-    };
+    let at = |node: u32, step: u64, sequence: u64| in_collective(node, step, "world", sequence, false);
     for step in [6, 7] {
         play.seconds(4, |_| ());
         (0..3).for_each(|node| drop(play.apply(at(node, step, 10 * step))));
@@ -556,10 +560,8 @@ fn where_most_are_behind_nobody_is_at_fault() {
     let mut play = training("elastic: {hang_factor: 5, hang_min: 10s}", crew(1, 3));
     let all = |play: &mut Play| {
         for node in 0..3 {
-            let mut sign = alive(node, FIRST, 6);
             let sequence = if node == 0 { 72 } else { 71 };
-            sign.collective = Some(diagnosis::collective("world", sequence, false));
-            play.apply(Event::Heartbeat(sign));
+            play.apply(in_collective(node, 6, "world", sequence, false));
         }
     };
     play.seconds(4, |_| ());
@@ -580,9 +582,7 @@ fn a_collective_that_all_have_come_to_and_that_hangs_is_nobodys_fault() {
     let mut play = training("elastic: {hang_factor: 5, hang_min: 10s}", crew(1, 2));
     let all = |play: &mut Play| {
         for node in 0..2 {
-            let mut sign = alive(node, FIRST, 6);
-            sign.collective = Some(diagnosis::collective("world", 71, false));
-            play.apply(Event::Heartbeat(sign));
+            play.apply(in_collective(node, 6, "world", 71, false));
         }
     };
     play.seconds(4, |_| ());
@@ -606,9 +606,7 @@ fn a_collective_that_all_have_come_to_and_that_hangs_is_nobodys_fault() {
 fn a_rank_that_waits_in_another_group_is_not_behind() {
     let mut play = training("elastic: {hang_factor: 5, hang_min: 10s}", crew(1, 2));
     let at = |node: u32, group: &str, sequence: u64, finished: bool| {
-        let mut sign = alive(node, FIRST, 6);
-        sign.collective = Some(diagnosis::collective(group, sequence, finished));
-        Event::Heartbeat(sign)
+        in_collective(node, 6, group, sequence, finished)
     };
     play.seconds(4, |_| ());
     for node in 0..2 {
