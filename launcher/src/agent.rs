@@ -13,14 +13,14 @@ use tokio::process::{Child, ChildStdin};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
+use tonic::Status;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
 use zipper_cli::{ExitStatus, die_with_parent, hostname, when_parent_is_gone};
-use zipper_proto::v1;
 use zipper_proto::v1::advice::What;
 use zipper_proto::v1::agent_service_client::AgentServiceClient;
 use zipper_proto::v1::run_service_client::RunServiceClient;
 use zipper_proto::v1::watch_response::Event;
+use zipper_proto::{is_away, v1};
 use zipper_tls::Credentials;
 use zipper_types::WorkerId;
 
@@ -121,6 +121,8 @@ struct Agent {
     workers: BTreeMap<u32, Running>,
     /// Reports of workers' ends that are under way.
     reports: JoinSet<()>,
+    /// Whether the run has ended.
+    over: bool,
     happened: mpsc::UnboundedSender<Happened>,
 }
 
@@ -147,6 +149,7 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
         unhurried: endpoint.connect_lazy(),
         workers: BTreeMap::new(),
         reports: JoinSet::new(),
+        over: false,
         happened,
     };
     let advice = agent.register().await?;
@@ -158,7 +161,6 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     }
     tokio::spawn(agent.heartbeats());
     tokio::spawn(agent.verdict());
-    let mut over = false;
     loop {
         let happened = tokio::select! {
             happened = events.recv() => happened.context("the agent's own tasks are gone")?,
@@ -167,35 +169,8 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
                 return Ok(ExitStatus::Failed);
             }
         };
-        match happened {
-            Happened::Ended(local_rank, status) => {
-                if is_over(status) {
-                    agent.over(&mut over);
-                }
-                agent.ended(local_rank, status);
-            }
-            Happened::Advised(local_rank, advice) if !over => {
-                agent.follow(local_rank, Some(&advice))?;
-            }
-            Happened::Advised(..) => {}
-            Happened::Heard(heard) => {
-                agent.kill(&heard.kill);
-                if heard.verdict.is_some() {
-                    agent.over(&mut over);
-                }
-            }
-            Happened::Over => agent.over(&mut over),
-            Happened::Late => agent.kill_all(),
-            Happened::Alone(_) if over => {}
-            Happened::Alone(status) => {
-                agent.kill_all();
-                anyhow::bail!(
-                    "this agent waited {} for the coordinator: {status}",
-                    humantime::format_duration(arguments.patience)
-                );
-            }
-        }
-        if over && agent.workers.is_empty() {
+        agent.react(happened)?;
+        if agent.over && agent.workers.is_empty() {
             // A coordinator that is gone already misses nothing.
             let reports = std::mem::take(&mut agent.reports);
             let _ = tokio::time::timeout(LAST_REPORTS, reports.join_all()).await;
@@ -222,6 +197,42 @@ impl Agent {
             .await
             .context("the coordinator does not take this node in")?;
         Ok(response.into_inner().advice)
+    }
+
+    /// Does what follows from what happened.
+    ///
+    /// # Errors
+    /// If a worker cannot be started, or the coordinator was away for too long.
+    fn react(&mut self, happened: Happened) -> anyhow::Result<()> {
+        match happened {
+            Happened::Ended(local_rank, status) => {
+                if is_over(status) {
+                    self.run_is_over();
+                }
+                self.ended(local_rank, status);
+            }
+            Happened::Advised(local_rank, advice) if !self.over => {
+                self.follow(local_rank, Some(&advice))?;
+            }
+            Happened::Advised(..) => {}
+            Happened::Heard(heard) => {
+                self.kill(&heard.kill);
+                if heard.verdict.is_some() {
+                    self.run_is_over();
+                }
+            }
+            Happened::Over => self.run_is_over(),
+            Happened::Late => self.kill_all(),
+            Happened::Alone(_) if self.over => {}
+            Happened::Alone(status) => {
+                self.kill_all();
+                anyhow::bail!(
+                    "this agent waited {} for the coordinator: {status}",
+                    humantime::format_duration(self.arguments.patience)
+                );
+            }
+        }
+        Ok(())
     }
 
     /// A signal to this process stops the whole run: Slurm sends it to every task.
@@ -405,8 +416,8 @@ impl Agent {
     }
 
     /// The run has ended: workers are given their time to do so too.
-    fn over(&self, over: &mut bool) {
-        if std::mem::replace(over, true) {
+    fn run_is_over(&mut self) {
+        if std::mem::replace(&mut self.over, true) {
             return;
         }
         let happened = self.happened.clone();
@@ -465,13 +476,7 @@ where
         .with_total_delay(Some(patience))
         .without_max_times()
         .with_jitter();
-    let away = |status: &Status| {
-        matches!(
-            status.code(),
-            Code::Unavailable | Code::Unknown | Code::DeadlineExceeded | Code::Cancelled
-        )
-    };
-    request.retry(pauses).when(away).await
+    request.retry(pauses).when(is_away).await
 }
 
 /// Higher for every process: no two are started in the same nanosecond.

@@ -5,6 +5,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use zipper_checkpoint::{CheckpointError, CheckpointSummary, Checkpoints, ErrorKind, RunStore, layout};
 use zipper_cli::{ExitStatus, UserError};
+use zipper_types::Step;
 
 use crate::run::print;
 use crate::status::unusable;
@@ -68,25 +69,18 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
         lines.push(line(checkpoint, state));
     }
     let newest_step = list.checkpoints.last().map(|checkpoint| checkpoint.manifest.step);
-    lines.extend(list.unreadable.iter().map(|(step, error)| Line {
-        id: layout::checkpoint_id(*step),
-        stage: None,
-        created: None,
-        world_size: None,
-        bytes: 0,
-        state: format!("damaged: {error}"),
-    }));
-    lines.extend(list.leftovers.iter().map(|leftover| Line {
-        id: layout::checkpoint_id(leftover.step),
-        stage: None,
-        created: None,
-        world_size: None,
-        bytes: leftover.bytes,
-        state: if newest_step.is_some_and(|newest| leftover.step < newest) {
-            "interrupted: no manifest".to_owned()
+    lines.extend(
+        list.unreadable
+            .iter()
+            .map(|(step, error)| line_without_manifest(*step, 0, format!("damaged: {error}"))),
+    );
+    lines.extend(list.leftovers.iter().map(|leftover| {
+        let state = if newest_step.is_some_and(|newest| leftover.step < newest) {
+            "interrupted: no manifest"
         } else {
-            "interrupted or being written: no manifest".to_owned()
-        },
+            "interrupted or being written: no manifest"
+        };
+        line_without_manifest(leftover.step, leftover.bytes, state.to_owned())
     }));
     lines.sort_by(|a, b| a.id.len().cmp(&b.id.len()).then_with(|| a.id.cmp(&b.id)));
     let report = Report {
@@ -133,6 +127,18 @@ fn line(checkpoint: &CheckpointSummary, state: String) -> Line {
         created: Some(manifest.created.clone()),
         world_size: Some(manifest.world_size.0),
         bytes: manifest.total_bytes(),
+        state,
+    }
+}
+
+/// The line of a checkpoint whose manifest is not there or cannot be read.
+fn line_without_manifest(step: Step, bytes: u64, state: String) -> Line {
+    Line {
+        id: layout::checkpoint_id(step),
+        stage: None,
+        created: None,
+        world_size: None,
+        bytes,
         state,
     }
 }

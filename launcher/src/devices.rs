@@ -12,6 +12,9 @@ use zipper_config::schema::Backend;
 use crate::processes::beside;
 use crate::slurm::VARIABLES_OF_THE_JOB;
 
+/// What to do about a worker program without GPU support.
+pub(crate) const BUILD_WITH_CUDA: &str =
+    "build it with `cargo xtask setup --cuda` and `cargo build --release --features cuda`";
 /// How long a worker may take to say what it can use: it loads libtorch and looks for GPUs.
 const ASK_TIMEOUT: Duration = Duration::from_mins(2);
 
@@ -152,7 +155,7 @@ impl Crew {
                 let error =
                     UserError::new("`runtime.backend` is nccl, but zipper-worker was built without it");
                 return Err(error
-                    .hint("build it with `cargo xtask setup --cuda` and `cargo build --release --features cuda`")
+                    .hint(BUILD_WITH_CUDA)
                     .hint("or sum gradients over TCP with `--backend gloo`"));
             }
             Backend::Nccl if !own_gpus => {
@@ -284,7 +287,7 @@ async fn describe_by(words: &[String]) -> anyhow::Result<Worker> {
     let asked = command.stdin(Stdio::null()).kill_on_drop(true).output();
     let output = tokio::time::timeout(ASK_TIMEOUT, asked)
         .await
-        .with_context(|| format!("`{text} devices` took more than {ASK_TIMEOUT:?}"))?
+        .with_context(|| format!("zipper-launch waited {ASK_TIMEOUT:?} for `{text} devices`"))?
         .with_context(|| format!("`{program}` cannot be started"))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);

@@ -13,6 +13,7 @@ use zipper_types::Step;
 
 use crate::processes::beside;
 use crate::run::print;
+use crate::status::unusable;
 
 /// Folder of the reports, below the run.
 const INSPECT: &str = "inspect";
@@ -71,7 +72,8 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     for (name, contents) in insight::files(&insight)? {
         store
             .put(&format!("{folder}/{name}"), Bytes::from(contents))
-            .await?;
+            .await
+            .map_err(unusable)?;
     }
     print(&insight::summary(&insight))?;
     let file = |name: &str| store.object_url(&format!("{folder}/{name}"));

@@ -9,12 +9,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use serde::Serialize;
-use zipper_checkpoint::RunStore;
 use zipper_cli::{ExitStatus, UserError};
 
 use crate::preflight;
-use crate::resume::Begun;
-use crate::run::Resume;
+use crate::status;
 
 /// How often to look for more.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -88,10 +86,8 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
 
 /// The folder that zipper-launch writes logs to, called from here.
 async fn folder_of(url: &str) -> anyhow::Result<PathBuf> {
-    let store = RunStore::open(url).map_err(|error| UserError::new(error.to_string()))?;
-    let begun = Begun::find(&store, Resume::Require).await?;
-    let begun = begun.context("a required run is there")?;
-    preflight::log_folder(&store, begun.config())
+    let (store, config) = status::open(url).await?;
+    preflight::log_folder(&store, &config)
 }
 
 fn write(lines: &[Entry], form: Form, to: &mut impl Write) -> io::Result<()> {

@@ -1,10 +1,11 @@
 //! `zipper-launch`: what people type. Checks a run's input, starts its processes, shows how it goes.
 //!
 //! Reading order: `run` (the main job), `preflight` (everything that can be refused before anything starts), `resume` and `data` (what a
-//! run that is there goes on with), `signals`, `devices` (how many workers, on which GPUs), `plan` (who would hold what), `processes`
-//! and `restarts` (coordinator and node agents), `agent` (one node's workers), `slurm` and `node` (the same in an allocation, and
-//! `submit`), `container`, `route`, `doctor` (what would go wrong), `display`, `page` and `table` (what people see), `logs`,
-//! `checkpoints`, `status`, `inspect` (what the router learnt), `sweep` (many runs side by side), `import` (corpora as manifests).
+//! run that is there goes on with), `signals`, `devices` (how many workers, on which GPUs), `plan` (who would hold what), `processes`,
+//! `restarts` and `credentials` (coordinator and node agents, and what they know each other by), `agent` (one node's workers), `cores`
+//! (which of the machine's each has), `slurm` and `node` (the same in an allocation, and `submit`), `container`, `route`, `doctor` (what
+//! would go wrong), `display`, `page` and `table` (what people see), `logs`, `checkpoints`, `status`, `stop`, `inspect` (what the router
+//! learnt), `sweep` (many runs side by side), `import` (corpora as manifests).
 
 mod agent;
 mod checkpoints;
@@ -108,6 +109,11 @@ enum Command {
     #[command(verbatim_doc_comment)]
     Plan(plan::Arguments),
     /// List the checkpoints of a run, and verify them.
+    ///
+    /// Examples:
+    ///   zipper-launch checkpoints --run file:///data/runs/a
+    ///   zipper-launch checkpoints --run s3://bucket/runs/a --verify --json
+    #[command(verbatim_doc_comment)]
     Checkpoints(checkpoints::Arguments),
     /// Make the run as a Slurm job, which stops with a checkpoint before its time limit, queues itself again and goes on.
     ///

@@ -5,15 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use nix::sys::signal::kill;
-use nix::unistd::Pid;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep};
 use zipper_cli::{ExitStatus, die_with_parent, when_parent_is_gone};
 
-use crate::processes::command;
+use crate::processes::{command, this_program};
 use crate::restarts::Restarts;
-use crate::signals::{Asked, Signals};
+use crate::signals::Signals;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -44,7 +42,7 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     let logs = &arguments.logs;
     std::fs::create_dir_all(logs).with_context(|| format!("cannot make `{}`", logs.display()))?;
     let mut restarts = Restarts::new(arguments.restart_window, arguments.restart_backoff);
-    let this = std::env::current_exe().context("zipper-launch does not know its own path")?;
+    let this = this_program()?;
     let node = arguments.node_rank;
     loop {
         let mut agent = command(&this, &logs.join(format!("node{node}-agent.log")))?
@@ -61,7 +59,7 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
                 status = agent.wait() => break status.context("the agent cannot be waited for")?,
                 _ = &mut parent_gone => return Ok(ExitStatus::Failed),
                 // Slurm may have told the agent already; it does not matter how often.
-                asked = signals.next() => pass_on(asked, pid),
+                asked = signals.next() => asked.pass_on(pid),
             }
         };
         if status.success() {
@@ -74,9 +72,4 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
             _ = &mut parent_gone => return Ok(ExitStatus::Failed),
         }
     }
-}
-
-fn pass_on(asked: Asked, pid: u32) {
-    // One that has just ended is noticed by itself.
-    let _ = kill(Pid::from_raw(pid.cast_signed()), asked.signal());
 }

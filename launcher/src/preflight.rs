@@ -8,8 +8,8 @@ use zipper_checkpoint::{RunStore, layout};
 use zipper_cli::{Progress, UserError};
 use zipper_config::schema::StartFrom;
 use zipper_config::{ConfigErrors, RunConfig};
-use zipper_data::{BadAudio, Corpus, DurationLimits, Utterance, check_audio, load_corpus};
-use zipper_plan::{Placement, PlacementProblem, SamplerProblem, banks_that_fit};
+use zipper_data::{BadAudio, Corpus, DurationLimits, Utterance, check_audio, load_corpus, sampler_problem};
+use zipper_plan::{Placement, PlacementProblem, banks_that_fit};
 use zipper_types::{Stage, Step, Variant, WorldSize};
 
 use crate::container;
@@ -21,6 +21,7 @@ use crate::processes;
 use crate::resume::{self, Begun, Difference};
 use crate::run::{Arguments, Resume};
 use crate::slurm::{self, Allocation};
+use crate::status::unusable;
 
 /// A run that may start.
 pub(crate) struct Prepared {
@@ -46,14 +47,13 @@ pub(crate) async fn prepare(
     arguments: &Arguments,
     allocation: Option<&Allocation>,
 ) -> anyhow::Result<Prepared> {
-    let user = |error: &dyn std::error::Error| UserError::new(error.to_string());
     let overrides = arguments.all_overrides();
     let given = arguments.config.as_deref();
     let given = given.map(|file| read_config(file, &overrides)).transpose()?;
     let url = run_url(arguments, given.as_ref())?;
     let nodes = training_nodes(arguments, allocation)?;
-    let store = RunStore::open(&url).map_err(|error| user(&error))?;
-    let is_new = !store.exists(layout::RUN_CONFIG).await?;
+    let store = RunStore::open(&url).map_err(|error| UserError::new(error.to_string()))?;
+    let is_new = !store.exists(layout::RUN_CONFIG).await.map_err(unusable)?;
     let (config, changes) = configuration(&store, given, &overrides, arguments.resume).await?;
     let of_run = RunData::read(&store).await?;
     if let Some(container) = &config.cluster.container {
@@ -65,26 +65,7 @@ pub(crate) async fn prepare(
     let data = tokio::task::spawn_blocking(move || check_data(&checked, &begun))
         .await
         .context("the check of the data was cut off")??;
-    let problem = sampler_problem(&config, &data.corpus.utterances);
-    let check_workers = |workers| {
-        problem
-            .check_world_size(WorldSize(workers))
-            .map_err(|error| user(&error))
-    };
-    // As many there will be at least, whatever the worker says of GPUs.
-    check_workers(nodes.max.saturating_mul(arguments.workers_per_node.unwrap_or(1)))?;
-    let wishes = Wishes {
-        nodes,
-        spares: arguments.spares,
-        workers_per_node: arguments.workers_per_node,
-        backend: config.runtime.backend,
-        machines: match allocation {
-            Some(_) => Machines::OnePerNode,
-            None => Machines::One,
-        },
-    };
-    let crew = Crew::decide(wishes, ask_for_devices(&config, allocation).await?)?;
-    check_workers(crew.workers())?;
+    let crew = decide_crew(arguments, allocation, &config, nodes, &data.corpus.utterances).await?;
     // The fewest workers have the least memory.
     let bank_memory = bank_memory(&config, WorldSize(crew.min_workers()))?;
     if let Some(warning) = crew.warning() {
@@ -149,6 +130,37 @@ fn training_nodes(arguments: &Arguments, allocation: Option<&Allocation>) -> Res
     allocation.training_nodes(arguments.nodes, arguments.spares.div_ceil(workers))
 }
 
+/// The workers of this launch, on what there is to use; refused if there is too little data for so many.
+async fn decide_crew(
+    arguments: &Arguments,
+    allocation: Option<&Allocation>,
+    config: &RunConfig,
+    nodes: NodeRange,
+    utterances: &[Utterance],
+) -> anyhow::Result<Crew> {
+    let problem = sampler_problem(config, utterances);
+    let check_workers = |workers| {
+        problem
+            .check_world_size(WorldSize(workers))
+            .map_err(|error| UserError::new(error.to_string()))
+    };
+    // As many there will be at least, whatever the worker says of GPUs.
+    check_workers(nodes.max.saturating_mul(arguments.workers_per_node.unwrap_or(1)))?;
+    let wishes = Wishes {
+        nodes,
+        spares: arguments.spares,
+        workers_per_node: arguments.workers_per_node,
+        backend: config.runtime.backend,
+        machines: match allocation {
+            Some(_) => Machines::OnePerNode,
+            None => Machines::One,
+        },
+    };
+    let crew = Crew::decide(wishes, ask_for_devices(config, allocation).await?)?;
+    check_workers(crew.workers())?;
+    Ok(crew)
+}
+
 /// Asks a worker, where and how it would run, what it can use.
 async fn ask_for_devices(config: &RunConfig, allocation: Option<&Allocation>) -> anyhow::Result<Devices> {
     let mut words = match allocation {
@@ -177,7 +189,7 @@ async fn ask_for_devices(config: &RunConfig, allocation: Option<&Allocation>) ->
             devices.cuda_devices
         ));
         return Err(error
-            .hint("build it with `cargo xtask setup --cuda` and `cargo build --release --features cuda`")
+            .hint(devices::BUILD_WITH_CUDA)
             .hint("or ask Slurm for no GPUs, to train on CPUs")
             .into());
     }
@@ -220,9 +232,13 @@ async fn check_start(start: &StartFrom) -> Result<(), UserError> {
         let store = RunStore::open(url).map_err(|error| missing("run", error.to_string()))?;
         let found = store.checkpoints().load_manifest(Step(step)).await;
         found.map_err(|error| {
-            missing("step", format!("run `{url}`: {error}")).hint(format!(
-                "`zipper-launch checkpoints --run {url}` lists what is there"
-            ))
+            let words = zipper_cli::in_words(&error);
+            missing("step", format!("run `{url}`: {words}"))
+                .may_pass_if(error.is_retryable())
+                .hint_if(error.advice())
+                .hint(format!(
+                    "`zipper-launch checkpoints --run {url}` lists what is there"
+                ))
         })?;
     }
     Ok(())
@@ -301,19 +317,6 @@ fn check_all_audio(utterances: &[Utterance]) -> Vec<BadAudio> {
     let progress = Progress::new("Checking audio", utterances.len());
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     check_audio(utterances, threads, |done| progress.at(done))
-}
-
-pub(crate) fn sampler_problem(config: &RunConfig, utterances: &[Utterance]) -> SamplerProblem {
-    let mut durations = vec![Vec::new(); config.data.languages.len()];
-    for utterance in utterances {
-        durations[utterance.language].push(utterance.duration);
-    }
-    SamplerProblem {
-        seed: config.seed,
-        temperature: config.data.temperature,
-        batch_seconds: config.training.batch_audio_seconds,
-        durations,
-    }
 }
 
 /// The run's folder, if it is in one.

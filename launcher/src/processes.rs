@@ -243,7 +243,7 @@ impl Processes {
                 last_lines(&log).join("\n")
             )
         };
-        if status.code() == Some(2) {
+        if refused(status) {
             return Err(UserError::new(format!("the coordinator ended; {}", end())).into());
         }
         let (count, pause) = self.restarts.note(Instant::now());
@@ -265,7 +265,9 @@ impl Processes {
                 self.epoch = epoch;
             }
             // Nothing that passes by itself.
-            Err(error) if error.is::<UserError>() => return Err(error),
+            Err(error) if zipper_cli::status_of(&error) == zipper_cli::ExitStatus::Usage => {
+                return Err(error);
+            }
             // The next look finds the old one ended as before, and tries again: that counts, too.
             Err(error) => display.line(&format!("{error:#}")),
         }
@@ -379,7 +381,7 @@ impl Starter {
                 let end = last_lines(&log);
                 let status = tokio::time::timeout(EXIT_TIMEOUT, child.wait()).await;
                 if let Ok(Ok(status)) = status
-                    && status.code() == Some(2)
+                    && refused(status)
                 {
                     return Err(said(&end).into());
                 }
@@ -455,8 +457,14 @@ impl Starter {
     }
 }
 
-fn this_program() -> anyhow::Result<PathBuf> {
+/// The file of zipper-launch itself.
+pub(crate) fn this_program() -> anyhow::Result<PathBuf> {
     std::env::current_exe().context("zipper-launch does not know its own path")
+}
+
+/// Whether a program ended because what it was given is at fault: starting it again does not help.
+fn refused(status: ExitStatus) -> bool {
+    status.code() == Some(i32::from(zipper_cli::ExitStatus::Usage.code()))
 }
 
 /// What a coordinator that refused its arguments or its run said last: its `error:` and `hint:` lines.

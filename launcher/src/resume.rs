@@ -12,6 +12,7 @@ use zipper_data::stored_fingerprint;
 
 use crate::preflight;
 use crate::run::Resume;
+use crate::status::unusable;
 
 /// Sections and keys that say where and how a run is made, and not what is trained: they may change from launch to launch.
 const MAY_CHANGE: [&str; 8] = [
@@ -68,7 +69,7 @@ impl Begun {
     /// The run in `store`, if there is one.
     pub(crate) async fn find(store: &RunStore, resume: Resume) -> anyhow::Result<Option<Self>> {
         let url = store.url();
-        if !store.exists(layout::RUN_CONFIG).await? {
+        if !store.exists(layout::RUN_CONFIG).await.map_err(unusable)? {
             if resume == Resume::Require {
                 let error = UserError::new(format!("--resume require: there is no run in `{url}`"));
                 return Err(error.hint("begin one with `--resume auto`").into());
@@ -82,19 +83,15 @@ impl Begun {
                 .into());
         }
         let source = store.object_url(layout::RUN_CONFIG);
-        let unusable = |what: String| {
+        let unreadable = |what: String| {
             UserError::new(what).hint("no run can go on from there: choose another `--run`, or mend it")
         };
-        let text = String::from_utf8(store.get(layout::RUN_CONFIG).await?.to_vec())
-            .map_err(|error| unusable(format!("`{source}` is not text: {error}")))?;
+        let text = store.get(layout::RUN_CONFIG).await.map_err(unusable)?;
+        let text = String::from_utf8(text.to_vec())
+            .map_err(|error| unreadable(format!("`{source}` is not text: {error}")))?;
         let config =
-            zipper_config::from_str(&text, &source, &[]).map_err(|error| unusable(error.to_string()))?;
+            zipper_config::from_str(&text, &source, &[]).map_err(|error| unreadable(error.to_string()))?;
         Ok(Some(Self { text, source, config }))
-    }
-
-    /// The run's own configuration.
-    pub(crate) fn config(&self) -> &RunConfig {
-        &self.config
     }
 
     /// The run's own configuration with changes, for a launch without a file.
@@ -134,10 +131,10 @@ impl Begun {
 /// Looks at the manifests of the run's checkpoints: tells of damaged ones, refuses those of a newer Zipper, and a run without any that must
 /// have one. From which the run goes on is decided by the coordinator, which has the run to itself.
 pub(crate) async fn check_checkpoints(store: &RunStore, resume: Resume) -> anyhow::Result<()> {
-    let list = store.checkpoints().list().await.map_err(fault)?;
+    let list = store.checkpoints().list().await.map_err(unusable)?;
     for (step, error) in list.unreadable {
         if error.kind() != ErrorKind::Damaged {
-            return Err(fault(error));
+            return Err(unusable(error));
         }
         eprintln!("warning: the checkpoint of step {step} is damaged: {error}");
     }
@@ -157,7 +154,7 @@ pub(crate) async fn trained_on(store: &RunStore) -> anyhow::Result<Option<String
     match newest_state(store).await {
         Ok(state) => Ok(state.and_then(|state| stored_fingerprint(&state).ok().flatten())),
         Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound) => Ok(None),
-        Err(error) => Err(fault(error)),
+        Err(error) => Err(unusable(error)),
     }
 }
 
@@ -171,15 +168,6 @@ async fn newest_state(store: &RunStore) -> Result<Option<Bytes>, CheckpointError
     match manifest.part(layout::STATE) {
         Some(part) => checkpoints.read_part(step, part).await.map(Some),
         None => Ok(None),
-    }
-}
-
-/// What trying again cannot help is the user's to mend.
-fn fault(error: CheckpointError) -> anyhow::Error {
-    if error.kind() == ErrorKind::Config {
-        UserError::new(error.to_string()).into()
-    } else {
-        error.into()
     }
 }
 

@@ -243,7 +243,7 @@ impl Ended {
             ExitStatus::Usage => v1::verdict::Outcome::Config,
             _ => v1::verdict::Outcome::Failed,
         };
-        Self::unsaid(outcome, zipper_cli::in_words(error))
+        Self::unsaid(outcome, zipper_cli::in_words(error.as_ref()))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context;
+use nix::unistd::Pid;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -35,14 +36,16 @@ impl Asked {
         }
     }
 
-    /// What another process is sent, so that it hears the same.
-    pub(crate) fn signal(self) -> nix::sys::signal::Signal {
-        use nix::sys::signal::Signal;
-        match self {
+    /// Sends it to the process `pid`, too.
+    pub(crate) fn pass_on(self, pid: u32) {
+        use nix::sys::signal::{Signal, kill};
+        let same = match self {
             Self::Interrupt => Signal::SIGINT,
             Self::Terminate => Signal::SIGTERM,
             Self::Preempt => Signal::SIGUSR1,
-        }
+        };
+        // A process that has just ended is noticed by itself.
+        let _ = kill(Pid::from_raw(pid.cast_signed()), same);
     }
 }
 

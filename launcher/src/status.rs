@@ -157,14 +157,13 @@ fn abandoned(picture: &Picture, claimed: bool) -> Option<String> {
     Some(format!("{since}; `--resume auto` goes on"))
 }
 
-/// What the store refuses is the user's to mend.
+/// What went wrong with the run's store: what trying again cannot help is the user's to mend.
+#[expect(clippy::needless_pass_by_value, reason = "as `map_err` gives it")]
 pub(crate) fn unusable(error: CheckpointError) -> anyhow::Error {
-    match error.kind() {
-        ErrorKind::Config | ErrorKind::Denied => UserError::new(error.to_string())
-            .hint("docs/storage.md says how Zipper finds endpoint, region and credentials")
-            .into(),
-        _ => error.into(),
-    }
+    UserError::of(&error)
+        .may_pass_if(error.is_retryable())
+        .hint_if(error.advice())
+        .into()
 }
 
 fn render(picture: &Picture) -> String {
@@ -269,5 +268,27 @@ fn or(first: &str, between: &str, second: &str) -> String {
         first.to_owned()
     } else {
         format!("{first}{between}{second}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: a bucket that is not there is the user's to make (exit code 2); one that was there may come back (1).
+    #[test]
+    fn what_may_pass_is_no_error_of_usage() {
+        for (was_there, status) in [(false, ExitStatus::Usage), (true, ExitStatus::Failed)] {
+            let error = unusable(CheckpointError::NoBucket {
+                action: "read",
+                object: "s3://bucket/runs/a/run.yaml".to_owned(),
+                was_there,
+            });
+            let mut printed = Vec::new();
+            assert_eq!(zipper_cli::report(&error, &mut printed), status);
+            let printed = String::from_utf8(printed).expect("it is text");
+            assert!(printed.contains("`s3://bucket/runs/a/run.yaml`"), "{printed}");
+            assert_eq!(printed.contains("AWS_ENDPOINT_URL"), was_there, "{printed}");
+        }
     }
 }

@@ -1,5 +1,5 @@
-//! What zipper-launch refuses before it starts anything: exit code 2, a message that says what to mend, nothing on stdout and
-//! nothing written into the run.
+//! Goal: what cannot become a run is refused before anything is started: exit code 2, a message that says what to mend, nothing on
+//! stdout and nothing written into the run.
 //!
 //! Method: the real program, in a folder with a small corpus of real WAV files, a configuration that would do, and one thing
 //! wrong in each case. Model directories are empty: these checks only want them to be there.

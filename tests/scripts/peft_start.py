@@ -1,9 +1,9 @@
 """A LoRA as PEFT writes it, and whether another one does the same.
 
-Usage: peft_start.py make MODELS ADAPTER
-       peft_start.py compare MODELS ADAPTER OTHER
-MODELS holds llm/. `make` writes an adapter with rsLoRA's scale, in bf16 and of random values. `compare` prints how far the adapter
-takes logits away from those of the model alone, and how far the other adapter's are away from its own; both largest differences.
+Usage: peft_start.py MODELS ADAPTER
+MODELS holds llm/. Writes an adapter with rsLoRA's scale, in bf16 and of random values, and prints `made`. Then reads the folder of
+another adapter from stdin, and prints how far the first one takes logits away from those of the model alone, and how far the other
+one's are away from its own; both largest differences. It is one process, because starting it takes longer than all of this.
 """
 
 import sys
@@ -38,5 +38,7 @@ def compare(models, *adapters):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    command, *folders = sys.argv[1:]
-    {"make": make, "compare": compare}[command](*map(Path, folders))
+    models, adapter = map(Path, sys.argv[1:])
+    make(models, adapter)
+    print("made", flush=True)
+    compare(models, adapter, Path(sys.stdin.readline().rstrip("\n")))

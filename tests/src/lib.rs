@@ -61,6 +61,42 @@ impl Fixture {
         path
     }
 
+    /// Writes the configuration of a run that would go on for hours, with a checkpoint every `checkpoint_every` steps.
+    pub fn write_endless_config(&self, checkpoint_every: u64) -> PathBuf {
+        self.write_config("endless.yaml", |text| {
+            text.replace("steps: 6,", "steps: 1000000,")
+                .replace("every_steps: 4", &format!("every_steps: {checkpoint_every}"))
+                .replace("untrained: true", "untrained: false")
+        })
+    }
+
+    /// Makes a run of the base configuration, changed by `edit`, on one worker and without evaluations; returns its URL.
+    ///
+    /// # Panics
+    /// If it fails.
+    #[track_caller]
+    pub fn train(&self, name: &str, edit: impl Fn(String) -> String) -> String {
+        let config = self.write_config(&format!("{name}.yaml"), |text| {
+            edit(text.replace("untrained: true", "untrained: false"))
+        });
+        let url = self.run_url(name);
+        let config = config.display().to_string();
+        let finished = Launched::run(&[
+            "--nodes",
+            "1",
+            "--config",
+            &config,
+            "--run",
+            &url,
+            "--set",
+            "evaluation.tests=[]",
+            "--set",
+            "data.validation=[]",
+        ]);
+        assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+        url
+    }
+
     /// A run URL inside the fixture.
     pub fn run_url(&self, name: &str) -> String {
         format!("file://{}", self.path().join(name).display())

@@ -1,4 +1,5 @@
-//! Tiny Hugging Face directories with random weights; every dimension has a different size.
+//! Tiny Hugging Face directories with random weights. Sizes differ, so that none is taken for another, but in `q_proj` and `o_proj`, which are
+//! square; those of the golden files in zipper-model are not.
 
 use std::collections::BTreeMap;
 use std::fs;

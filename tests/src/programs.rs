@@ -1,7 +1,10 @@
 //! The programs under test, as processes.
 
+use std::io::Read;
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Longest that any run of a test may take; a hang becomes a failure with its output.
@@ -54,6 +57,8 @@ pub struct Finished {
 #[derive(Debug)]
 pub struct Launched {
     child: Child,
+    said: Arc<Mutex<Vec<u8>>>,
+    listener: JoinHandle<()>,
 }
 
 impl Launched {
@@ -67,7 +72,7 @@ impl Launched {
     /// # Panics
     /// If it cannot be started.
     pub fn start_command(command: &mut Command) -> Self {
-        let child = command
+        let mut child = command
             // Tests that are run in a job are not about its allocation.
             .env_remove("SLURM_JOB_ID")
             .stdin(Stdio::null())
@@ -75,7 +80,14 @@ impl Launched {
             .stderr(Stdio::piped())
             .spawn()
             .expect("zipper-launch can be started");
-        Self { child }
+        let said = Arc::default();
+        let stderr = child.stderr.take().expect("stderr is piped");
+        let listener = listen(stderr, Arc::clone(&said));
+        Self {
+            child,
+            said,
+            listener,
+        }
     }
 
     /// Its process id.
@@ -83,37 +95,49 @@ impl Launched {
         self.child.id()
     }
 
+    /// What it has printed on stderr so far.
+    pub fn said(&self) -> String {
+        text(&self.said)
+    }
+
     /// Waits for its end.
     ///
     /// # Panics
     /// If it does not end within three minutes.
     pub fn wait(self) -> Finished {
-        let pid = self.pid();
+        let Self {
+            child,
+            said,
+            listener,
+        } = self;
+        let pid = child.id();
         let (sender, receiver) = std::sync::mpsc::channel();
         let waiter = std::thread::spawn(move || {
-            let output = self.child.wait_with_output();
+            let output = child.wait_with_output();
+            listener.join().expect("the listener does not panic");
             let _ = sender.send(());
             output
         });
         let started = Instant::now();
-        if receiver.recv_timeout(DEADLINE).is_err() {
+        let is_late = receiver.recv_timeout(DEADLINE).is_err();
+        if is_late {
             let _ = Command::new("kill").args(["-KILL", &pid.to_string()]).status();
-            let output = waiter
-                .join()
-                .expect("the waiter does not panic")
-                .expect("the output can be read");
-            panic!(
-                "zipper-launch did not end within {:?}:\n{}",
-                started.elapsed(),
-                finished(&output).stderr
-            );
         }
-        finished(
-            &waiter
-                .join()
-                .expect("the waiter does not panic")
-                .expect("the output can be read"),
-        )
+        let output = waiter
+            .join()
+            .expect("the waiter does not panic")
+            .expect("the output can be read");
+        let stderr = text(&said);
+        assert!(
+            !is_late,
+            "zipper-launch did not end within {:?}:\n{stderr}",
+            started.elapsed()
+        );
+        Finished {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr,
+        }
     }
 
     /// Ends it without a chance to clean up.
@@ -128,12 +152,20 @@ impl Launched {
     }
 }
 
-fn finished(output: &Output) -> Finished {
-    Finished {
-        code: output.status.code(),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
+/// Keeps what comes from `stream` until it ends.
+fn listen(mut stream: ChildStderr, said: Arc<Mutex<Vec<u8>>>) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        let mut bytes = [0; 4096];
+        while let Ok(count @ 1..) = stream.read(&mut bytes) {
+            let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+            said.extend_from_slice(&bytes[..count]);
+        }
+    })
+}
+
+fn text(said: &Mutex<Vec<u8>>) -> String {
+    let said = said.lock().unwrap_or_else(PoisonError::into_inner);
+    String::from_utf8_lossy(&said).into_owned()
 }
 
 /// Waits until `holds` says so; two minutes at most.

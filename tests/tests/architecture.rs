@@ -54,7 +54,11 @@ const PLACES: &[Place] = &[
     torch_free("zipper-tls", 1, &[]),
     torch_free("zipper-checkpoint", 2, &["zipper-config", "zipper-types"]),
     torch_free("zipper-simstore", 1, &[]),
-    torch_free("zipper-data", 2, &["zipper-config", "zipper-types"]),
+    torch_free(
+        "zipper-data",
+        2,
+        &["zipper-config", "zipper-plan", "zipper-types"],
+    ),
     torch_free(
         "zipper-watch",
         3,

@@ -1,4 +1,5 @@
 //! Goal: what sums gradients is chosen by what workers can use: NCCL without GPUs is refused before anything starts.
+//! Method: the real programs, from which GPUs are hidden.
 
 use std::process::Command;
 

@@ -1,5 +1,5 @@
 //! Goal: `runtime.bank_memory_mib` decides how many banks a worker gets, and banks that do not fit are refused before anything
-//! starts.
+//! starts. Method: real runs with room for one bank on each worker; owners as the run's journal has them.
 
 use std::fs;
 

@@ -27,12 +27,15 @@ fn root() -> PathBuf {
         .expect("the repository is there")
 }
 
+fn is_markdown(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending == "md")
+}
+
 /// Paths below the root of all Markdown files.
 fn markdown_files() -> Vec<PathBuf> {
     let root = root();
     let mut files = Vec::new();
     let mut folders: Vec<PathBuf> = FOLDERS.iter().map(|folder| root.join(folder)).collect();
-    let is_markdown = |path: &Path| path.extension().is_some_and(|ending| ending == "md");
     let entries = |folder: &Path| -> Vec<PathBuf> {
         let entries = fs::read_dir(folder).expect("a folder can be listed");
         entries
@@ -168,6 +171,36 @@ fn the_book_has_every_page() {
         .collect();
     let missing: Vec<_> = there.difference(&listed).collect();
     assert!(missing.is_empty(), "{SUMMARY} does not list {missing:?}");
+}
+
+/// Goal: a page of the book links to no page outside it: mdBook would make a link to a `.html` of it, which nobody makes.
+#[test]
+fn pages_of_the_book_link_to_pages_of_the_book() {
+    let docs = Path::new("docs");
+    let mut outside = Vec::new();
+    for (path, page) in pages().iter().filter(|(path, _)| path.starts_with(docs)) {
+        for link in page.links.iter().filter(|link| !link.contains("://")) {
+            let target = link.split('#').next().unwrap_or(link);
+            let folder = path.parent().expect("a page is in a folder");
+            let target = tidy(&folder.join(target));
+            if is_markdown(&target) && !target.starts_with(docs) {
+                outside.push(format!("{}: {link}", path.display()));
+            }
+        }
+    }
+    assert!(outside.is_empty(), "{outside:#?}");
+}
+
+/// Goal: the help of every command has examples. Method: the reference of commands, which is what they print.
+#[test]
+fn every_command_has_examples() {
+    let reference = fs::read_to_string(root().join("docs/commands.md")).expect("the reference is there");
+    let sections = reference.split("\n## ").skip(1);
+    let without: Vec<&str> = sections
+        .filter(|section| !section.contains("<COMMAND>") && !section.contains("\nExamples:\n"))
+        .filter_map(|section| section.lines().next())
+        .collect();
+    assert!(without.is_empty(), "{without:?}");
 }
 
 #[test]

@@ -1,4 +1,5 @@
 //! Goal: `zipper-launch data import` makes a manifest, says what it left out, and leaves nothing behind when it refuses.
+//! Method: the real program, on the fixture's audio in the layout of LibriSpeech.
 
 use std::fmt::Write;
 use std::fs;
@@ -61,7 +62,7 @@ fn left(fixture: &Fixture) -> Vec<String> {
 }
 
 #[test]
-fn a_manifest_with_its_hours() {
+fn an_imported_manifest_has_its_hours() {
     let fixture = Fixture::new();
     let ids = librispeech(&fixture);
     assert!(ids.len() > 1, "the fixture has English audio");

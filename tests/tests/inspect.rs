@@ -12,19 +12,10 @@ const LANGUAGES: [&str; 3] = ["en", "de", "vi"];
 const LAST_STEP: u64 = 12;
 
 fn train(fixture: &Fixture, variant: &str) -> String {
-    let config = fixture.write_config(&format!("{variant}.yaml"), |text| {
+    fixture.train(variant, |text| {
         text.replace("variant: soft", &format!("variant: {variant}"))
             .replace("lr: 1.0e-3, router_lr: 1.0e-2", "lr: 2.0e-2, router_lr: 2.0e-1")
-            .replace("untrained: true", "untrained: false")
-    });
-    let url = fixture.run_url(variant);
-    let config = config.display().to_string();
-    // Nobody reads what the run says of itself.
-    let silent = ["--set", "evaluation.tests=[]", "--set", "data.validation=[]"];
-    let launch = ["--nodes", "1", "--config", &config, "--run", &url];
-    let finished = Launched::run(&[&launch[..], &silent].concat());
-    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
-    url
+    })
 }
 
 fn inspect(url: &str, more: &[&str]) -> Finished {

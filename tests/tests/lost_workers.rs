@@ -101,7 +101,12 @@ fn a_stopped_worker_is_found_by_its_missing_heartbeats() {
 #[test]
 fn thread_2_a_stopped_worker_is_named_when_a_collective_times_out() {
     let fixture = Fixture::new();
-    let settings = ["runtime.heartbeat_timeout=100s", "runtime.collective_timeout=3s"];
+    let settings = [
+        "runtime.heartbeat_timeout=100s",
+        "runtime.collective_timeout=3s",
+        // It lives, so it is waited for before it is given up.
+        "elastic.regroup_timeout=10s",
+    ];
     let (finished, took) = lose(1, &fixture, Signal::SIGSTOP, &settings);
     assert_named(1, &finished, &fixture, " did not come");
     assert!(

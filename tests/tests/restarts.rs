@@ -22,11 +22,7 @@ struct Endless {
 impl Endless {
     fn start(nodes: &str, settings: &[&str]) -> Self {
         let fixture = Fixture::new();
-        let config = fixture.write_config("endless.yaml", |text| {
-            text.replace("steps: 6,", "steps: 1000000,")
-                .replace("every_steps: 4", "every_steps: 50")
-                .replace("untrained: true", "untrained: false")
-        });
+        let config = fixture.write_endless_config(50);
         let output = tempfile::tempdir().expect("a temporary folder can be made");
         let url = fixture.run_url("run");
         let mut command = std::process::Command::new(program("zipper-launch"));

@@ -3,8 +3,6 @@
 //! Method: the real programs; one of them does not answer any more when it comes to the second Ctrl-C.
 
 use std::fs;
-use std::thread::sleep;
-use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -20,11 +18,7 @@ struct Endless {
 impl Endless {
     fn new() -> Self {
         let fixture = Fixture::new();
-        let config = fixture.write_config("endless.yaml", |text| {
-            text.replace("steps: 6,", "steps: 1000000,")
-                .replace("every_steps: 4", "every_steps: 1000000")
-                .replace("untrained: true", "untrained: false")
-        });
+        let config = fixture.write_endless_config(1_000_000);
         let url = fixture.run_url("run");
         Self {
             config: config.display().to_string(),
@@ -124,7 +118,9 @@ fn a_second_ctrl_c_ends_a_run_whose_worker_is_stuck() {
     let launcher = run.pid() as i32;
     send(launcher, Signal::SIGINT);
     // Signals of a kind that are not fetched yet are one signal.
-    sleep(Duration::from_secs(1));
+    wait_until("the first one is fetched", || {
+        run.said().contains("Ctrl-C once more ends the run at once")
+    });
     let running = endless.processes(&["zipper-launch", "--nodes"]);
     assert_eq!(
         running,

@@ -320,7 +320,7 @@ async fn thread_4_three_requeues_end_like_an_uninterrupted_run() {
         "1h",
         "--sbatch=--exclusive",
         "--set",
-        "cluster.stop_before=150s",
+        "cluster.stop_before=170s",
         // A worker is halted for as long as Slurm takes to send a signal.
         "--set",
         "runtime.heartbeat_timeout=2m",

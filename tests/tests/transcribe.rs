@@ -16,20 +16,13 @@ const SAMPLE_RATE: u32 = 16_000;
 ///
 /// `seed` is one with which a model that has learnt next to nothing shows what the test is about.
 fn train(fixture: &Fixture, seed: u64) -> String {
-    let config = fixture.write_config("run.yaml", |text| {
-        let cache = format!("    cache: {}/cache\n", fixture.path().display());
+    let cache = format!("    cache: {}/cache\n", fixture.path().display());
+    fixture.train("run", |text| {
         text.replace(&cache, "")
             .replace("  rank: 4\n", "  rank: 4\n  encoder_targets: [q_proj, fc1]\n")
             .replace("lr: 1.0e-3, router_lr: 1.0e-2", "lr: 2.0e-2, router_lr: 2.0e-1")
-            .replace("untrained: true", "untrained: false")
-            .replace("no_audio_control: true", "no_audio_control: false")
             .replace("seed: 3", &format!("seed: {seed}"))
-    });
-    let url = fixture.run_url("run");
-    let config = config.display().to_string();
-    let finished = Launched::run(&["--nodes", "1", "--config", &config, "--run", &url]);
-    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
-    url
+    })
 }
 
 fn transcribe(url: &str, arguments: &[&str]) -> Finished {
@@ -361,7 +354,7 @@ fn what_cannot_be_transcribed_is_refused() {
 
 /// Trains a head that tells languages apart; after 300 steps of stage 1 it knows the training utterances of a tiny corpus.
 fn train_with_head(fixture: &Fixture, variant: &str, align_steps: u64) -> String {
-    let config = fixture.write_config(&format!("{variant}.yaml"), |text| {
+    fixture.train(variant, |text| {
         text.replace("variant: soft", &format!("variant: {variant}"))
             .replace(
                 "    template: \"<{lang}>\"\n",
@@ -372,14 +365,8 @@ fn train_with_head(fixture: &Fixture, variant: &str, align_steps: u64) -> String
                 &format!("align: {{steps: {align_steps}, lr: 1.0e-1,"),
             )
             .replace("lr: 1.0e-3, router_lr: 1.0e-2", "lr: 2.0e-2, router_lr: 2.0e-1")
-            .replace("untrained: true", "untrained: false")
-            .replace("no_audio_control: true", "no_audio_control: false")
-    });
-    let url = fixture.run_url(variant);
-    let config = config.display().to_string();
-    let finished = Launched::run(&["--nodes", "1", "--config", &config, "--run", &url]);
-    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
-    url
+            .replace("every_steps: 4", "every_steps: 0")
+    })
 }
 
 /// Languages that nobody tells are detected, by the head that `eval` measures; what is then written is what is written if that language

@@ -1,6 +1,6 @@
 // Operations on CPU tensors of f32 or f64 that are several passes over memory in libtorch and one here, with their gradients.
 // Loops are such as a compiler vectorizes, built twice on x86-64, and run on torch's own threads.
-// Every tensor is an `at::Tensor*`, borrowed for the call; a result is one that the caller owns.
+// Every tensor is an `at::Tensor*`, borrowed for the call and contiguous, as fused.rs sees to; a result is one that the caller owns.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -135,8 +135,7 @@ struct NormBackward {
 };
 
 struct RmsNorm : Function<RmsNorm> {
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, const at::Tensor& weight, double eps) {
-    const auto x = input.contiguous();
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight, double eps) {
     auto y = at::empty_like(x);
     auto inverse = at::empty({rows_of(x)}, x.options());
     AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "rms_norm", [&] {
@@ -197,6 +196,7 @@ struct Turn {
 };
 
 at::Tensor turned(const at::Tensor& input, const at::Tensor& cos, const at::Tensor& sin, int sign) {
+  // A gradient may lie in any way.
   const auto x = input.contiguous();
   auto y = at::empty_like(x);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "rotate", [&] {
@@ -407,8 +407,7 @@ struct Dropout {
 // again from the hashes.
 struct DroppedProduct : Function<DroppedProduct> {
   static at::Tensor forward(
-      AutogradContext* ctx, const at::Tensor& input, const at::Tensor& a, const Dropout& dropout) {
-    const auto x = input.contiguous();
+      AutogradContext* ctx, const at::Tensor& x, const at::Tensor& a, const Dropout& dropout) {
     ctx->save_for_backward({x, a});
     dropout.keep(ctx);
     return inner_product(dropout.of(x), a);
@@ -434,7 +433,7 @@ struct DroppedProduct : Function<DroppedProduct> {
 struct AdaptedLinear : Function<AdaptedLinear> {
   static at::Tensor forward(
       AutogradContext* ctx,
-      const at::Tensor& input,
+      const at::Tensor& x,
       const at::Tensor& a,
       const at::Tensor& b,
       const at::Tensor& weight,
@@ -442,7 +441,6 @@ struct AdaptedLinear : Function<AdaptedLinear> {
       double scale,
       const Dropout& dropout) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
-    const auto x = input.contiguous();
     const auto low_rank = inner_product(dropout.of(x), a).mul_(scale);
     auto y = inner_product(x, weight, bias);
     y.addmm_(low_rank, b.t());

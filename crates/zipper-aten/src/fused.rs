@@ -373,20 +373,43 @@ mod tests {
     fn what_does_not_fit_is_refused() {
         let zeros = |shape: &[i64], kind| Tensor::zeros(shape, (kind, Device::Cpu));
         let x = zeros(&[4, 6], Kind::Float);
-        let refused: [&dyn Fn() -> Tensor; 6] = [
-            &|| frozen_linear(&x, &zeros(&[3, 5], Kind::Float), None),
-            &|| rms_norm(&x, &zeros(&[5], Kind::Float), 1e-5),
-            &|| rms_norm(&x, &zeros(&[6], Kind::Double), 1e-5),
-            &|| swiglu(&x, &zeros(&[4, 5], Kind::Float)),
-            &|| swiglu(&x.tr(), &x.tr()),
-            &|| {
-                let angles = zeros(&[3, 1, 6], Kind::Float);
-                rotate(&x.view([4, 1, 6]), &angles, &angles)
-            },
+        // By the checks before the kernels: how their messages begin, and how they go on.
+        let refused: [(&dyn Fn() -> Tensor, &str, &str); 6] = [
+            (
+                &|| frozen_linear(&x, &zeros(&[3, 5], Kind::Float), None),
+                "product of ",
+                " and None",
+            ),
+            (
+                &|| rms_norm(&x, &zeros(&[5], Kind::Float), 1e-5),
+                "RMS norm of ",
+                " with weights ",
+            ),
+            (
+                &|| rms_norm(&x, &zeros(&[6], Kind::Double), 1e-5),
+                "RMS norm of ",
+                " with weights ",
+            ),
+            (
+                &|| swiglu(&x, &zeros(&[4, 5], Kind::Float)),
+                "SwiGLU of ",
+                " and ",
+            ),
+            (&|| swiglu(&x.tr(), &x.tr()), "SwiGLU of ", " and "),
+            (
+                &|| {
+                    let angles = zeros(&[3, 1, 6], Kind::Float);
+                    rotate(&x.view([4, 1, 6]), &angles, &angles)
+                },
+                "rotation of ",
+                " by ",
+            ),
         ];
-        for (index, make) in refused.iter().enumerate() {
+        for (make, begins, goes_on) in refused {
             let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(make));
-            assert!(result.is_err(), "{index}");
+            let panic = result.expect_err(begins);
+            let said = panic.downcast_ref::<String>().expect("a message");
+            assert!(said.starts_with(begins) && said.contains(goes_on), "{said}");
         }
     }
 }

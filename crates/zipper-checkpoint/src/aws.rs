@@ -48,17 +48,10 @@ pub(crate) fn open(
             Err(_) => {}
         }
     }
-    let region = ["AWS_REGION", "AWS_DEFAULT_REGION"]
-        .iter()
-        .find_map(|name| environment.get(name))
-        .or(profile.as_ref().and_then(Profile::region));
-    if let Some(region) = region {
+    if let Some(region) = region(environment, profile.as_ref()) {
         builder = builder.with_region(region);
     }
-    let virtual_hosted = environment.get("AWS_VIRTUAL_HOSTED_STYLE_REQUEST").map_or_else(
-        || profile.as_ref().is_some_and(Profile::virtual_hosted),
-        |value| value.eq_ignore_ascii_case("true"),
-    );
+    let virtual_hosted = is_virtual_hosted(environment, profile.as_ref());
     builder = builder.with_virtual_hosted_style_request(virtual_hosted);
     if let Some(endpoint) = endpoint {
         client = client.with_allow_http(endpoint.scheme() == "http");
@@ -75,24 +68,43 @@ pub(crate) fn open(
     for certificate in extra_certificates(environment)? {
         client = client.with_root_certificate(certificate);
     }
+    let client = client
+        .with_timeout(options.request_timeout)
+        .with_connect_timeout(options.request_timeout.min(LONGEST_PAUSE));
     let store = builder
-        .with_client_options(
-            client
-                .with_timeout(options.request_timeout)
-                .with_connect_timeout(options.request_timeout.min(LONGEST_PAUSE)),
-        )
-        .with_retry(RetryConfig {
-            backoff: BackoffConfig {
-                max_backoff: LONGEST_PAUSE,
-                ..BackoffConfig::default()
-            },
-            // The time is the limit.
-            max_retries: usize::MAX,
-            retry_timeout: options.retry_timeout,
-        })
+        .with_client_options(client)
+        .with_retry(repetitions(options))
         .build()
         .map_err(|error| error.to_string())?;
     Ok((store, credentials))
+}
+
+/// How long a request that fails is repeated: the time is the limit, not the number.
+fn repetitions(options: &StoreOptions) -> RetryConfig {
+    RetryConfig {
+        backoff: BackoffConfig {
+            max_backoff: LONGEST_PAUSE,
+            ..BackoffConfig::default()
+        },
+        max_retries: usize::MAX,
+        retry_timeout: options.retry_timeout,
+    }
+}
+
+/// Which region requests are signed for, if anything names one.
+fn region<'a>(environment: &'a Environment, profile: Option<&'a Profile>) -> Option<&'a str> {
+    ["AWS_REGION", "AWS_DEFAULT_REGION"]
+        .iter()
+        .find_map(|name| environment.get(name))
+        .or(profile.and_then(Profile::region))
+}
+
+/// Whether requests have the bucket before their host.
+fn is_virtual_hosted(environment: &Environment, profile: Option<&Profile>) -> bool {
+    environment.get("AWS_VIRTUAL_HOSTED_STYLE_REQUEST").map_or_else(
+        || profile.is_some_and(Profile::virtual_hosted),
+        |value| value.eq_ignore_ascii_case("true"),
+    )
 }
 
 /// Where the server is, if it is not AWS.

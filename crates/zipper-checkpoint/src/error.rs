@@ -166,6 +166,41 @@ impl CheckpointError {
         }
     }
 
+    /// What a person can do about it, where the message does not say so itself.
+    #[must_use]
+    pub fn advice(&self) -> Option<&'static str> {
+        match self.kind() {
+            ErrorKind::Full => Some("make room, or choose another `--run`"),
+            ErrorKind::Denied => Some(
+                "docs/storage.md says which permissions a run needs, and how Zipper finds endpoint, region and credentials",
+            ),
+            ErrorKind::Io if self.object().starts_with("s3://") => Some(
+                "see whether the server runs and the endpoint (`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`) is its address",
+            ),
+            ErrorKind::Io
+            | ErrorKind::NotFound
+            | ErrorKind::AlreadyExists
+            | ErrorKind::Damaged
+            | ErrorKind::Config => None,
+        }
+    }
+
+    /// URL, or path, of what it is about.
+    fn object(&self) -> &str {
+        match self {
+            Self::NotFound { object }
+            | Self::AlreadyExists { object, .. }
+            | Self::Damaged { object, .. }
+            | Self::FutureFormat { object, .. }
+            | Self::NoBucket { object, .. }
+            | Self::Full { object, .. }
+            | Self::Denied { object, .. }
+            | Self::Io { object, .. } => object,
+            Self::Url { url, .. } | Self::Unconditional { url } => url,
+            Self::Path { path, .. } => path,
+        }
+    }
+
     /// [`ErrorKind::is_retryable`] of its kind.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
@@ -272,4 +307,25 @@ fn system_error(error: &(dyn Error + 'static)) -> Option<io::ErrorKind> {
 
 fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     iter::successors(Some(error), |&error| error.source())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: who has a folder is not told to look for a server.
+    #[test]
+    fn advice_is_of_the_kind_of_store() {
+        let lost = |object: &str| CheckpointError::Io {
+            action: "read",
+            object: object.to_owned(),
+            source: Box::new(object_store::Error::Generic {
+                store: "any",
+                source: "gone".into(),
+            }),
+        };
+        let of_server = lost("s3://bucket/run.yaml").advice();
+        assert!(of_server.is_some_and(|advice| advice.contains("`AWS_ENDPOINT_URL_S3`")));
+        assert_eq!(lost("file:///runs/a/run.yaml").advice(), None);
+    }
 }

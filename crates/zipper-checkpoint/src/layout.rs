@@ -40,7 +40,7 @@ pub const TENSORBOARD: &str = "metrics/tensorboard";
 /// Ids of the utterances that are left out because of their audio, as the launch that began the run found it.
 pub const SKIPPED: &str = "data/skipped.json";
 /// Directory of the coordinator's journal.
-pub const JOURNAL: &str = "journal";
+pub(crate) const JOURNAL: &str = "journal";
 /// Directory of the checkpoints.
 pub const CHECKPOINTS: &str = "checkpoints";
 
@@ -59,10 +59,10 @@ pub const WRITER: &str = "WRITER.json";
 pub const LEASE: &str = "lease";
 
 /// Written when a run is claimed, to see whether the store refuses to write it twice.
-pub const LEASE_PROBE: &str = "lease/probe.json";
+pub(crate) const LEASE_PROBE: &str = "lease/probe.json";
 
 /// Directory of the objects that show whether the store can be used.
-pub const PROBES: &str = "probes";
+pub(crate) const PROBES: &str = "probes";
 
 /// Directory of the notes on uploads in pieces.
 pub const UPLOADS: &str = "uploads";
@@ -75,25 +75,25 @@ pub fn lease_claim(epoch: u64) -> String {
 
 /// The counter that the holder of claim `epoch` overwrites while it lives.
 #[must_use]
-pub fn lease_renewed(epoch: u64) -> String {
+pub(crate) fn lease_renewed(epoch: u64) -> String {
     format!("{LEASE}/{epoch:012}/renewed.json")
 }
 
 /// Its existence says that claim `epoch` was given back.
 #[must_use]
-pub fn lease_released(epoch: u64) -> String {
+pub(crate) fn lease_released(epoch: u64) -> String {
     format!("{LEASE}/{epoch:012}/released.json")
 }
 
 /// Its existence asks the holder of claim `epoch` to stop the run.
 #[must_use]
-pub fn lease_stop(epoch: u64) -> String {
+pub(crate) fn lease_stop(epoch: u64) -> String {
     format!("{LEASE}/{epoch:012}/stop.json")
 }
 
 /// The number of a claim by the path of [`lease_claim`], if it is one.
 #[must_use]
-pub fn epoch_of_claim(path: &str) -> Option<u64> {
+pub(crate) fn epoch_of_claim(path: &str) -> Option<u64> {
     let number = path.strip_prefix(LEASE)?.strip_prefix('/')?;
     let epoch = number.strip_suffix("/claim.json")?.parse().ok()?;
     (lease_claim(epoch) == path).then_some(epoch)
@@ -105,11 +105,11 @@ pub(crate) fn is_own(path: &str) -> bool {
 }
 
 /// What the prefixes of [`generation_prefix`] begin with.
-pub const GENERATION_PREFIX: &str = "generation-";
+pub(crate) const GENERATION_PREFIX: &str = "generation-";
 
 /// Prefix of the objects of a checkpoint whose plain names belong to another generation.
 #[must_use]
-pub fn generation_prefix(generation: Generation) -> String {
+pub(crate) fn generation_prefix(generation: Generation) -> String {
     format!("{GENERATION_PREFIX}{generation}/")
 }
 
@@ -152,7 +152,7 @@ pub fn checkpoint_id(step: Step) -> String {
 
 /// The step of a checkpoint's name, if it is one.
 #[must_use]
-pub fn step_of_id(id: &str) -> Option<Step> {
+pub(crate) fn step_of_id(id: &str) -> Option<Step> {
     let step = Step(id.strip_prefix("step-")?.parse().ok()?);
     (checkpoint_id(step) == id).then_some(step)
 }

@@ -1,8 +1,8 @@
 //! A run's objects: where they are, how a checkpoint is written so that it is whole or not there, and how it is found
 //! and checked again.
 //!
-//! Owns run URLs, the layout under them, the manifest format, part checksums, discovery, and the coordinator's journal
-//! as numbered objects. Never holds tensors (parts are bytes) and does not decide when to write a checkpoint.
+//! Owns run URLs, the layout under them, the manifest format, part checksums, discovery, retention, the lease on a run, and the
+//! coordinator's journal as numbered objects. Never holds tensors (parts are bytes) and does not decide when to write a checkpoint.
 //!
 //! Three facts that everything rests on:
 //! - `CKPT-1`: a checkpoint exists if and only if its manifest does; the manifest is written last, create-if-absent.
@@ -11,8 +11,9 @@
 //!
 //! Only create-if-absent and plain replacement are asked of the store, because that is all a local directory has.
 //!
-//! Reading order: [`layout`], [`store`] (run URLs), [`options`], [`manifest`], [`checkpoints`], [`collection`], [`retention`], [`journal`],
-//! [`lease`], [`error`].
+//! Reading order: [`layout`], [`store`] (one run's objects), [`options`], [`manifest`], [`checkpoints`], [`collection`], [`retention`],
+//! [`journal`], [`lease`], [`error`]; below the store `location` (from a run URL to a client), `aws`, `upload` (large objects), `folder`,
+//! `usage`; `probe` (whether a store does all this).
 
 mod aws;
 pub mod checkpoints;

@@ -35,7 +35,7 @@ pub struct Environment {
 impl Environment {
     /// That of this process.
     #[must_use]
-    pub fn of_process() -> Self {
+    pub(crate) fn of_process() -> Self {
         let variables = env::vars_os();
         variables
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))

@@ -1,5 +1,5 @@
 //! Goal: every kind of store keeps the contract of [`RunStore`] and of the checkpoints in it.
-//! Method: one suite, run over a directory, over memory, and over an S3 server.
+//! Method: one suite, run over a directory and over memory on tokio's paused clock, and over an S3 server.
 
 use std::process::Command;
 use std::time::Duration;
@@ -11,16 +11,16 @@ use zipper_checkpoint::{CheckpointError, Collected, ErrorKind, Manifest, PartRec
 use zipper_tests::{S3Server, manifest};
 use zipper_types::{Generation, Step};
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_directory_keeps_the_contract() {
     let directory = tempfile::tempdir().unwrap();
     let place = directory.path().join("a run/with spaces");
-    suite(&RunStore::open(place.to_str().unwrap()).unwrap()).await;
+    suite(&RunStore::open(place.to_str().unwrap()).unwrap(), LEASE).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn memory_keeps_the_contract() {
-    suite(&RunStore::in_memory()).await;
+    suite(&RunStore::in_memory(), LEASE).await;
 }
 
 /// SeaweedFS, reached as users reach theirs: by a URL, and variables that a process has from its start.
@@ -47,10 +47,10 @@ fn an_s3_server_keeps_the_contract() {
 #[ignore = "for any other server: set ZIPPER_TEST_S3_URL to an unused prefix, and the AWS_* variables"]
 async fn an_object_store_keeps_the_contract() {
     let url = std::env::var("ZIPPER_TEST_S3_URL").expect("ZIPPER_TEST_S3_URL is set");
-    suite(&RunStore::open(&url).unwrap()).await;
+    suite(&RunStore::open(&url).unwrap(), LEASE_BY_THE_CLOCK).await;
 }
 
-async fn suite(run: &RunStore) {
+async fn suite(run: &RunStore, lease: LeaseOptions) {
     objects(run).await;
     creation_has_one_winner(run).await;
     bad_paths(run).await;
@@ -60,7 +60,7 @@ async fn suite(run: &RunStore) {
     publishing_checks_its_parts(run).await;
     generations_do_not_touch_each_others_parts(run).await;
     leftovers_are_collected(run).await;
-    leases(run).await;
+    leases(run, lease).await;
     damage_is_found_and_passed_over(run).await;
     newer_formats_are_refused(run).await;
 }
@@ -436,15 +436,25 @@ fn holder(pid: u32) -> Holder {
     }
 }
 
-const TTL: LeaseOptions = LeaseOptions {
-    ttl: Duration::from_millis(900),
+/// On a paused clock, waiting takes no time.
+const LEASE: LeaseOptions = LeaseOptions {
+    ttl: Duration::from_secs(15),
+};
+
+/// A server does not wait for a paused clock. Between two renewals there is time for requests on a busy machine.
+const LEASE_BY_THE_CLOCK: LeaseOptions = LeaseOptions {
+    ttl: Duration::from_secs(3),
 };
 
 /// Who asks for the run while its holder renews its claim is refused, by name; after an orderly end, or the death of the
 /// holder, the next one has it, and the one before can do nothing any more.
-async fn leases(run: &RunStore) {
+async fn leases(run: &RunStore, options: LeaseOptions) {
     assert_eq!(lease::newest(run).await.unwrap(), None);
-    let first = Lease::acquire(run, holder(1), TTL, None).await.unwrap().unwrap();
+    let acquire = async |pid, supersede| {
+        let acquired = Lease::acquire(run, holder(pid), options, supersede).await;
+        acquired.unwrap()
+    };
+    let first = acquire(1, None).await.unwrap();
     assert_eq!(first.epoch(), 1);
     let renewing = async {
         loop {
@@ -454,7 +464,7 @@ async fn leases(run: &RunStore) {
     };
     let refused = tokio::select! {
         () = renewing => unreachable!("it renews for ever"),
-        refused = Lease::acquire(run, holder(2), TTL, None) => refused.unwrap().err().expect("the holder lives"),
+        refused = acquire(2, None) => refused.err().expect("the holder lives"),
     };
     assert_eq!((refused.epoch, &refused.holder), (1, &holder(1)));
     let message = refused.to_string();
@@ -465,7 +475,7 @@ async fn leases(run: &RunStore) {
 
     first.release().await.unwrap();
     first.release().await.expect("giving it back twice is no error");
-    let second = Lease::acquire(run, holder(2), TTL, None).await.unwrap().unwrap();
+    let second = acquire(2, None).await.unwrap();
     assert_eq!(second.epoch(), 2);
     assert!(matches!(
         first.renew().await,
@@ -477,15 +487,12 @@ async fn leases(run: &RunStore) {
     ));
 
     // The second one is silent, as a process is that was stopped or cut off.
-    let third = Lease::acquire(run, holder(3), TTL, None).await.unwrap().unwrap();
+    let third = acquire(3, None).await.unwrap();
     let lost = second.check().await.expect_err("its last renewal is long ago");
     assert!(lost.to_string().contains("(process 3)"), "{lost}");
     third.check().await.unwrap();
 
-    let fourth = Lease::acquire(run, holder(4), TTL, Some(3))
-        .await
-        .unwrap()
-        .unwrap();
+    let fourth = acquire(4, Some(3)).await.unwrap();
     assert_eq!(fourth.epoch(), 4, "who is known to be dead is not waited for");
     let newest = lease::newest(run).await.unwrap().unwrap();
     assert_eq!(
@@ -516,11 +523,12 @@ async fn leases(run: &RunStore) {
 #[tokio::test(start_paused = true)]
 async fn of_many_contenders_one_gets_the_run() {
     let run = RunStore::in_memory();
-    drop(Lease::acquire(&run, holder(1), TTL, None).await.unwrap().unwrap());
+    let dead = Lease::acquire(&run, holder(1), LEASE, None).await.unwrap();
+    drop(dead.unwrap());
     let contenders = (2..8).map(|pid| {
         let run = run.clone();
         tokio::spawn(async move {
-            match Lease::acquire(&run, holder(pid), TTL, None).await.unwrap() {
+            match Lease::acquire(&run, holder(pid), LEASE, None).await.unwrap() {
                 Ok(lease) => {
                     let renewals = async {
                         loop {
@@ -528,7 +536,7 @@ async fn of_many_contenders_one_gets_the_run() {
                             tokio::time::sleep(lease.renew_every()).await;
                         }
                     };
-                    let _ = tokio::time::timeout(4 * TTL.ttl, renewals).await;
+                    let _ = tokio::time::timeout(4 * LEASE.ttl, renewals).await;
                     Some(pid)
                 }
                 Err(_) => None,

@@ -1,4 +1,5 @@
-//! Goal: what only a run in a folder meets: a writer that is killed in the middle of a file, folders without files, a full disk.
+//! Goal: what only a run in a folder meets harms nothing: a writer that is killed in the middle of a file, folders without files, a full
+//! disk. Method: files as such a writer leaves them; a small file system.
 
 use std::fs;
 

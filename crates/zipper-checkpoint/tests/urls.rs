@@ -1,4 +1,5 @@
 //! Goal: what people write as a run URL means what they expect, and what cannot be one is refused with the reason.
+//! Method: runs are opened by URLs, and written; what is in the folder is looked at.
 
 use bytes::Bytes;
 use zipper_checkpoint::{ErrorKind, RunStore};

@@ -5,6 +5,7 @@ mod about;
 mod logs;
 mod progress;
 
+use std::error::Error;
 use std::fmt;
 use std::io::Write;
 use std::process::{ExitCode, Termination};
@@ -64,17 +65,34 @@ impl UserError {
         }
     }
 
+    /// An error of a library, in its own words and those of its causes.
+    pub fn of(error: &(dyn Error + 'static)) -> Self {
+        Self::new(in_words(error))
+    }
+
     /// Adds what to do about it.
     #[must_use]
-    pub fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hints.push(hint.into());
+    pub fn hint(self, hint: impl Into<String>) -> Self {
+        self.hint_if(Some(hint))
+    }
+
+    /// Adds what to do about it, if anything is known.
+    #[must_use]
+    pub fn hint_if(mut self, hint: Option<impl Into<String>>) -> Self {
+        self.hints.extend(hint.map(Into::into));
         self
     }
 
     /// Trying again may help, too.
     #[must_use]
-    pub fn may_pass(mut self) -> Self {
-        self.may_pass = true;
+    pub fn may_pass(self) -> Self {
+        self.may_pass_if(true)
+    }
+
+    /// Whether trying again may help, too.
+    #[must_use]
+    pub fn may_pass_if(mut self, may_pass: bool) -> Self {
+        self.may_pass = may_pass;
         self
     }
 
@@ -91,34 +109,47 @@ impl fmt::Display for UserError {
     }
 }
 
-impl std::error::Error for UserError {}
+impl Error for UserError {}
 
 /// Ends a program: prints what went wrong, if anything did, and gives the exit status.
 pub fn finish(result: anyhow::Result<ExitStatus>) -> ExitStatus {
     result.unwrap_or_else(|error| report(&error, &mut std::io::stderr().lock()))
 }
 
-/// Prints `error:` with the whole chain, an empty line and `hint:` lines, and gives the exit status that fits.
-pub fn report(error: &anyhow::Error, to: &mut impl Write) -> ExitStatus {
-    let user = error.chain().find_map(|cause| cause.downcast_ref::<UserError>());
-    // Nothing can be done if stderr is gone; the exit status still tells.
-    let _ = writeln!(to, "error: {}", in_words(error));
-    for (index, hint) in user.iter().flat_map(|user| &user.hints).enumerate() {
-        if index == 0 {
-            let _ = writeln!(to);
-        }
-        let _ = writeln!(to, "hint: {hint}");
-    }
-    match user {
+/// The exit status of an error: [`ExitStatus::Usage`] if trying again cannot help, else [`ExitStatus::Failed`].
+pub fn status_of(error: &anyhow::Error) -> ExitStatus {
+    match user_error(error) {
         Some(user) if !user.may_pass => ExitStatus::Usage,
         _ => ExitStatus::Failed,
     }
 }
 
+/// What to do about an error, as far as it says.
+pub fn hints_of(error: &anyhow::Error) -> &[String] {
+    user_error(error).map_or(&[], UserError::hints)
+}
+
+fn user_error(error: &anyhow::Error) -> Option<&UserError> {
+    error.chain().find_map(|cause| cause.downcast_ref())
+}
+
+/// Prints `error:` with the whole chain, an empty line and `hint:` lines, and gives the exit status that fits.
+pub fn report(error: &anyhow::Error, to: &mut impl Write) -> ExitStatus {
+    // Nothing can be done if stderr is gone; the exit status still tells.
+    let _ = writeln!(to, "error: {}", in_words(error.as_ref()));
+    for (index, hint) in hints_of(error).iter().enumerate() {
+        if index == 0 {
+            let _ = writeln!(to);
+        }
+        let _ = writeln!(to, "hint: {hint}");
+    }
+    status_of(error)
+}
+
 /// An error with what caused it, each cause once: many errors end in the words of their source.
-pub fn in_words(error: &anyhow::Error) -> String {
+pub fn in_words(error: &(dyn Error + 'static)) -> String {
     let mut causes: Vec<String> = Vec::new();
-    for cause in error.chain().map(ToString::to_string) {
+    for cause in anyhow::Chain::new(error).map(ToString::to_string) {
         if causes.last().is_none_or(|said| !said.ends_with(&cause)) {
             causes.push(cause);
         }
@@ -200,7 +231,7 @@ mod tests {
         let error =
             anyhow::Error::new(Unreadable(std::io::Error::other("disk on fire"))).context("utterance `a`");
         assert_eq!(
-            in_words(&error),
+            in_words(error.as_ref()),
             "utterance `a`: cannot read `a.wav`: disk on fire"
         );
     }

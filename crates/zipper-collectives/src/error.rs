@@ -202,13 +202,16 @@ impl fmt::Display for CollectiveError {
                 place.rank, place.group, place.size
             )?;
         }
-        write!(
-            f,
-            " failed after {:.1?} (timeout {:?}): {}",
-            details.elapsed,
-            details.timeout,
-            details.kind.explanation()
-        )?;
+        f.write_str(" failed")?;
+        // What has no place among the ranks waits for nobody.
+        if !details.timeout.is_zero() {
+            write!(
+                f,
+                " after {:.1?} (timeout {:?})",
+                details.elapsed, details.timeout
+            )?;
+        }
+        write!(f, ": {}", details.kind.explanation())?;
         if let Some(attendance) = &details.attendance {
             write!(f, ": {attendance}")?;
         }

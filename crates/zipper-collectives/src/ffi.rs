@@ -139,9 +139,7 @@ impl RawStore {
         })
         .map(Self)
     }
-}
 
-impl RawStore {
     pub(crate) fn set(&self, key: &str, value: &str) -> Result<(), Failure> {
         let (key, value) = (c_string(key)?, c_string(value)?);
         // SAFETY: our store, `key` and `value` live during the call.

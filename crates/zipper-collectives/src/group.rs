@@ -206,6 +206,9 @@ impl ProcessGroup {
 
     /// Replaces `tensor` on every rank with the sum over all ranks. `what` names it in errors.
     ///
+    /// # Collective
+    /// Every rank of the group calls it, with tensors of the same shape and kind.
+    ///
     /// # Errors
     /// Any [`crate::ErrorKind`]; the values of `tensor` are then undefined.
     pub fn all_reduce_sum(&self, tensor: &Tensor, what: &str) -> Result<(), CollectiveError> {
@@ -215,7 +218,10 @@ impl ProcessGroup {
             })
     }
 
-    /// Replaces `tensor` on every rank with the one of `root`. `what` names it in errors.
+    /// Replaces `tensor` on every rank with the one of `root`, a rank of the group. `what` names it in errors.
+    ///
+    /// # Collective
+    /// Every rank of the group calls it, with tensors of the same shape and kind and the same `root`.
     ///
     /// # Errors
     /// Any [`crate::ErrorKind`]; the values of `tensor` are then undefined.
@@ -233,6 +239,9 @@ impl ProcessGroup {
 
     /// The `tensor` of every rank, in rank order. `what` names it in errors.
     ///
+    /// # Collective
+    /// Every rank of the group calls it, with tensors of the same shape and kind.
+    ///
     /// # Errors
     /// Any [`crate::ErrorKind`].
     pub fn all_gather(&self, tensor: &Tensor, what: &str) -> Result<Vec<Tensor>, CollectiveError> {
@@ -246,8 +255,11 @@ impl ProcessGroup {
         Ok(outputs)
     }
 
-    /// Sends tensors to single ranks and receives others; `what` names it in errors. Every rank of the group calls it, also one
-    /// that does neither. Between two ranks tensors are matched in their order, and are of the same length and kind.
+    /// Sends tensors to single ranks of the group and receives others; `what` names it in errors. Between two ranks tensors are matched in
+    /// their order, and are of the same length and kind.
+    ///
+    /// # Collective
+    /// Every rank of the group calls it, also one that does neither.
     ///
     /// # Errors
     /// Any [`crate::ErrorKind`]; the values of what was to be received are then undefined.
@@ -273,6 +285,9 @@ impl ProcessGroup {
     }
 
     /// Returns when every rank has called it. `what` names it in errors.
+    ///
+    /// # Collective
+    /// Every rank of the group calls it.
     ///
     /// # Errors
     /// Any [`crate::ErrorKind`].

@@ -11,6 +11,7 @@ use zipper_types::Variant;
 use crate::RunConfig;
 use crate::problems::{ConfigErrors, Problem};
 use crate::schema::{AdapterConfig, EvaluationConfig, StageConfig, StartFrom};
+use crate::validate::{bad_name, may_be_in_name};
 
 /// The axis over which results are put together.
 pub const SEED: &str = "seed";
@@ -127,13 +128,7 @@ impl SweepConfig {
 
     fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
-        if self.name != file_name(&self.name) || self.name.is_empty() {
-            let problem = format!(
-                "`{}` is not a name of letters, digits, `-`, `_` and `.`",
-                self.name
-            );
-            problems.push(Problem::of_key("name", problem));
-        }
+        problems.extend(bad_name("name", &self.name));
         if self.axes.is_empty() {
             problems.push(Problem::of_key("axes", "empty: there is nothing to compare"));
         }
@@ -355,7 +350,9 @@ fn label(value: &Value) -> String {
 
 /// With `_` in place of everything that a run's name may not have.
 fn file_name(text: &str) -> String {
-    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let name: String = text.chars().map(|c| if fine(c) { c } else { '_' }).collect();
+    let name: String = text
+        .chars()
+        .map(|c| if may_be_in_name(c) { c } else { '_' })
+        .collect();
     name.trim_start_matches('.').to_owned()
 }

@@ -9,7 +9,8 @@ use zipper_types::language::language_codes;
 
 use crate::problems::{Problem, suggest};
 use crate::schema::{
-    AugmentConfig, ByLanguage, CtcOutput, DEFAULT, RunConfig, SPEECH, Schedule, StageConfig, StartFrom,
+    AugmentConfig, ByLanguage, ClusterConfig, CtcOutput, DEFAULT, RunConfig, SPEECH, Schedule, StageConfig,
+    StartFrom,
 };
 
 /// Whisper's positions.
@@ -51,6 +52,10 @@ impl Check {
         self.above(value, 0.0, key);
     }
 
+    fn not_zero(&mut self, is_zero: bool, key: &str) {
+        self.require(!is_zero, key, || "0 is not above 0".to_owned());
+    }
+
     fn at_least(&mut self, value: f64, least: f64, key: &str) {
         self.require(value >= least && value.is_finite(), key, || {
             broken(value, &format!("below {least}"))
@@ -76,7 +81,7 @@ fn broken(value: f64, relation: &str) -> String {
 /// Every problem of a configuration that keys and types do not show.
 pub(crate) fn validate(config: &RunConfig) -> Vec<Problem> {
     let mut check = Check::default();
-    check_name(&mut check, &config.name, "name");
+    check.0.extend(bad_name("name", &config.name));
     model(&mut check, config);
     adapter(&mut check, config);
     data(&mut check, config);
@@ -89,14 +94,18 @@ pub(crate) fn validate(config: &RunConfig) -> Vec<Problem> {
     check.0
 }
 
-/// Names become parts of paths.
-fn check_name(check: &mut Check, name: &str, key: &str) {
-    let fine = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_' || c == '.';
-    check.require(
-        !name.is_empty() && name.chars().all(fine) && !name.starts_with('.'),
-        key,
-        || format!("`{name}` is not a name of letters, digits, `-`, `_` and `.`"),
-    );
+/// Whether a character may be in a name, which becomes part of paths.
+pub(crate) fn may_be_in_name(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')
+}
+
+/// What is wrong with a name, if anything is.
+pub(crate) fn bad_name(key: &str, name: &str) -> Option<Problem> {
+    let is_fine = !name.is_empty() && name.chars().all(may_be_in_name) && !name.starts_with('.');
+    (!is_fine).then(|| {
+        let message = format!("`{name}` is not a name of letters, digits, `-`, `_` and `.`");
+        Problem::of_key(key, message)
+    })
 }
 
 fn model(check: &mut Check, config: &RunConfig) {
@@ -148,19 +157,13 @@ fn model(check: &mut Check, config: &RunConfig) {
                 .to_owned()
         },
     );
-    check.require(config.model.projector.stack > 0, "model.projector.stack", || {
-        "0 is not above 0".to_owned()
-    });
-    check.require(
-        config.model.projector.hidden != Some(0),
-        "model.projector.hidden",
-        || "0 is not above 0".to_owned(),
-    );
+    check.not_zero(config.model.projector.stack == 0, "model.projector.stack");
+    check.not_zero(config.model.projector.hidden == Some(0), "model.projector.hidden");
 }
 
 fn adapter(check: &mut Check, config: &RunConfig) {
     let adapter = &config.adapter;
-    check.require(adapter.rank > 0, "adapter.rank", || "0 is not above 0".to_owned());
+    check.not_zero(adapter.rank == 0, "adapter.rank");
     check.positive(adapter.alpha, "adapter.alpha");
     check.part_of_one(adapter.dropout, "adapter.dropout");
     check.require(
@@ -169,9 +172,7 @@ fn adapter(check: &mut Check, config: &RunConfig) {
         || "empty, and so is `adapter.encoder_targets`: there is nothing to adapt".to_owned(),
     );
     let router = &adapter.router;
-    check.require(router.lid_dim > 0, "adapter.router.lid_dim", || {
-        "0 is not above 0".to_owned()
-    });
+    check.not_zero(router.lid_dim == 0, "adapter.router.lid_dim");
     check.require(
         router.initial_gate > 0.0 && router.initial_gate < 1.0,
         "adapter.router.initial_gate",
@@ -298,9 +299,7 @@ fn training(check: &mut Check, config: &RunConfig) {
     );
     check.at_least(training.clip_grad_norm, 0.0, "training.clip_grad_norm");
     check.above(training.loss_spike_factor, 1.0, "training.loss_spike_factor");
-    check.require(training.log_every > 0, "training.log_every", || {
-        "0 is not above 0".to_owned()
-    });
+    check.not_zero(training.log_every == 0, "training.log_every");
 }
 
 fn augment(check: &mut Check, augment: &AugmentConfig) {
@@ -393,9 +392,7 @@ fn stage(check: &mut Check, stage: &StageConfig, key: &str) {
 
 fn evaluation(check: &mut Check, config: &RunConfig) {
     let evaluation = &config.evaluation;
-    check.require(evaluation.beam > 0, "evaluation.beam", || {
-        "0 is not above 0".to_owned()
-    });
+    check.not_zero(evaluation.beam == 0, "evaluation.beam");
     by_language(
         check,
         &evaluation.normalizer,
@@ -413,13 +410,11 @@ fn evaluation(check: &mut Check, config: &RunConfig) {
             )
         });
     }
-    check.require(evaluation.max_new_tokens > 0, "evaluation.max_new_tokens", || {
-        "0 is not above 0".to_owned()
-    });
+    check.not_zero(evaluation.max_new_tokens == 0, "evaluation.max_new_tokens");
     let mut seen = BTreeSet::new();
     for (index, test) in evaluation.tests.iter().enumerate() {
         let key = format!("evaluation.tests[{index}].name");
-        check_name(check, &test.name, &key);
+        check.0.extend(bad_name(&key, &test.name));
         check.require(
             test.name != "validation" && !test.name.ends_with("-silenced"),
             &key,
@@ -452,9 +447,7 @@ fn elastic(check: &mut Check, config: &RunConfig) {
     ] {
         check.above(factor, 1.0, key);
     }
-    check.require(elastic.straggler_steps > 0, "elastic.straggler_steps", || {
-        "0 is not above 0".to_owned()
-    });
+    check.not_zero(elastic.straggler_steps == 0, "elastic.straggler_steps");
     for (duration, key) in [
         (elastic.regroup_timeout, "elastic.regroup_timeout"),
         (elastic.hang_min, "elastic.hang_min"),
@@ -496,16 +489,19 @@ fn runtime(check: &mut Check, config: &RunConfig) {
     if let Some(mib) = runtime.bank_memory_mib {
         check.positive(mib, "runtime.bank_memory_mib");
     }
-    check.require(
-        runtime.threads_per_worker != Some(0),
+    check.not_zero(
+        runtime.threads_per_worker == Some(0),
         "runtime.threads_per_worker",
-        || "0 is not above 0".to_owned(),
     );
 }
 
-/// Slurm counts time limits in minutes, and takes 16 bits of seconds for the time before one.
 fn cluster(check: &mut Check, config: &RunConfig) {
-    let cluster = &config.cluster;
+    job_times(check, &config.cluster);
+    job_arguments(check, &config.cluster);
+}
+
+/// Slurm counts time limits in minutes, and takes 16 bits of seconds for the time before one.
+fn job_times(check: &mut Check, cluster: &ClusterConfig) {
     let stop_before = cluster.stop_before;
     let text = humantime::format_duration;
     if let Some(time) = cluster.time {
@@ -536,6 +532,10 @@ fn cluster(check: &mut Check, config: &RunConfig) {
     check.require(outlasts, "cluster.certificate_lifetime", || {
         format!("{} is less than `cluster.time`", text(lifetime))
     });
+}
+
+/// What becomes part of command lines, of sbatch and of the container's program.
+fn job_arguments(check: &mut Check, cluster: &ClusterConfig) {
     let words = [
         ("cluster.interface", &cluster.interface),
         ("cluster.partition", &cluster.partition),

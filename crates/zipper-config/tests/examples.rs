@@ -1,4 +1,5 @@
 //! Goal: the configurations in configs/ are valid, and those of the paper's two settings differ in their data alone.
+//! Method: each is loaded as zipper-launch loads it.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
 //! Goal: a wrong configuration is refused with every problem in one message, each with its key path, what is wrong and, where
-//! something is close, what was meant.
+//! something is close, what was meant. Method: a minimal file, changed in one place or in some.
 
 use zipper_config::{RunConfig, from_str, from_str_checked};
 use zipper_types::{Normalizer, TextNormalization};

@@ -1,5 +1,5 @@
 //! Goal: a comparison has a run for each combination that differs in something, and one stage 1 for all that would make the same; what
-//! is wrong in its file is named.
+//! is wrong in its file is named. Method: small comparisons, whose runs are counted by hand.
 
 use std::path::PathBuf;
 

@@ -15,21 +15,21 @@ use crate::state::Decoded;
 
 /// One decoded set, scored: `eval/<set>-step-00000500.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Scored {
+pub(crate) struct Scored {
     /// Name of the set.
-    pub set: String,
+    pub(crate) set: String,
     /// Completed steps of the model.
-    pub step: Step,
+    pub(crate) step: Step,
     /// Whether the speech was silenced.
-    pub silenced: bool,
+    pub(crate) silenced: bool,
     /// WER and CER.
-    pub report: Report,
+    pub(crate) report: Report,
     /// Nats per token of the references; only for validation.
-    pub loss: Option<f64>,
+    pub(crate) loss: Option<f64>,
 }
 
 /// Scores a decoded set.
-pub fn score_set(
+pub(crate) fn score_set(
     config: &RunConfig,
     set: &EvaluationSet,
     silenced: bool,
@@ -59,7 +59,7 @@ pub fn score_set(
 }
 
 /// What people read: `validation`, `numbers, silenced`.
-pub fn title(set: &EvaluationSet, silenced: bool, step: Step) -> String {
+pub(crate) fn title(set: &EvaluationSet, silenced: bool, step: Step) -> String {
     let control = if silenced { ", silenced" } else { "" };
     let untrained = if step == Step(0) { ", untrained" } else { "" };
     format!("{}{control}{untrained}", set.name())
@@ -70,7 +70,11 @@ impl Scored {
     ///
     /// # Errors
     /// [`CheckpointError`] if the store cannot be written.
-    pub async fn write(&self, store: &RunStore, utterances: &[Decoded]) -> Result<(), CheckpointError> {
+    pub(crate) async fn write(
+        &self,
+        store: &RunStore,
+        utterances: &[Decoded],
+    ) -> Result<(), CheckpointError> {
         let mut lines = String::new();
         for utterance in utterances {
             let line = serde_json::json!({"id": utterance.id, "lang": utterance.lang,
@@ -93,7 +97,7 @@ fn json(value: &impl Serialize) -> Bytes {
 ///
 /// # Errors
 /// [`CheckpointError`] if the store cannot be read or written.
-pub async fn write_table(
+pub(crate) async fn write_table(
     store: &RunStore,
     config: &RunConfig,
     step: Step,

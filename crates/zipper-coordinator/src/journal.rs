@@ -9,7 +9,7 @@ use zipper_types::{Generation, Rank, Step, WorldSize};
 use crate::clock::Clock;
 use crate::schedule::{EvaluationSet, Planned};
 use crate::seeded::{self, Bug};
-use crate::state::{Adopted, Ledger, Origin, Past, Seat};
+use crate::state::{Adopted, Ledger, Origin, Past, Seat, Verdict};
 
 /// An entry of the run's journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -90,8 +90,9 @@ pub enum JournalEntry {
     },
     /// The run ended.
     End {
-        /// How.
-        verdict: String,
+        /// How; entries of earlier versions say it in words of their own.
+        #[serde(flatten)]
+        verdict: Option<Verdict>,
         /// The newest generation; numbers above it are free.
         #[serde(default)]
         generation: Option<Generation>,
@@ -280,7 +281,7 @@ mod tests {
             },
             generation(1),
             JournalEntry::End {
-                verdict: "Stopped".to_owned(),
+                verdict: Some(Verdict::Stopped("Ctrl-C to zipper-launch".to_owned())),
                 generation: Some(Generation(1)),
                 at: at(),
             },

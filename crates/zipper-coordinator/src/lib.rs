@@ -5,14 +5,14 @@
 //!
 //! Reading order: [`schedule`] (what is to be done, as a list), [`placement`] (which rank owns which bank), [`state`] (the
 //! pure machine `apply(now, event) -> effects`), [`journal`] (what the next coordinator has to know), [`corpus`] (what there
-//! is to train on), [`evaluation`] and [`metrics`] (what it writes down), [`server`] (its tonic and timer shell), [`watching`]
-//! (what people and machines are shown of it). [`seeded`] is for tests of the tests.
+//! is to train on), `evaluation` and `metrics` (what it writes down), [`server`] (its tonic and timer shell), [`clock`] (the time
+//! of day), [`watching`] (what people and machines are shown of it). [`seeded`] is for tests of the tests.
 
 pub mod clock;
 pub mod corpus;
-pub mod evaluation;
+mod evaluation;
 pub mod journal;
-pub mod metrics;
+mod metrics;
 pub mod placement;
 pub mod schedule;
 pub mod seeded;

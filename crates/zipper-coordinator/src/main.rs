@@ -17,7 +17,7 @@ use zipper_checkpoint::{RunStore, StoreOptions, layout};
 use zipper_cli::{ExitStatus, UserError, finish, hostname, init_tracing, when_parent_is_gone};
 use zipper_config::RunConfig;
 use zipper_coordinator::clock::Clock;
-use zipper_coordinator::server::{Job, fault, serve};
+use zipper_coordinator::server::{Job, serve, unusable};
 use zipper_coordinator::state::{Crew, Event};
 use zipper_coordinator::watching::Page;
 use zipper_tls::Credentials;
@@ -28,7 +28,8 @@ const ABANDONED: Duration = Duration::from_secs(8);
 /// Coordinates the workers of one run. zipper-launch starts it; when its stdin closes it stops the run.
 ///
 /// It prints one line of JSON with its address, its claim on the run and the address of the status page,
-/// `{"address":"127.0.0.1:41234","epoch":1,"page":"127.0.0.1:41235"}`, and exits as the run ends: 0 done, 1 failed, 2 configuration error or another coordinator has the run, 75 stopped and resumable.
+/// `{"address":"127.0.0.1:41234","epoch":1,"page":"127.0.0.1:41235"}`, and exits as the run ends: 0 done, 1 failed, 2 configuration error
+/// or another coordinator has the run, 75 stopped and resumable.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
@@ -75,8 +76,8 @@ async fn main() -> ExitStatus {
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<ExitStatus> {
-    let store = RunStore::open(&arguments.run).map_err(fault)?;
-    let config = store.get(layout::RUN_CONFIG).await.map_err(fault)?;
+    let store = RunStore::open(&arguments.run).map_err(unusable)?;
+    let config = store.get(layout::RUN_CONFIG).await.map_err(unusable)?;
     let config = std::str::from_utf8(&config).context("run.yaml is not UTF-8")?;
     let config = zipper_config::from_str(config, layout::RUN_CONFIG, &arguments.overrides)
         .map_err(|error| UserError::new(error.to_string()))?;
@@ -158,9 +159,9 @@ async fn claim(
         request_timeout: config.elastic.lease_ttl / 3,
         ..StoreOptions::default()
     };
-    let store = RunStore::open_with(run, &patience).map_err(fault)?;
+    let store = RunStore::open_with(run, &patience).map_err(unusable)?;
     let acquired = Lease::acquire(&store, holder, options, supersede).await;
-    match acquired.map_err(fault)? {
+    match acquired.map_err(unusable)? {
         Ok(lease) => Ok(lease),
         Err(refused) => Err(UserError::new(refused.to_string())
             .hint("stop that run first, or wait for its end: two launches cannot share a run")

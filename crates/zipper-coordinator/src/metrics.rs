@@ -20,7 +20,7 @@ const BYTES_A_WRITE: usize = 1 << 20;
 const MOST_UNWRITTEN: usize = 1024;
 
 /// The lines of a run's metrics.
-pub struct Metrics {
+pub(crate) struct Metrics {
     lines: BTreeMap<Step, String>,
     unwritten: usize,
     /// When the object was last written, and its bytes then.
@@ -32,7 +32,7 @@ impl Metrics {
     ///
     /// # Errors
     /// [`CheckpointError`] if the store cannot be read.
-    pub async fn open(store: &RunStore, resume: Option<Step>) -> Result<Self, CheckpointError> {
+    pub(crate) async fn open(store: &RunStore, resume: Option<Step>) -> Result<Self, CheckpointError> {
         let bytes = store.get_if_there(layout::TRAIN_METRICS).await?;
         let bytes = bytes.unwrap_or_default();
         let text = String::from_utf8_lossy(&bytes);
@@ -51,13 +51,13 @@ impl Metrics {
     }
 
     /// The lines that there are.
-    pub fn lines(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn lines(&self) -> impl Iterator<Item = &str> {
         self.lines.values().map(String::as_str)
     }
 
     /// Adds a step, and says whether it is the newest: one that was made again is not added again, and one that is told late,
     /// as to a coordinator that has come back, takes its place among the others.
-    pub fn add(&mut self, metrics: &v1::StepMetrics) -> bool {
+    pub(crate) fn add(&mut self, metrics: &v1::StepMetrics) -> bool {
         let step = Step(metrics.step);
         let is_newest = self.lines.last_key_value().is_none_or(|(last, _)| *last < step);
         if let Entry::Vacant(vacant) = self.lines.entry(step) {
@@ -68,7 +68,7 @@ impl Metrics {
     }
 
     /// The object's new contents, if there is something new and the last write was long enough ago, or if it is `urgent`.
-    pub fn to_write(&mut self, now: Duration, urgent: bool) -> Option<Bytes> {
+    pub(crate) fn due_write(&mut self, now: Duration, urgent: bool) -> Option<Bytes> {
         let recent = self.last_write.is_some_and(|(last, bytes)| {
             let pieces = 1 + bytes / BYTES_A_WRITE;
             now.saturating_sub(last) < WRITE_EVERY * u32::try_from(pieces).unwrap_or(u32::MAX)
@@ -166,26 +166,26 @@ mod tests {
         let mut metrics = empty();
         let second = Duration::from_secs;
         metrics.add(&step(1, 1.0));
-        assert!(metrics.to_write(second(0), false).is_some());
+        assert!(metrics.due_write(second(0), false).is_some());
         metrics.add(&step(2, 1.0));
-        assert!(metrics.to_write(second(1), false).is_none());
-        let text = metrics.to_write(second(2), false).expect("it is small");
+        assert!(metrics.due_write(second(1), false).is_none());
+        let text = metrics.due_write(second(2), false).expect("it is small");
         let lines = 3 * BYTES_A_WRITE / (text.len() / 2);
         for number in 0..lines as u64 {
             metrics.add(&step(3 + number, 1.0));
         }
         assert!(
-            metrics.to_write(second(3), false).is_some(),
+            metrics.due_write(second(3), false).is_some(),
             "too many are unwritten"
         );
         metrics.add(&step(1_000_000, 1.0));
-        assert!(metrics.to_write(second(5), false).is_none());
-        assert!(metrics.to_write(second(5), true).is_some(), "urgent");
+        assert!(metrics.due_write(second(5), false).is_none());
+        assert!(metrics.due_write(second(5), true).is_some(), "urgent");
         for number in 0..MOST_UNWRITTEN as u64 {
-            assert!(metrics.to_write(second(6), false).is_none());
+            assert!(metrics.due_write(second(6), false).is_none());
             metrics.add(&step(1_000_001 + number, 1.0));
         }
-        assert!(metrics.to_write(second(6), false).is_some());
+        assert!(metrics.due_write(second(6), false).is_some());
     }
 
     /// Goal: rank 0 tells the lines again that a lost coordinator had not written; by then newer ones may have come.
@@ -196,7 +196,7 @@ mod tests {
         let newest = told.map(|(number, loss)| metrics.add(&step(number, loss)));
         assert_eq!(newest, [true, true, false, false, false]);
         let text = metrics
-            .to_write(Duration::ZERO, false)
+            .due_write(Duration::ZERO, false)
             .expect("there is something new");
         let losses: Vec<(u64, f64)> = std::str::from_utf8(&text)
             .expect("UTF-8")
@@ -210,6 +210,6 @@ mod tests {
             })
             .collect();
         assert_eq!(losses, [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0)]);
-        assert_eq!(metrics.to_write(Duration::from_secs(9), true), None);
+        assert_eq!(metrics.due_write(Duration::from_secs(9), true), None);
     }
 }

@@ -10,10 +10,15 @@
 //! - GEN-1: only a worker of the current generation changes anything ([`State::standing`]).
 //! - GEN-2: a generation's number is above all before it, also across coordinators.
 //! - TASK-1: a task is given out after every rank has completed the one before.
-//! - CKPT-1: a manifest is published after every rank of one generation has reported its parts of that step.
+//! - CKPT-4: a manifest is published after every rank of one generation has reported its parts of that step. (CKPT-1 to CKPT-3 are
+//!   `zipper-checkpoint`'s.)
 //! - END-1: a run is done or stopped only when every checkpoint that its ranks were to write is published.
 //! - BUDGET-1: no node's workers are started again more often than the budget says, nor are those of the run; and no failure comes back
 //!   more often than that without a step in between that is new.
+//!
+//! Reading order: [`State::apply`]; `members` (who is there, and may say what), `generations` (how they come together and are parted),
+//! `recovery` (from which step, with whose state), `tasks`, `checkpoints`, `outcome`; `nodes` (who is started again), `health` (who is
+//! given up), `diagnosis` (whose fault it was); `restore` and `ledger` (what the next coordinator takes over); `accounts`, `overview`.
 
 mod accounts;
 mod checkpoints;
@@ -60,7 +65,7 @@ use crate::placement::PlacementBasis;
 use crate::schedule::{EvaluationSet, Planned};
 
 /// Numbers of generations that the journal reserves at a time.
-pub const RESERVED_AT_A_TIME: u64 = 8;
+pub(crate) const RESERVED_AT_A_TIME: u64 = 8;
 
 /// Time since the coordinator started.
 pub type Now = Duration;

@@ -4,8 +4,8 @@
 //! pauses, Whisper's log-mel features, and what training changes about an utterance.
 //! Never decides what is in a batch (`zipper-plan` does) and never touches a tensor.
 //!
-//! Reading order: [`manifest`], [`audio`], [`features`], [`augment`], [`cut`](mod@cut), [`check`], [`fingerprint`], [`ids`],
-//! [`import`].
+//! Reading order: [`manifest`], `report` (what they hold), [`audio`], [`features`], [`augment`], [`cut`](mod@cut), [`check`], [`fingerprint`],
+//! `sampling` (what batches are drawn from), [`ids`], [`import`].
 
 pub mod audio;
 pub mod augment;
@@ -17,6 +17,7 @@ pub mod ids;
 pub mod import;
 pub mod manifest;
 mod report;
+mod sampling;
 
 pub use audio::{AudioError, AudioProblem, SAMPLE_RATE, decode};
 pub use augment::Augmentation;
@@ -27,3 +28,4 @@ pub use fingerprint::{corpus_fingerprint, stored_fingerprint};
 pub use ids::{IdList, IdListError, RepeatedId};
 pub use manifest::{Corpus, DurationLimits, ManifestErrors, ManifestProblem, Utterance, load_corpus};
 pub use report::{CorpusReport, LanguageReport};
+pub use sampling::sampler_problem;

@@ -1,4 +1,5 @@
 //! Goal: before a run starts, every utterance with bad audio is found and told by id, and no good one is.
+//! Method: short WAV files, of which manifests say what is true and what is not.
 
 use std::fs;
 use std::path::Path;

@@ -327,7 +327,7 @@ fn segments_of_msr_86k_are_parts_of_recordings() {
 }
 
 #[test]
-fn kaldi_directories_with_and_without_segments() {
+fn kaldi_directories_are_read_with_and_without_segments() {
     let tree = kaldi("rec-a");
     let imported = import(&tree.request(Layout::Kaldi, "")).expect("it is Kaldi's");
     assert_eq!(
@@ -411,7 +411,7 @@ fn supervision(id: &str, start: f64, duration: f64, text: &str) -> String {
 }
 
 #[test]
-fn cuts_of_lhotse_packed_or_not() {
+fn cuts_of_lhotse_are_read_packed_or_not() {
     let tree = Tree::new();
     tree.audio("r.flac");
     let whole = cut("cut-1", "MonoCut", "file", &supervision("s-1", 0.0, 0.3, "uno"));
@@ -546,7 +546,7 @@ fn cuts_whose_audio_is_in_no_file_are_refused() {
 }
 
 #[test]
-fn audiofolders_by_lines_and_by_table() {
+fn audiofolders_are_read_by_lines_and_by_table() {
     let tree = Tree::new();
     tree.audio("a/one.ogg");
     tree.write(

@@ -85,8 +85,14 @@ mod tests {
         for share in ["0", "0.9", "1"] {
             assert!(parse(share).is_ok(), "{share}");
         }
-        for wrong in ["2", "-0.1", "nan", "half"] {
-            assert!(parse(wrong).is_err(), "{wrong}");
+        for (wrong, words) in [
+            ("2", "expected a share, 0 to 1"),
+            ("-0.1", "expected a share, 0 to 1"),
+            ("nan", "expected a share, 0 to 1"),
+            ("half", "expected a number, such as `0.9`"),
+        ] {
+            let error = parse(wrong).expect_err("it is no share").to_string();
+            assert!(error.contains(words), "{wrong}: {error}");
         }
     }
 }

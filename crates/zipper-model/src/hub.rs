@@ -21,7 +21,7 @@ const INDEX: &str = "model.safetensors.index.json";
 ///
 /// # Errors
 /// [`ModelError`] naming the file and, where it does not fit `T`, the key.
-pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ModelError> {
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ModelError> {
     let invalid = |problem| ModelError::Invalid {
         path: path.to_owned(),
         problem,
@@ -44,7 +44,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ModelError> {
 ///
 /// # Errors
 /// [`ModelError`] if the file is there but unreadable or does not fit `T`.
-pub fn read_optional_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, ModelError> {
+pub(crate) fn read_optional_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, ModelError> {
     if path.exists() {
         read_json(path).map(Some)
     } else {

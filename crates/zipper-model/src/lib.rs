@@ -3,8 +3,9 @@
 //! Owns the mathematics of the forward pass and the reading of Hugging Face directories. Never holds async code,
 //! networking, optimizers or the training loop.
 //!
-//! Reading order: [`param`], [`packing`], [`linear`], [`hub`] (directories), [`encoder`], [`projector`], [`llm`], [`adapter`],
-//! [`prompt`], [`speech_llm`] (the whole), [`generate`].
+//! Reading order: [`param`], [`init`] (first values), [`packing`], [`linear`], [`hub`] (directories), [`encoder`], [`projector`], [`llm`],
+//! [`adapter`], [`prompt`], [`speech_llm`] (the whole), `cross_entropy` and `ctc` (its losses), `carry` (how gradients go on into a later
+//! backward pass), [`generate`], [`lid_head`] (which language is spoken).
 
 mod carry;
 mod cross_entropy;

@@ -58,6 +58,11 @@ impl Param {
             tensor,
         }
     }
+
+    /// Bytes of its value, and so of its gradient and of each of its moments.
+    pub fn bytes(&self) -> usize {
+        self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
+    }
 }
 
 /// The element type of trainable parameters and of sums in a model whose frozen weights are `kind`: f64 in an f64 model,

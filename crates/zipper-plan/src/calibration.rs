@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use crate::{LanguageAmount, StepSample, WorkModel};
+use crate::work::StepSample;
+use crate::{LanguageAmount, WorkModel};
 
 /// Steps that have to be measured before their times count.
 const MIN_SAMPLES: usize = 8;

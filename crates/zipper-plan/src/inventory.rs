@@ -266,6 +266,72 @@ mod tests {
         assert_eq!(soft.bank_memory(), 4 * soft.bank_bytes());
     }
 
+    /// Goal: every variant's numbers are those of its formula. Method: counted by hand, where no two sizes are the same.
+    #[test]
+    fn parameters_are_those_counted_by_hand() {
+        let conv = ProjectorShape::Conv {
+            d_encoder: 2,
+            d_llm: 3,
+        };
+        // Two convolutions of three frames, two linear layers, and a norm; each layer has its biases.
+        assert_eq!(
+            conv.parameters(),
+            (2 * 6 + 2) + (8 * 6 + 8) + (2 * 8 + 2) + (3 * 2 + 3) + 6
+        );
+        let stack = ProjectorShape::Stack {
+            d_encoder: 2,
+            d_llm: 3,
+            stack: 5,
+            hidden: 13,
+        };
+        let of_projector = (13 * 10 + 13) + (3 * 13 + 3);
+        assert_eq!(stack.parameters(), of_projector);
+
+        let site = SiteShape {
+            name: "model.layers.0.q_proj".to_owned(),
+            d_in: 7,
+            d_out: 11,
+        };
+        let of = |variant| {
+            let adapter = AdapterShape {
+                variant,
+                rank: 4,
+                shared_rank: 1,
+                lid_dim: 6,
+                routers: 9,
+                languages: 5,
+            };
+            Inventory::new(stack, &adapter, std::slice::from_ref(&site), 8)
+        };
+        let (a, b) = (4 * 7, 4 * 11);
+        // Five LID embeddings, and of each router a weight and a bias for each column.
+        let of_routers = 5 * 6 + 9 * (4 * 6 + 4);
+        for (variant, shared, bank) in [
+            (Variant::Shared, a + b, 0),
+            (Variant::Independent, 0, a + b),
+            (Variant::Static, a + 11, 3 * 11),
+            (Variant::Hard, a + b + of_routers, b),
+            (Variant::Soft, a + b + of_routers, b),
+        ] {
+            let found = of(variant);
+            assert_eq!(
+                (found.shared, found.bank),
+                (of_projector + shared, bank),
+                "{variant}"
+            );
+        }
+
+        let soft = of(Variant::Soft);
+        assert_eq!(soft.with_lid_head(5, 2).shared, soft.shared + 5 * (2 + 1));
+        assert_eq!(soft.bank_bytes(), 8 * b);
+        // A state is weights and two moments; two snapshots hold the kept banks, too.
+        assert_eq!(soft.remembered_bytes(100, 2, false), 3 * 100);
+        assert_eq!(
+            soft.remembered_bytes(100, 2, true),
+            3 * 100 + 2 * 3 * (100 + 2 * 8 * b)
+        );
+    }
+
     #[test]
     fn layers_are_named_once() {
         let layers = transformer_layers(&qwen()).len();

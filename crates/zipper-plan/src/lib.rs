@@ -29,4 +29,4 @@ pub use placement::{Placement, PlacementProblem};
 pub use sampler::{GlobalBatch, Sampler, SamplerProblem, SamplerState, UtteranceRef};
 pub use stages::StageSchedule;
 pub use succession::{Succession, succession};
-pub use work::{StepSample, WorkModel};
+pub use work::WorkModel;

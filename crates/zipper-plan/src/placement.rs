@@ -553,11 +553,22 @@ mod tests {
 
     #[test]
     fn owners_from_elsewhere_are_checked() {
-        assert!(Placement::from_owners(vec![(0, 1), (1, 1)], WorldSize(2)).is_ok());
-        let error =
-            Placement::from_owners(vec![(0, 1), (1, 2)], WorldSize(2)).expect_err("rank 2 is too much");
-        assert!(error.to_string().contains("language 1"), "{error}");
-        assert!(Placement::from_owners(vec![(1, 0)], WorldSize(2)).is_err());
-        assert!(Placement::from_owners(vec![(1, 1), (0, 0)], WorldSize(2)).is_err());
+        let placement = |owners: &[(u32, u32)]| Placement::from_owners(owners.to_vec(), WorldSize(2));
+        assert_eq!(placement(&[(0, 1), (1, 1)]), Ok(solve(&[3.0, 1.0], 2)));
+        // A rank that is not there, a range from its end, a language before the one before it.
+        for (owners, language) in [
+            (&[(0, 1), (1, 2)][..], 1_usize),
+            (&[(1, 0)], 0),
+            (&[(1, 1), (0, 0)], 1),
+        ] {
+            let (first, last) = owners[language];
+            let error = PlanError::BadPlacement {
+                language,
+                first,
+                last,
+                world_size: WorldSize(2),
+            };
+            assert_eq!(placement(owners), Err(error));
+        }
     }
 }

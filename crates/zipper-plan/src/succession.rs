@@ -159,6 +159,31 @@ mod tests {
         }
     }
 
+    /// Goal: who has lost its peers stays with its banks; newcomers take the places that are left, and who has nothing gets none of those
+    /// that somebody knows.
+    #[test]
+    fn newcomers_take_the_places_that_are_left() {
+        let owners = vec![(0, 1), (1, 1), (2, 2), (3, 3)];
+        let new = Placement::from_owners(owners, WorldSize(4)).expect("they are in order");
+        let had = [vec![0, 1], vec![], vec![3]];
+        assert_eq!(places(&had, &new), [None, Some(0), None, Some(2)]);
+        assert_eq!(places(&[], &new), [None; 4]);
+    }
+
+    /// Goal: what is saved is counted against ranks that keep their numbers.
+    #[test]
+    fn numbers_would_move_more() {
+        let placement = |owners: &[(u32, u32)], world| {
+            Placement::from_owners(owners.to_vec(), WorldSize(world)).expect("they are in order")
+        };
+        let old = placement(&[(0, 0), (1, 1), (2, 2)], 3);
+        let new = placement(&[(0, 0), (0, 0), (1, 1)], 2);
+        let succession = succession(&old, &new);
+        // Rank 2 keeps its bank as the new rank 1; of the two before it one brings its own, and the other one's moves.
+        assert_eq!((succession.moved, succession.moved_by_number), (1, 2));
+        assert_eq!(succession.from[1], Some(Rank(2)));
+    }
+
     /// Goal: nothing moves when nothing changes.
     #[test]
     fn the_same_placement_stays() {

@@ -20,13 +20,13 @@ pub struct WorkModel {
 
 /// What one step took: the sums over its global batch.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct StepSample {
+pub(crate) struct StepSample {
     /// Time of forward and backward passes, summed over the ranks.
-    pub compute_seconds: f64,
+    pub(crate) compute_seconds: f64,
     /// Seconds of audio.
-    pub audio_seconds: f64,
+    pub(crate) audio_seconds: f64,
     /// Target tokens.
-    pub tokens: f64,
+    pub(crate) tokens: f64,
 }
 
 impl WorkModel {
@@ -40,7 +40,10 @@ impl WorkModel {
         }
     }
 
-    /// Expected time of an utterance.
+    /// Expected time of an utterance, in seconds if they were `measured`, else in positions of the LLM.
+    ///
+    /// # Panics
+    /// If there is no such language.
     pub fn cost(&self, language: usize, audio_seconds: f64, characters: usize) -> f64 {
         let tokens = characters as f64 * self.tokens_per_character[language];
         self.per_audio_second * audio_seconds + self.per_token * tokens
@@ -48,7 +51,7 @@ impl WorkModel {
 
     /// Times for a second of audio and for a token that explain `samples` best, neither negative (least squares).
     /// Nothing if the samples say nothing.
-    pub fn fit(samples: &[StepSample]) -> Option<(f64, f64)> {
+    pub(crate) fn fit(samples: &[StepSample]) -> Option<(f64, f64)> {
         let sum = |term: fn(&StepSample) -> f64| samples.iter().map(term).sum::<f64>();
         let (aa, at, tt) = (
             sum(|s| s.audio_seconds * s.audio_seconds),

@@ -1,6 +1,6 @@
 //! The gRPC contract of `proto/zipper/v1`, generated, and its conversions to the words of [`zipper_types`].
 //!
-//! Holds no logic: what a request means is decided by the coordinator and the worker.
+//! Holds no logic: what a request means is decided by the coordinator and the worker. Only what everybody has to take alike is here.
 
 use std::time::Duration;
 
@@ -32,6 +32,15 @@ impl From<MissingField> for tonic::Status {
     fn from(missing: MissingField) -> Self {
         Self::invalid_argument(missing.to_string())
     }
+}
+
+/// Whether a coordinator that answers so may just be away, so that it may help to ask again.
+pub fn is_away(status: &tonic::Status) -> bool {
+    use tonic::Code;
+    matches!(
+        status.code(),
+        Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded | Code::Unknown
+    )
 }
 
 impl From<Stage> for v1::Stage {

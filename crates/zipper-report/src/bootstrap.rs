@@ -11,7 +11,7 @@ use zipper_score::Counts;
 use crate::Sample;
 
 /// The part of resamples that an interval covers.
-pub const COVERAGE: f64 = 0.95;
+const COVERAGE: f64 = 0.95;
 /// Resamples of a figure in a report.
 pub const RESAMPLES: usize = 2000;
 

@@ -119,27 +119,58 @@ impl NumberWord {
     }
 }
 
-fn number_words() -> HashMap<String, NumberWord> {
-    const UNITS: &str = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen \
-                         sixteen seventeen eighteen nineteen";
-    const TENS: [&str; 8] = [
-        "twent", "thirt", "fort", "fift", "sixt", "sevent", "eight", "ninet",
-    ];
-    const MULTIPLIERS: [(&str, u8); 12] = [
-        ("hundred", 2),
-        ("thousand", 3),
-        ("million", 6),
-        ("billion", 9),
-        ("trillion", 12),
-        ("quadrillion", 15),
-        ("quintillion", 18),
-        ("sextillion", 21),
-        ("septillion", 24),
-        ("octillion", 27),
-        ("nonillion", 30),
-        ("decillion", 33),
-    ];
+/// From one on.
+const UNITS: &str = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen \
+                     fifteen sixteen seventeen eighteen nineteen";
 
+/// What the tens from 20 on begin with.
+const TENS: [&str; 8] = [
+    "twent", "thirt", "fort", "fift", "sixt", "sevent", "eight", "ninet",
+];
+
+/// Powers of ten with their exponents.
+const MULTIPLIERS: [(&str, u8); 12] = [
+    ("hundred", 2),
+    ("thousand", 3),
+    ("million", 6),
+    ("billion", 9),
+    ("trillion", 12),
+    ("quadrillion", 15),
+    ("quintillion", 18),
+    ("sextillion", 21),
+    ("septillion", 24),
+    ("octillion", 27),
+    ("nonillion", 30),
+    ("decillion", 33),
+];
+
+/// Words that nothing is made from.
+const OTHERS: [(&str, NumberWord); 22] = [
+    ("o", NumberWord::Zero),
+    ("oh", NumberWord::Zero),
+    ("zero", NumberWord::Zero),
+    ("zeroth", NumberWord::Suffixed(Stem::Unit(0), "th")),
+    ("minus", NumberWord::Sign('-')),
+    ("negative", NumberWord::Sign('-')),
+    ("plus", NumberWord::Sign('+')),
+    ("positive", NumberWord::Sign('+')),
+    ("pound", NumberWord::Currency('£')),
+    ("pounds", NumberWord::Currency('£')),
+    ("euro", NumberWord::Currency('€')),
+    ("euros", NumberWord::Currency('€')),
+    ("dollar", NumberWord::Currency('$')),
+    ("dollars", NumberWord::Currency('$')),
+    ("cent", NumberWord::Currency('¢')),
+    ("cents", NumberWord::Currency('¢')),
+    ("per", NumberWord::Per),
+    ("percent", NumberWord::Percent),
+    ("and", NumberWord::And),
+    ("point", NumberWord::Point),
+    ("double", NumberWord::Repeat(2)),
+    ("triple", NumberWord::Repeat(3)),
+];
+
+fn number_words() -> HashMap<String, NumberWord> {
     let mut words: HashMap<String, NumberWord> = HashMap::new();
     for (unit, name) in (1..).zip(UNITS.split(' ')) {
         let plural = if name == "six" {
@@ -180,31 +211,7 @@ fn number_words() -> HashMap<String, NumberWord> {
             NumberWord::Suffixed(Stem::Multiplier(exponent), "th"),
         );
     }
-    let others = [
-        ("o", NumberWord::Zero),
-        ("oh", NumberWord::Zero),
-        ("zero", NumberWord::Zero),
-        ("zeroth", NumberWord::Suffixed(Stem::Unit(0), "th")),
-        ("minus", NumberWord::Sign('-')),
-        ("negative", NumberWord::Sign('-')),
-        ("plus", NumberWord::Sign('+')),
-        ("positive", NumberWord::Sign('+')),
-        ("pound", NumberWord::Currency('£')),
-        ("pounds", NumberWord::Currency('£')),
-        ("euro", NumberWord::Currency('€')),
-        ("euros", NumberWord::Currency('€')),
-        ("dollar", NumberWord::Currency('$')),
-        ("dollars", NumberWord::Currency('$')),
-        ("cent", NumberWord::Currency('¢')),
-        ("cents", NumberWord::Currency('¢')),
-        ("per", NumberWord::Per),
-        ("percent", NumberWord::Percent),
-        ("and", NumberWord::And),
-        ("point", NumberWord::Point),
-        ("double", NumberWord::Repeat(2)),
-        ("triple", NumberWord::Repeat(3)),
-    ];
-    words.extend(others.map(|(name, word)| (name.to_owned(), word)));
+    words.extend(OTHERS.map(|(name, word)| (name.to_owned(), word)));
     words
 }
 

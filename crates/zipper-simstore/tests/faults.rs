@@ -1,4 +1,5 @@
 //! Goal: a fault before a request's effect means that it never has one, after it that it has; the same seed is the same run.
+//! Method: one client with faults, and one without that looks at what there is.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -21,7 +21,7 @@ pub(crate) struct History {
     pub(crate) broken: u64,
 }
 
-/// Every checkpoint is whole, and holds the state of its step.
+/// Every checkpoint is whole, and holds the state of its step. Returns how many there are.
 pub(crate) async fn checkpoints(world: &World) -> u64 {
     let store = world.clean_store();
     let checkpoints = store.checkpoints();
@@ -81,7 +81,7 @@ pub(crate) async fn last_checkpoint(world: &World) {
     }
 }
 
-/// The numbers in the journal only grow.
+/// The numbers in the journal only grow. Returns what else it tells.
 pub(crate) async fn journal(world: &World) -> History {
     let mut history = History::default();
     let entries = match world.clean_store().journal().read_all::<JournalEntry>().await {

@@ -12,7 +12,7 @@ use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::sleep;
 use tonic::Request;
 use zipper_checkpoint::lease::{Holder, Lease, LeaseOptions};
-use zipper_cli::{ExitStatus, UserError};
+use zipper_cli::{ExitStatus, UserError, status_of};
 use zipper_coordinator::server::{Job, Services, start};
 use zipper_coordinator::state::{self, Crew};
 use zipper_proto::v1;
@@ -173,7 +173,9 @@ impl Launch {
                     heard.map_or_else(String::new, |(_, reason)| reason),
                 ))
             }
-            Some(Err(error)) if error.is::<UserError>() => Some(Verdict::Refused(format!("{error:#}"))),
+            Some(Err(error)) if status_of(&error) == ExitStatus::Usage => {
+                Some(Verdict::Refused(format!("{error:#}")))
+            }
             Some(Err(error)) => {
                 self.world
                     .truth

@@ -20,7 +20,7 @@ use crate::world::{World, after};
 
 const REQUEST: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_millis(500);
-/// How long an agent tries to reach a coordinator, in attempts a second.
+/// How often an agent asks a coordinator that does not answer, a second apart, before it gives up.
 const ATTEMPTS: u32 = 300;
 
 /// A node with one worker.

@@ -65,7 +65,7 @@ impl Credentials {
     ///
     /// # Errors
     /// [`TlsError::Malformed`], which says what is missing and never what is there.
-    pub fn from_pem(text: &str) -> Result<Self, TlsError> {
+    fn from_pem(text: &str) -> Result<Self, TlsError> {
         let (key, certificates) = text
             .find(BEGIN_CERTIFICATE)
             .map(|at| text.split_at(at))
@@ -204,7 +204,13 @@ mod tests {
         assert_eq!(mode(&path), 0o600);
         let read = Credentials::read(&path).expect("it is whole");
         assert_eq!(read.to_pem(), written.to_pem());
-        assert!(written.write(&path).is_err(), "another's file is not overwritten");
+        let refused = written
+            .write(&path)
+            .expect_err("another's file is not overwritten");
+        assert!(
+            matches!(refused, TlsError::File { done: "written", .. }),
+            "{refused}"
+        );
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).expect("it is ours");
         let refused = Credentials::read(&path).expect_err("its group could read it");
         assert!(

@@ -31,7 +31,10 @@ use zipper_collectives::{GroupOptions, Store};
 use zipper_config::schema::RunConfig;
 use zipper_data::Utterance;
 use zipper_plan::{Placement, PlacementProblem, Sampler, SamplerProblem, WorkModel};
-use zipper_tests::{BENCHMARK_LLM, benchmark_config, cpu, file_of_part, load, spread, write_benchmark};
+use zipper_tests::{
+    BENCHMARK_LLM, benchmark_config, cpu, file_of_part, load, spread, spread_json, spread_text,
+    write_benchmark,
+};
 use zipper_train::replica::Replica;
 use zipper_train::session::{Origin, Session};
 use zipper_train::step::Votes;
@@ -607,8 +610,7 @@ fn table(arguments: &Arguments, cases: &[Case], runs: &[Run]) -> Vec<Value> {
                         Some(median(&seconds(run, case)) / reference)
                     })
                     .collect();
-                let [min, median, max] = spread(&ratios);
-                json!({"min": min, "median": median, "max": max})
+                spread_json(&ratios)
             };
             let over_runs = |key: &str| -> f64 {
                 let values: Vec<f64> = own.iter().flat_map(|run| run.compared(key, case)).collect();
@@ -651,11 +653,7 @@ fn print(rows: &[Value]) {
     for row in rows {
         let number = |key: &str| row[key].as_f64().unwrap_or(f64::NAN);
         let mib = |key: &str| number(key) / f64::from(1 << 20);
-        let ratio = |key: &str| {
-            let [min, median, max] =
-                ["min", "median", "max"].map(|part| row[key][part].as_f64().unwrap_or(f64::NAN));
-            format!("{min:.2} / **{median:.2}** / {max:.2}")
-        };
+        let ratio = |key: &str| spread_text(&row[key]);
         println!(
             "| {} | {} | {:.3} | {} | {:.3}, {:.3}, {:.3} | {:.1} | {} | {:.3} | {:.3} | {} | {:.0} | {:.0} | {:.0} |",
             row["variant"].as_str().unwrap_or_default(),

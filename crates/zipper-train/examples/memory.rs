@@ -17,7 +17,7 @@ use zipper_collectives::{GroupOptions, Store};
 use zipper_config::schema::RunConfig;
 use zipper_data::{DurationLimits, load_corpus};
 use zipper_plan::{Placement, PlacementProblem, WorkModel};
-use zipper_tests::{BENCHMARK_UTTERANCES, benchmark_config, write_benchmark};
+use zipper_tests::{BENCHMARK_UTTERANCES, benchmark_config, spread, write_benchmark};
 use zipper_train::replica::Replica;
 use zipper_train::session::{Origin, Session};
 use zipper_train::step::Votes;
@@ -34,6 +34,7 @@ const CHECKPOINT_EVERY: u64 = 10;
 /// Steps of stage 2 at the beginning that are not counted: buffers are made, encoder outputs are computed.
 const WARM_UP: u64 = 10;
 const COUNTED: u64 = 20;
+
 /// One rank's counted steps.
 #[derive(Default)]
 struct Measured {
@@ -196,7 +197,5 @@ fn row(every: u64, measured: &[(u64, Measured)]) -> Value {
 }
 
 fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+    spread(values)[1]
 }

@@ -62,11 +62,8 @@ impl Session {
             let of_scope = params.iter().filter(|param| param.scope == scope);
             let values = of_scope.map(|param| (param.name.clone(), param.tensor.detach()));
             filled.extend([
-                fill(format!("{name}.safetensors"), values.collect()),
-                fill(
-                    format!("optimizer/{name}.safetensors"),
-                    self.optimizer.state(&params, scope),
-                ),
+                fill(state::parameters_part(&name), values.collect()),
+                fill(state::optimizer_part(&name), self.optimizer.state(&params, scope)),
             ]);
         }
         Ok(Capture {

@@ -78,7 +78,11 @@ impl Frames {
     ///
     /// # Errors
     /// [`TrainError::Model`] for a target that the encoder does not have.
-    pub fn adapt(&mut self, targets: &[String], first_site: usize) -> Result<Vec<LoraSite>, TrainError> {
+    pub(crate) fn adapt(
+        &mut self,
+        targets: &[String],
+        first_site: usize,
+    ) -> Result<Vec<LoraSite>, TrainError> {
         self.reader = Arc::new(Reader {
             log_mel: self.reader.log_mel.clone(),
             padding: self.reader.padding,
@@ -134,7 +138,7 @@ impl Frames {
     ///
     /// # Errors
     /// [`TrainError::Audio`] naming the utterance.
-    pub fn adapted(
+    pub(crate) fn adapted(
         &self,
         heard: &[Heard<'_>],
         adapters: &dyn LinearDelta,
@@ -186,7 +190,7 @@ impl Frames {
     ///
     /// # Errors
     /// [`TrainError::Model`] if one is longer than the encoder's positions.
-    pub fn of_samples(
+    pub(crate) fn of_samples(
         &self,
         clips: &[&[f32]],
         adapters: Option<&dyn LinearDelta>,

@@ -6,9 +6,9 @@
 //!
 //! Reading order: [`replica`] (one copy of the model), [`team`] (the other ranks), [`session`] (what a rank holds), `regroup` (how
 //! it changes teams), [`memory`] and `copies` (what it remembers for that), [`capture`] (checkpoints), [`step`] (one optimizer
-//! step), `seeds`, [`spike`], `reduction` (which gradients are summed when), [`parts`] (where its time goes), [`frames`], `reading` (what
-//! is read ahead) and `cache`, [`optimizer`], [`state`], [`evaluate`]; [`trained`] (a checkpoint's result without the frozen models) and
-//! [`peft`] (the same as the world loads it), [`start`] (what others made, to begin with).
+//! step), `seeds`, `judge` and [`spike`] (whether it is made), `reduction` (which gradients are summed when), [`parts`] (where its
+//! time goes), [`frames`], `reading` (what is read ahead) and `cache`, [`optimizer`], [`state`], [`evaluate`]; [`trained`] (a checkpoint's
+//! result without the frozen models) and [`peft`] (the same as the world loads it), [`start`] (what others made, to begin with).
 
 mod cache;
 pub mod capture;
@@ -16,6 +16,7 @@ mod copies;
 mod error;
 pub mod evaluate;
 pub mod frames;
+mod judge;
 pub mod memory;
 pub mod optimizer;
 pub mod parts;

@@ -11,7 +11,7 @@ use zipper_model::adapter::MergedAdapters;
 
 use crate::TrainError;
 use crate::state::to_safetensors;
-use crate::trained::{Part, Trained};
+use crate::trained::{AdaptedModel, Trained};
 
 /// What PEFT puts before the names of the base model's layers.
 pub(crate) const PREFIX: &str = "base_model.model.";
@@ -32,7 +32,7 @@ pub struct PeftAdapter {
     pub weights: Vec<u8>,
 }
 
-/// The adapter of one model for `language`; nothing if none of its layers is adapted. `merged` is [`Trained::merged`].
+/// The adapter of `model` for `language`; nothing if none of its layers is adapted. `merged` is [`Trained::merged`].
 ///
 /// # Errors
 /// [`TrainError::State`] if the file cannot be built.
@@ -43,11 +43,11 @@ pub fn adapter(
     config: &RunConfig,
     trained: &Trained,
     merged: &MergedAdapters,
-    part: Part,
+    model: AdaptedModel,
     language: usize,
 ) -> Result<Option<PeftAdapter>, TrainError> {
     let mut tensors: Vec<(String, Tensor)> = Vec::new();
-    for (site, pair) in trained.pairs(merged, part, language) {
+    for (site, pair) in trained.pairs(merged, model, language) {
         for (name, matrix) in [("lora_A", pair.a), ("lora_B", pair.b)] {
             let name = format!("{PREFIX}{}.{name}.weight", site.name);
             tensors.push((name, matrix.to_kind(Kind::Float)));
@@ -58,14 +58,14 @@ pub fn adapter(
     }
     let tensors = tensors.iter().map(|(name, tensor)| (name.clone(), tensor));
     let spec = trained.adapters.spec();
-    let (base, task, targets) = match part {
-        Part::Llm => (
+    let (base, task, targets) = match model {
+        AdaptedModel::Llm => (
             &config.model.llm.path,
             json!("CAUSAL_LM"),
             json!(config.adapter.targets),
         ),
         // The decoder, which is not used, has layers of the same names.
-        Part::Encoder => (
+        AdaptedModel::Encoder => (
             &config.model.encoder.path,
             Value::Null,
             json!(format!(

@@ -67,14 +67,14 @@ impl Reduction {
                     .site
                     .filter(|&site| site < num_llm_sites)
                     .map_or(0, |site| site + 1),
-                bytes: param.tensor.numel() * param.tensor.kind().elt_size_in_bytes(),
+                bytes: param.bytes(),
             })
             .collect();
         let buckets = buckets(&gradients, (config.bucket_mib * MIB) as usize);
         let specs: Vec<BucketSpec<'_>> = buckets
             .iter()
             .map(|bucket| BucketSpec {
-                name: format!("{} from layer {}", scope_name(bucket.scope), bucket.position),
+                name: format!("{} from layer {}", gradients_of(bucket.scope), bucket.position),
                 group: match bucket.scope {
                     ParamScope::Shared => Some(team.world()),
                     ParamScope::Bank(language) => team.owners_of(language),
@@ -145,7 +145,7 @@ impl Reduction {
     }
 }
 
-fn scope_name(scope: ParamScope) -> String {
+fn gradients_of(scope: ParamScope) -> String {
     match scope {
         ParamScope::Shared => "shared gradients".to_owned(),
         ParamScope::Bank(language) => format!("gradients of bank {language}"),

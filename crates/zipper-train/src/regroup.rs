@@ -14,8 +14,8 @@ use crate::session::{Origin, Session};
 use crate::state::TrainState;
 use crate::team::Team;
 
-/// Parameters and two moments.
-const ROWS: i64 = 3;
+/// What a row holds of each element of a parameter: its value and two moments.
+const VALUES_PER_ELEMENT: i64 = 3;
 
 /// A scope that a team shares out, and who gives it.
 #[derive(Clone, Copy)]
@@ -249,7 +249,8 @@ impl Session {
             }
             ParamScope::Bank(_) => self.replica.adapters().bank_len(),
         };
-        Tensor::zeros([ROWS * numel], (params[0].tensor.kind(), self.replica.device()))
+        let kind = params[0].tensor.kind();
+        Tensor::zeros([VALUES_PER_ELEMENT * numel], (kind, self.replica.device()))
     }
 
     /// Whether this team makes snapshots: there are banks of which copies are kept.
@@ -287,7 +288,7 @@ impl Session {
         let kept: Vec<usize> = kept.map(|(language, ..)| *language).collect();
         let state = self.boundary.clone().expect("a step has been made");
         let params = self.replica.params();
-        let row_len = ROWS * self.replica.adapters().bank_len();
+        let row_len = VALUES_PER_ELEMENT * self.replica.adapters().bank_len();
         let snapshot = self
             .memory
             .begin_snapshot(state, &params, &self.optimizer, &kept, row_len);

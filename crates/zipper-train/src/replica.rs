@@ -91,7 +91,7 @@ impl Replica {
     /// those of the languages `banks`.
     ///
     /// # Errors
-    /// [`TrainError::Model`] if a directory cannot be used or an adapter cannot have this shape.
+    /// [`TrainError::Model`] if a directory cannot be used, [`TrainError::Adapter`] if an adapter cannot have this shape.
     pub fn load(
         config: &RunConfig,
         stage: Stage,
@@ -181,7 +181,7 @@ impl Replica {
     /// Makes projector, LID head and adapters of `stage` anew from the run's seed, of the banks only `banks`; the frozen models stay.
     ///
     /// # Errors
-    /// [`TrainError::Model`] if an adapter cannot have this shape.
+    /// [`TrainError::Adapter`] if an adapter cannot have this shape.
     pub fn rebuild(&mut self, stage: Stage, banks: BTreeSet<usize>) -> Result<(), TrainError> {
         self.place.banks = banks;
         self.speech.reset_projector(&self.config.model, self.config.seed);
@@ -200,7 +200,7 @@ impl Replica {
     /// (Initial-B). The projector stays.
     ///
     /// # Errors
-    /// [`TrainError::Model`] if an adapter cannot have this shape.
+    /// [`TrainError::Adapter`] if an adapter cannot have this shape.
     pub fn enter_zipper_stage(&mut self) -> Result<(), TrainError> {
         let mut adapters = Adapters::sharded(
             spec(&self.config, Stage::Zipper),

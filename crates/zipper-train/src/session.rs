@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use zipper_collectives::CollectiveError;
-use zipper_config::schema::{RunConfig, StageConfig};
-use zipper_data::{Utterance, corpus_fingerprint};
+use zipper_config::schema::StageConfig;
+use zipper_data::{Utterance, corpus_fingerprint, sampler_problem};
 use zipper_model::param::ParamScope;
-use zipper_plan::{GlobalBatch, Placement, PlacementProblem, Sampler, SamplerProblem, SamplerState};
+use zipper_plan::{GlobalBatch, Placement, PlacementProblem, Sampler, SamplerState};
 use zipper_types::{Rank, Stage, Step};
 
 use crate::TrainError;
@@ -103,7 +103,7 @@ impl Session {
             corpus[utterance.language].push(utterance);
         }
         let corpus_fingerprint = corpus_fingerprint(&config.data.languages, corpus.iter().flatten());
-        let sampler = Sampler::new(sampler_problem(config, &corpus))?;
+        let sampler = Sampler::new(sampler_problem(config, corpus.iter().flatten()))?;
         let optimizer = AdamW::new(&config.training.optimizer, &replica.params());
         Ok(Self {
             replica,
@@ -154,19 +154,15 @@ impl Session {
     pub fn bank_bytes(&self) -> u64 {
         let params = self.replica.params();
         let of_banks = params.iter().filter(|param| param.scope != ParamScope::Shared);
-        let bytes = of_banks.map(|param| param.tensor.numel() * param.tensor.kind().elt_size_in_bytes());
         // Weight, gradient and two moments.
-        4 * bytes.sum::<usize>() as u64
+        4 * of_banks.map(|param| param.bytes()).sum::<usize>() as u64
     }
 
     /// Bytes of everything trained on this rank, with its optimizer state.
     pub fn trained_bytes(&self) -> u64 {
         let params = self.replica.params();
-        let bytes = params
-            .iter()
-            .map(|param| param.tensor.numel() * param.tensor.kind().elt_size_in_bytes());
         // Weight and two moments.
-        3 * bytes.sum::<usize>() as u64
+        3 * params.iter().map(|param| param.bytes()).sum::<usize>() as u64
     }
 
     /// Completed optimizer steps.
@@ -189,7 +185,7 @@ impl Session {
     /// Every rank of the team calls it.
     ///
     /// # Errors
-    /// [`TrainError::Model`] if an adapter cannot have the configured shape, [`TrainError::Collective`] if a peer is lost.
+    /// [`TrainError::Adapter`] if an adapter cannot have the configured shape, [`TrainError::Collective`] if a peer is lost.
     pub fn enter(&mut self, stage: Stage) -> Result<(), TrainError> {
         if stage == Stage::Zipper && self.replica.stage() == Stage::Align {
             if let Some(state) = self.boundary.take() {
@@ -298,8 +294,7 @@ impl Session {
         self.rebuild(saved.stage, self.team().own_banks())?;
         self.replica.restore(&mut read)?;
         let scopes = self.replica.scopes();
-        let part = |name| format!("optimizer/{name}.safetensors");
-        let parts: Vec<String> = scopes.values().map(part).collect();
+        let parts: Vec<String> = scopes.values().map(|name| state::optimizer_part(name)).collect();
         for ((&scope, part), bytes) in scopes.keys().zip(&parts).zip(read(&parts)?) {
             let tensors = state::from_safetensors(part, &bytes)?;
             self.optimizer.restore(&self.replica.params(), scope, &tensors)?;
@@ -338,7 +333,7 @@ impl Session {
                 self.optimizer.restore_steps(ParamScope::Bank(language), steps);
             }
         }
-        let problem = sampler_problem(self.replica.config(), &self.corpus);
+        let problem = sampler_problem(self.replica.config(), self.corpus.iter().flatten());
         self.sampler = Sampler::restore(problem, saved.sampler.clone())?;
         self.upcoming = None;
         self.step = saved.step;
@@ -350,7 +345,7 @@ impl Session {
 
     /// The state of a run that has made no step.
     pub(crate) fn initial_state(&self) -> Result<TrainState, TrainError> {
-        let problem = sampler_problem(self.replica.config(), &self.corpus);
+        let problem = sampler_problem(self.replica.config(), self.corpus.iter().flatten());
         Ok(TrainState {
             stage: Stage::Align,
             step: Step(0),
@@ -397,17 +392,5 @@ impl Session {
             skipped_updates: self.skipped_updates,
             recent_losses: self.recent_losses.clone(),
         }
-    }
-}
-
-fn sampler_problem(config: &RunConfig, corpus: &[Vec<Utterance>]) -> SamplerProblem {
-    SamplerProblem {
-        seed: config.seed,
-        temperature: config.data.temperature,
-        batch_seconds: config.training.batch_audio_seconds,
-        durations: corpus
-            .iter()
-            .map(|utterances| utterances.iter().map(|utterance| utterance.duration).collect())
-            .collect(),
     }
 }

@@ -8,10 +8,12 @@ use serde_json::Value;
 use tch::Tensor;
 use zipper_config::RunConfig;
 use zipper_model::lid_head;
+use zipper_types::Stage;
 
 use crate::TrainError;
 use crate::peft::{CONFIG, ENCODER, PREFIX, WEIGHTS};
-use crate::state::from_safetensors;
+use crate::replica::spec;
+use crate::state::{SHARED_PART, from_safetensors};
 use crate::trained::PROJECTOR;
 
 /// The file of a projector.
@@ -40,7 +42,7 @@ pub struct Start {
 }
 
 impl Start {
-    /// The part `shared.safetensors` of a checkpoint of stage 1, of a run whose scale alpha / r was `scale`.
+    /// The part [`SHARED_PART`] of a checkpoint of stage 1, of a run with the configuration `of_run`.
     ///
     /// # Errors
     /// [`TrainError::Start`] if it is no such file.
@@ -48,15 +50,15 @@ impl Start {
         config: &RunConfig,
         source: &str,
         shared: &[u8],
-        scale: f64,
+        of_run: &RunConfig,
     ) -> Result<Self, TrainError> {
-        let tensors = from_safetensors("shared.safetensors", shared)
-            .map_err(|error| refused(source, error.to_string()))?;
+        let tensors =
+            from_safetensors(SHARED_PART, shared).map_err(|error| refused(source, error.to_string()))?;
         let mut start = Self {
             source: source.to_owned(),
             tensors,
         };
-        start.rescale(scale / own_scale(config));
+        start.rescale(scale_of(of_run) / scale_of(config));
         Ok(start)
     }
 
@@ -152,7 +154,7 @@ fn lora(config: &RunConfig, folder: &Path) -> Result<BTreeMap<String, Tensor>, T
     let text = std::fs::read(&path).map_err(|error| refused(&source, format!("cannot be read: {error}")))?;
     let about: Value =
         serde_json::from_slice(&text).map_err(|error| refused(&source, format!("is not JSON: {error}")))?;
-    let factor = scale(config, &about).map_err(|problem| refused(&source, problem))? / own_scale(config);
+    let factor = scale(config, &about).map_err(|problem| refused(&source, problem))? / scale_of(config);
     let path = folder.join(WEIGHTS);
     let ours = |(name, tensor): (String, Tensor)| {
         let site = name.strip_prefix(PREFIX).unwrap_or(&name);
@@ -212,8 +214,9 @@ fn is_off(value: &Value) -> bool {
     }
 }
 
-fn own_scale(config: &RunConfig) -> f64 {
-    config.adapter.alpha / config.adapter.rank as f64
+/// What a run with this configuration multiplies `B A` with.
+fn scale_of(config: &RunConfig) -> f64 {
+    spec(config, Stage::Align).scale()
 }
 
 fn safetensors(path: &Path) -> Result<BTreeMap<String, Tensor>, TrainError> {

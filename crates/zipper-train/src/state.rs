@@ -15,7 +15,9 @@ use crate::TrainError;
 use crate::spike::RecentLosses;
 
 /// Name of the part that holds [`TrainState`].
-pub const STATE_PART: &str = "state.json";
+pub(crate) const STATE_PART: &str = "state.json";
+/// Name of the part that holds the parameters that all languages share.
+pub const SHARED_PART: &str = "shared.safetensors";
 
 /// `state.json` of a checkpoint: everything that is not a tensor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -48,11 +50,27 @@ impl TrainState {
     pub fn read<E: From<TrainError>>(
         read: impl FnOnce(&[String]) -> Result<Vec<Vec<u8>>, E>,
     ) -> Result<Self, E> {
-        let bytes = read(&[STATE_PART.to_owned()])?.pop().unwrap_or_default();
+        let bytes = read_part(STATE_PART, read)?;
         let state = serde_json::from_slice(&bytes)
             .map_err(|error| TrainError::State(format!("`{STATE_PART}` of the checkpoint: {error}")))?;
         Ok(state)
     }
+}
+
+/// The part called `name` of a checkpoint, whose parts `read` returns by their names, in their order.
+///
+/// # Errors
+/// What `read` returns, or [`TrainError::State`] if it returns nothing.
+pub fn read_part<E: From<TrainError>>(
+    name: &str,
+    read: impl FnOnce(&[String]) -> Result<Vec<Vec<u8>>, E>,
+) -> Result<Vec<u8>, E> {
+    let part = read(&[name.to_owned()])?.pop();
+    part.ok_or_else(|| {
+        E::from(TrainError::State(format!(
+            "`{name}` of the checkpoint was not read"
+        )))
+    })
 }
 
 /// Writes tensors as a safetensors file in memory, f32 or in an f64 model f64, in the order of their names.
@@ -157,12 +175,22 @@ pub fn mean(part: &str, files: &[Vec<u8>]) -> Result<Vec<u8>, TrainError> {
     to_safetensors(means.iter().map(|(name, tensor)| (name.clone(), tensor)))
 }
 
-/// Name of the checkpoint's part with the parameters of `scope`, without `.safetensors`.
-pub fn scope_name(scope: ParamScope, languages: &[String]) -> String {
+/// What a scope is called in the names of a checkpoint's parts: `shared`, `banks/de`.
+pub(crate) fn scope_name(scope: ParamScope, languages: &[String]) -> String {
     match scope {
         ParamScope::Shared => "shared".to_owned(),
         ParamScope::Bank(language) => format!("banks/{}", languages[language]),
     }
+}
+
+/// Name of the part with the parameters of the scope called `scope`.
+pub(crate) fn parameters_part(scope: &str) -> String {
+    format!("{scope}.safetensors")
+}
+
+/// Name of the part with their moments.
+pub(crate) fn optimizer_part(scope: &str) -> String {
+    format!("optimizer/{scope}.safetensors")
 }
 
 /// Overwrites `params` with those of a checkpoint, whose parts `read` returns by their names, in their order.
@@ -175,7 +203,7 @@ pub fn restore<E: From<TrainError>>(
     read: impl FnOnce(&[String]) -> Result<Vec<Vec<u8>>, E>,
 ) -> Result<(), E> {
     let scopes: BTreeSet<ParamScope> = params.iter().map(|param| param.scope).collect();
-    let part = |&scope| format!("{}.safetensors", scope_name(scope, languages));
+    let part = |&scope| parameters_part(&scope_name(scope, languages));
     let parts: Vec<String> = scopes.iter().map(part).collect();
     for ((scope, part), bytes) in scopes.into_iter().zip(&parts).zip(read(&parts)?) {
         let tensors = from_safetensors(part, &bytes)?;
@@ -190,7 +218,7 @@ pub fn restore<E: From<TrainError>>(
 ///
 /// # Errors
 /// [`TrainError::State`] if it is missing or has another shape.
-pub fn copy_into(
+pub(crate) fn copy_into(
     target: &mut Tensor,
     name: &str,
     tensors: &BTreeMap<String, Tensor>,

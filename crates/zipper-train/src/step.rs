@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tch::Tensor;
-use zipper_config::schema::{OnLossSpike, OnNonFinite, Schedule};
+use zipper_config::schema::Schedule;
 use zipper_data::Utterance;
-use zipper_model::param::ParamScope;
+use zipper_model::param::{Param, ParamScope};
 use zipper_plan::{GlobalBatch, LearningRate, Shape, UtteranceRef, micro_batches};
 use zipper_types::{Stage, Step, Variant};
 
 use crate::TrainError;
+use crate::judge::Judged;
 use crate::optimizer::{LearningRates, clip_factor, squared_norm};
 use crate::parts::{StepParts, Stopwatch};
 use crate::reading::Reading;
@@ -115,7 +116,7 @@ impl Session {
     /// Every rank of the team calls it, with its own votes.
     ///
     /// # Errors
-    /// [`TrainError::Collective`] if a peer is lost, [`TrainError::NonFinite`] as configured,
+    /// [`TrainError::Collective`] if a peer is lost, [`TrainError::NonFinite`] and [`TrainError::LossSpike`] as configured,
     /// [`TrainError::Audio`] if an utterance became unreadable.
     pub fn train_step(&mut self, votes: Votes) -> Result<StepReport, TrainError> {
         let step = self.step.next();
@@ -140,13 +141,8 @@ impl Session {
 
         let loss = sums.nll / sums.tokens;
         let grad_norm = sums.squared_norm.sqrt() / sums.tokens;
-        let finite = loss.is_finite() && grad_norm.is_finite();
+        let Judged { spike, skipped } = self.judge(step, loss, grad_norm, &in_batch)?;
         let rates = self.rates(step);
-        if !finite {
-            self.refuse_or_warn(step, loss, &in_batch)?;
-        }
-        let spike = self.is_spike(step, loss, &in_batch)?;
-        let skipped = !finite || (spike && self.replica.config().training.on_loss_spike == OnLossSpike::Skip);
         let mut memory = self.keep_this_step();
         if skipped {
             self.skipped_updates += 1;
@@ -158,13 +154,8 @@ impl Session {
         self.step = step;
         self.recent_losses.push(loss);
         self.boundary = Some(self.train_state());
-        let copying = Instant::now();
-        if let Err(error) = self.snapshot_if_due(step) {
-            // The step is made, and this rank says so; with a lost peer the next one fails.
-            tracing::warn!(step = step.0, "copies of banks could not be made: {error}");
-        }
-        memory += copying.elapsed();
-        let report = StepReport {
+        memory += self.give_and_take_copies(step);
+        Ok(StepReport {
             step,
             stage: self.replica.stage(),
             loss,
@@ -183,8 +174,7 @@ impl Session {
             memory,
             by_language: self.name_languages(&sums.by_language, &utterances),
             cost: sums.cost,
-        };
-        Ok(report)
+        })
     }
 
     /// The global batch of this step, and this rank's part.
@@ -252,6 +242,16 @@ impl Session {
             && let Some(state) = self.boundary.take()
         {
             self.memory.keep(state, &self.replica.params(), &self.optimizer);
+        }
+        started.elapsed()
+    }
+
+    /// After the update: copies of banks to and from peers, if they are due.
+    fn give_and_take_copies(&mut self, step: Step) -> Duration {
+        let started = Instant::now();
+        if let Err(error) = self.snapshot_if_due(step) {
+            // The step is made, and this rank says so; with a lost peer the next one fails.
+            tracing::warn!(step = step.0, "copies of banks could not be made: {error}");
         }
         started.elapsed()
     }
@@ -357,9 +357,6 @@ impl Session {
         votes: Votes,
     ) -> Result<Sums, TrainError> {
         let params = self.replica.params();
-        let squared_norm_of =
-            |scope| squared_norm(params.iter().copied().filter(move |param| param.scope == scope));
-        let placement = self.team().placement();
         let mut values = vec![
             f64::from(u8::from(votes.stop)),
             f64::from(u8::from(votes.regroup)),
@@ -368,17 +365,8 @@ impl Session {
             traffic.bank_bytes as f64,
             losses.ctc,
         ];
-        let first = values.len();
         for &language in in_batch {
-            let loss = losses.by_language.get(&language).copied().unwrap_or_default();
-            // A bank is counted once, however many ranks have a copy.
-            let counts_bank = placement.first_owner(language) == self.team().rank();
-            let bank = if counts_bank {
-                squared_norm_of(ParamScope::Bank(language))
-            } else {
-                0.0
-            };
-            values.extend([loss.nll, loss.tokens as f64, bank]);
+            values.extend(self.own_sums_of(language, &params, losses));
         }
         let values = Tensor::from_slice(&values).to_device(self.replica.device());
         let started = Instant::now();
@@ -387,21 +375,24 @@ impl Session {
             .all_reduce_sum(&values, &format!("losses, norms and stop votes of step {step}"))?;
         let waited = started.elapsed();
         let values = Vec::<f64>::try_from(values)?;
+        let (&[stop_votes, regroup_votes, compute, exposed, bank_bytes, ctc], of_languages) =
+            values.split_first_chunk::<6>().expect("as many as were put in");
+        let world_size = self.team().placement().world_size();
         let mut sums = Sums {
-            stop_votes: values[0],
-            regroup_votes: values[1],
-            ctc: values[5],
-            squared_norm: squared_norm_of(ParamScope::Shared),
+            stop_votes,
+            regroup_votes,
+            ctc,
+            squared_norm: squared_norm_of(&params, ParamScope::Shared),
             cost: StepCost {
                 shared_bytes: traffic.shared_bytes,
-                bank_bytes: values[4] as u64,
-                exposed: Duration::from_secs_f64(values[3] / f64::from(placement.world_size().0)) + waited,
+                bank_bytes: bank_bytes as u64,
+                exposed: Duration::from_secs_f64(exposed / f64::from(world_size.0)) + waited,
                 late_buckets: traffic.late_buckets,
-                compute: Duration::from_secs_f64(values[2]),
+                compute: Duration::from_secs_f64(compute),
             },
             ..Sums::default()
         };
-        for (&language, of_language) in in_batch.iter().zip(values[first..].chunks_exact(3)) {
+        for (&language, of_language) in in_batch.iter().zip(of_languages.chunks_exact(3)) {
             let loss = LanguageLoss {
                 nll: of_language[0],
                 tokens: of_language[1] as u64,
@@ -413,6 +404,19 @@ impl Session {
             sums.by_language.insert(language, loss);
         }
         Ok(sums)
+    }
+
+    /// What this rank knows of one language: loss, target tokens, and the squared norm of the gradient of its bank.
+    fn own_sums_of(&self, language: usize, params: &[&Param], losses: &OwnLosses) -> [f64; 3] {
+        let loss = losses.by_language.get(&language).copied().unwrap_or_default();
+        // A bank is counted once, however many ranks have a copy.
+        let counts_bank = self.team().placement().first_owner(language) == self.team().rank();
+        let bank = if counts_bank {
+            squared_norm_of(params, ParamScope::Bank(language))
+        } else {
+            0.0
+        };
+        [loss.nll, loss.tokens as f64, bank]
     }
 
     /// Divides the gradients by the tokens of the global batch, clips them, and makes the optimizer step. Banks of
@@ -471,69 +475,6 @@ impl Session {
         }
     }
 
-    /// A loss or gradient that is not finite: an error, or a warning.
-    fn refuse_or_warn(&self, step: Step, loss: f64, in_batch: &BTreeSet<usize>) -> Result<(), TrainError> {
-        let languages = self.codes_of(in_batch);
-        let what = if loss.is_finite() { "gradient" } else { "loss" };
-        match self.replica.config().training.on_non_finite {
-            OnNonFinite::Stop => Err(TrainError::NonFinite {
-                step: step.0,
-                what,
-                languages,
-            }),
-            OnNonFinite::Skip => {
-                tracing::warn!(
-                    step = step.0,
-                    what,
-                    languages,
-                    "not finite: the update is left out"
-                );
-                Ok(())
-            }
-        }
-    }
-
-    /// Whether the loss is a spike that the configuration wants to know of: with a warning, or an error where it says to stop.
-    fn is_spike(&self, step: Step, loss: f64, in_batch: &BTreeSet<usize>) -> Result<bool, TrainError> {
-        let training = &self.replica.config().training;
-        let factor = training.loss_spike_factor;
-        let Some(median) = self.recent_losses.exceeded(loss, factor) else {
-            return Ok(false);
-        };
-        let languages = self.codes_of(in_batch);
-        match training.on_loss_spike {
-            OnLossSpike::Ignore => return Ok(false),
-            OnLossSpike::Stop => {
-                return Err(TrainError::LossSpike {
-                    step: step.0,
-                    loss,
-                    median,
-                    factor,
-                    languages,
-                });
-            }
-            OnLossSpike::Skip => tracing::warn!(
-                step = step.0,
-                loss,
-                median,
-                languages,
-                "loss spike: the update is left out"
-            ),
-            OnLossSpike::Warn => tracing::warn!(step = step.0, loss, median, languages, "loss spike"),
-        }
-        Ok(true)
-    }
-
-    /// `de fr`.
-    fn codes_of(&self, languages: &BTreeSet<usize>) -> String {
-        let codes = &self.replica.config().data.languages;
-        let codes: Vec<&str> = languages
-            .iter()
-            .map(|&language| codes[language].as_str())
-            .collect();
-        codes.join(" ")
-    }
-
     /// The losses by language code, with the number of utterances of each.
     fn name_languages(
         &self,
@@ -569,6 +510,11 @@ struct Sums {
     squared_norm: f64,
     by_language: BTreeMap<usize, LanguageLoss>,
     cost: StepCost,
+}
+
+/// The sum of the squares of the gradients of one scope.
+fn squared_norm_of(params: &[&Param], scope: ParamScope) -> f64 {
+    squared_norm(params.iter().copied().filter(|param| param.scope == scope))
 }
 
 fn utterances_of<'a>(corpus: &'a [Vec<Utterance>], batch: &GlobalBatch) -> Vec<&'a Utterance> {

@@ -11,7 +11,7 @@ use zipper_types::{Stage, Step, Variant};
 
 use crate::TrainError;
 use crate::replica::spec;
-use crate::state::{TrainState, from_safetensors, restore, scope_name};
+use crate::state::{TrainState, from_safetensors, parameters_part, read_part, restore, scope_name};
 
 /// What the names of the projector's parameters begin with.
 pub(crate) const PROJECTOR: &str = "projector.";
@@ -33,7 +33,7 @@ pub struct Trained {
 
 /// The model that an adapted layer belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Part {
+pub enum AdaptedModel {
     /// The language model.
     Llm,
     /// The speech encoder.
@@ -52,8 +52,8 @@ impl Trained {
         let state = TrainState::read(&mut read)?;
         let languages = &config.data.languages;
         let mut tensors_of = |scope| {
-            let name = format!("{}.safetensors", scope_name(scope, languages));
-            let bytes = read(std::slice::from_ref(&name))?.pop().unwrap_or_default();
+            let name = parameters_part(&scope_name(scope, languages));
+            let bytes = read_part(&name, &mut read)?;
             Ok::<_, E>(from_safetensors(&name, &bytes)?)
         };
         let mut shared = tensors_of(ParamScope::Shared)?;
@@ -98,21 +98,21 @@ impl Trained {
     pub fn pairs<'a>(
         &'a self,
         merged: &'a MergedAdapters,
-        part: Part,
+        model: AdaptedModel,
         language: usize,
     ) -> impl Iterator<Item = (&'a LoraSite, LoraPair)> {
         let sites = self.sites.iter().enumerate();
         sites
-            .filter(move |(_, site)| part_of(site) == part)
+            .filter(move |(_, site)| model_of(site) == model)
             .map(move |(id, site)| (site, merged.pair(id, language)))
     }
 }
 
-fn part_of(site: &LoraSite) -> Part {
+fn model_of(site: &LoraSite) -> AdaptedModel {
     if site.name.starts_with(ENCODER) {
-        Part::Encoder
+        AdaptedModel::Encoder
     } else {
-        Part::Llm
+        AdaptedModel::Llm
     }
 }
 
@@ -132,6 +132,6 @@ fn sites(tensors: &BTreeMap<String, Tensor>, b: &str) -> Vec<LoraSite> {
     });
     let mut sites: Vec<LoraSite> = found.collect();
     // By number, and not `layers.10` before `layers.2`.
-    sites.sort_by_key(|site| (part_of(site), site.layer));
+    sites.sort_by_key(|site| (model_of(site), site.layer));
     sites
 }

@@ -12,11 +12,11 @@ use crate::picture::{Alarm, Evaluation, Happening, Latest, Phase, Picture, Times
 /// What an alarm about the run's store is called.
 pub const STORE_ALARM: &str = "object_store";
 /// What the alarm of a node that was left out is called.
-pub const NODE_ALARM: &str = "node_left_out";
+const NODE_ALARM: &str = "node_left_out";
 /// What the alarm of a slow worker is called.
-pub const STRAGGLER_ALARM: &str = "straggler";
+const STRAGGLER_ALARM: &str = "straggler";
 /// All kinds of alarms.
-pub const ALARMS: [&str; 3] = [STORE_ALARM, NODE_ALARM, STRAGGLER_ALARM];
+pub(crate) const ALARMS: [&str; 3] = [STORE_ALARM, NODE_ALARM, STRAGGLER_ALARM];
 
 impl Picture {
     /// Takes in what was told at the time `at`.
@@ -38,15 +38,7 @@ impl Picture {
                 self.alarm(at, NODE_ALARM, &left_out.reason);
                 self.happened(line(at, NODE_ALARM, left_out.reason.clone(), None));
             }
-            Event::Alarm(alarm) => {
-                if alarm.cleared {
-                    self.alarms.retain(|other| other.kind != alarm.kind);
-                } else {
-                    self.alarm(at, &alarm.kind, &alarm.message);
-                }
-                let kind = if alarm.cleared { "alarm_over" } else { "alarm" };
-                self.happened(line(at, kind, alarm.message.clone(), Some(self.step)));
-            }
+            Event::Alarm(alarm) => self.alarmed(at, alarm),
             Event::Straggler(slow) => {
                 let text = straggler(slow);
                 self.alarm(at, STRAGGLER_ALARM, &text);
@@ -67,27 +59,7 @@ impl Picture {
             Event::EvaluationDone(done) => self.evaluated(at, done),
             // They have a list of their own: often they would drive everything else out of the timeline.
             Event::CheckpointCommitted(committed) => self.published(committed.step, at),
-            Event::Membership(membership) => {
-                let count = |number: u32| (number > 0).then_some(number);
-                let named = |names: &[(&str, u32)]| {
-                    let named = names.iter();
-                    named
-                        .filter_map(|(name, number)| Some(((*name).to_owned(), count(*number)?)))
-                        .collect()
-                };
-                self.nodes = named(&[
-                    ("healthy", membership.nodes_healthy),
-                    ("silent", membership.nodes_silent),
-                    ("left_out", membership.nodes_left_out),
-                    ("missing", membership.nodes_missing),
-                ]);
-                self.workers = named(&[
-                    ("training", membership.workers_training),
-                    ("ready", membership.workers_ready),
-                    ("loading", membership.workers_loading),
-                    ("leaving", membership.workers_leaving),
-                ]);
-            }
+            Event::Membership(membership) => self.counted(membership),
             Event::Verdict(verdict) => self.over(at, verdict),
         }
     }
@@ -176,6 +148,35 @@ impl Picture {
             loss: done.loss,
             at: at.to_owned(),
         });
+    }
+
+    fn alarmed(&mut self, at: &str, alarm: &v1::Alarm) {
+        if alarm.cleared {
+            self.alarms.retain(|other| other.kind != alarm.kind);
+        } else {
+            self.alarm(at, &alarm.kind, &alarm.message);
+        }
+        let kind = if alarm.cleared { "alarm_over" } else { "alarm" };
+        self.happened(line(at, kind, alarm.message.clone(), Some(self.step)));
+    }
+
+    fn counted(&mut self, membership: &v1::Membership) {
+        let named = |names: &[(&str, u32)]| {
+            let some = names.iter().filter(|(_, number)| *number > 0);
+            some.map(|(name, number)| ((*name).to_owned(), *number)).collect()
+        };
+        self.nodes = named(&[
+            ("healthy", membership.nodes_healthy),
+            ("silent", membership.nodes_silent),
+            ("left_out", membership.nodes_left_out),
+            ("missing", membership.nodes_missing),
+        ]);
+        self.workers = named(&[
+            ("training", membership.workers_training),
+            ("ready", membership.workers_ready),
+            ("loading", membership.workers_loading),
+            ("leaving", membership.workers_leaving),
+        ]);
     }
 
     fn over(&mut self, at: &str, verdict: &v1::Verdict) {

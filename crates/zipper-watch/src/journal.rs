@@ -64,7 +64,11 @@ pub enum Note {
     },
     /// The run ended.
     End {
-        /// How: `Done`, or `Stopped("..")` and the like.
+        /// How.
+        #[serde(flatten)]
+        ended: Option<Ended>,
+        /// How, in entries of earlier versions, which do not have `ended`: `Done`, or `Stopped("..")` and the like.
+        #[serde(default)]
         verdict: String,
         /// When.
         at: String,
@@ -170,7 +174,10 @@ impl Picture {
                 let committed = v1::CheckpointCommitted { step: *step };
                 self.take(at, &Event::CheckpointCommitted(committed));
             }
-            Note::End { verdict, at } => self.take(at, &Event::Verdict(wire(verdict))),
+            Note::End { ended, verdict, at } => {
+                let ended = ended.clone().unwrap_or_else(|| of_earlier_version(verdict));
+                self.take(at, &Event::Verdict(ended.into()));
+            }
             Note::Other => {}
         }
     }
@@ -208,22 +215,47 @@ impl Picture {
     }
 }
 
-/// A verdict as the journal has it: `Done`, `Stopped("SIGINT to zipper-launch")`.
-fn wire(text: &str) -> v1::Verdict {
-    use v1::verdict::Outcome;
+/// How a run ended, and why.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(tag = "outcome", content = "reason", rename_all = "snake_case")]
+pub enum Ended {
+    /// Everything was done.
+    Done,
+    /// It failed.
+    Failed(String),
+    /// Configuration or input are at fault.
+    Config(String),
+    /// It was stopped and can be resumed.
+    Stopped(String),
+}
+
+impl From<Ended> for v1::Verdict {
+    fn from(ended: Ended) -> Self {
+        use v1::verdict::Outcome;
+        let (outcome, reason) = match ended {
+            Ended::Done => (Outcome::Done, String::new()),
+            Ended::Failed(reason) => (Outcome::Failed, reason),
+            Ended::Config(reason) => (Outcome::Config, reason),
+            Ended::Stopped(reason) => (Outcome::Stopped, reason),
+        };
+        Self {
+            outcome: outcome.into(),
+            reason,
+        }
+    }
+}
+
+/// `Done`, `Stopped("SIGINT to zipper-launch")`.
+fn of_earlier_version(text: &str) -> Ended {
     let (word, reason) = text.split_once('(').unwrap_or((text, ""));
     let reason = reason.strip_suffix(')').unwrap_or(reason);
     // Written as Rust writes strings, whose escapes are those of JSON but for a few that reasons do not have.
     let reason = serde_json::from_str(reason).unwrap_or_else(|_| reason.trim_matches('"').to_owned());
-    let outcome = match word {
-        "Done" => Outcome::Done,
-        "Stopped" => Outcome::Stopped,
-        "Config" => Outcome::Config,
-        _ => Outcome::Failed,
-    };
-    v1::Verdict {
-        outcome: outcome.into(),
-        reason,
+    match word {
+        "Done" => Ended::Done,
+        "Stopped" => Ended::Stopped(reason),
+        "Config" => Ended::Config(reason),
+        _ => Ended::Failed(reason),
     }
 }
 
@@ -274,17 +306,27 @@ mod tests {
     }
 
     #[test]
-    fn verdicts_are_read_as_they_are_written() {
+    fn verdicts_are_read_in_either_form() {
         for (verdict, phase, reason) in [
-            ("Done", Phase::Done, ""),
+            (r#""outcome":"done""#, Phase::Done, ""),
             (
-                r#"Stopped(\"SIGINT to zipper-launch\")"#,
+                r#""outcome":"config","reason":"no such key""#,
+                Phase::Failed,
+                "no such key",
+            ),
+            (r#""verdict":"Done""#, Phase::Done, ""),
+            (
+                r#""verdict":"Stopped(\"SIGINT to zipper-launch\")""#,
                 Phase::Stopped,
                 "SIGINT to zipper-launch",
             ),
-            (r#"Failed(\"a \\\"b\\\"\\nc\")"#, Phase::Failed, "a \"b\"\nc"),
+            (
+                r#""verdict":"Failed(\"a \\\"b\\\"\\nc\")""#,
+                Phase::Failed,
+                "a \"b\"\nc",
+            ),
         ] {
-            let end = format!(r#"{{"event":"end","verdict":"{verdict}","at":"9"}}"#);
+            let end = format!(r#"{{"event":"end",{verdict},"at":"9"}}"#);
             let over = picture(&[BEGUN[0], &end]);
             assert_eq!((over.phase, over.detail.as_str()), (phase, reason));
         }

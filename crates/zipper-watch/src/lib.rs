@@ -1,11 +1,11 @@
 //! Watching a run: what people and machines are shown of it, and in which forms.
 //!
 //! Owns the [`Picture`] of a run (what is going on, made of what the coordinator tells, of its journal and of its metrics),
-//! the [`series`] of its steps, and what they are shown with: the status [`page`], [`prometheus`], [`tensorboard`]. Decides
+//! the [`series`] of its steps, and what they are shown with: the status [`page`], `prometheus`, [`tensorboard`]. Decides
 //! nothing about a run, and nothing here can hold one up or end it.
 //!
-//! Reading order: [`picture`], [`events`] (how what happens changes it), [`series`], [`gates`], [`journal`] and [`past`] (what a run's store tells), [`page`],
-//! [`prometheus`], [`tensorboard`].
+//! Reading order: [`picture`], [`events`] (how what happens changes it), [`series`], [`gates`], [`journal`] and [`past`] (what a run's store
+//! tells), [`page`], `prometheus`, [`tensorboard`].
 
 pub mod events;
 pub mod gates;
@@ -13,7 +13,7 @@ pub mod journal;
 pub mod page;
 pub mod past;
 pub mod picture;
-pub mod prometheus;
+mod prometheus;
 pub mod series;
 pub mod tensorboard;
 

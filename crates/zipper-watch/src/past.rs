@@ -108,6 +108,7 @@ fn note_newer(picture: &mut Picture, notes: impl Iterator<Item = Note>) {
 mod tests {
     use super::*;
     use crate::gates::Gates;
+    use crate::journal::Ended;
     use crate::picture::{Latest, Phase};
 
     fn drawn(step: u64) -> Picture {
@@ -149,7 +150,8 @@ mod tests {
     fn entries_of_the_same_second_count() {
         let at = |second: u32| format!("2026-01-01T00:00:0{second}Z");
         let end = |second| Note::End {
-            verdict: "Done".to_owned(),
+            ended: Some(Ended::Done),
+            verdict: String::new(),
             at: at(second),
         };
         for (second, phase) in [(4, Phase::Training), (5, Phase::Done), (6, Phase::Done)] {

@@ -20,7 +20,7 @@ const STEP_SECONDS: [f64; 14] = [
 
 /// What a metric is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// It counts up.
     Counter,
     /// It goes up and down.
@@ -30,7 +30,7 @@ pub enum Kind {
 }
 
 /// Every metric: name, kind, labels, what it says.
-pub const METRICS: [(&str, Kind, &str, &str); 38] = [
+pub(crate) const METRICS: [(&str, Kind, &str, &str); 38] = [
     (
         "zipper_run_info",
         Kind::Gauge,
@@ -237,7 +237,7 @@ pub const METRICS: [(&str, Kind, &str, &str); 38] = [
 ];
 
 /// All metrics of one run.
-pub struct Prometheus {
+pub(crate) struct Prometheus {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
     sums: Sums,
@@ -259,7 +259,7 @@ struct Sums {
 
 impl Prometheus {
     /// The metrics of a run that has made these steps before.
-    pub fn new(series: &Series) -> Self {
+    pub(crate) fn new(series: &Series) -> Self {
         let builder = PrometheusBuilder::new();
         let matcher = Matcher::Full("zipper_step_seconds".to_owned());
         let builder = builder
@@ -293,7 +293,7 @@ impl Prometheus {
     }
 
     /// Takes in a step that has just been made.
-    pub fn step(&mut self, languages: &[String], point: &Point) {
+    pub(crate) fn step(&mut self, languages: &[String], point: &Point) {
         self.count(point);
         with_local_recorder(&self.recorder, || {
             let stage = point.stage.name();
@@ -311,7 +311,7 @@ impl Prometheus {
     }
 
     /// The text that Prometheus reads; `checkpoint_age` is that of the newest one, in seconds.
-    pub fn render(&self, picture: &Picture, usage: StoreUsage, checkpoint_age: Option<f64>) -> String {
+    pub(crate) fn render(&self, picture: &Picture, usage: StoreUsage, checkpoint_age: Option<f64>) -> String {
         with_local_recorder(&self.recorder, || {
             show_run(picture);
             show_counters(&self.sums, picture, usage);

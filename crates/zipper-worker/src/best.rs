@@ -6,6 +6,8 @@ use zipper_cli::UserError;
 use zipper_config::RunConfig;
 use zipper_types::Step;
 
+use crate::source::unusable;
+
 /// What is read of `eval/validation-step-00000500.json`.
 #[derive(Deserialize)]
 struct Validation {
@@ -24,7 +26,7 @@ pub(crate) async fn best(
     count: usize,
 ) -> anyhow::Result<Vec<Manifest>> {
     let checkpoints = store.checkpoints();
-    let list = checkpoints.list().await?;
+    let list = checkpoints.list().await.map_err(unusable)?;
     for (step, error) in &list.unreadable {
         tracing::warn!("checkpoint of step {step} is damaged and left out: {error}");
     }
@@ -55,7 +57,7 @@ pub(crate) async fn best(
             Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound) => {
                 tracing::warn!("{id} is damaged and left out: {error}");
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(unusable(error)),
         }
     }
     if best.len() < count {

@@ -1,6 +1,7 @@
 //! `zipper-worker eval`: WER and CER of a manifest, by language; and how often the LID head finds the language, if the run has one.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 
 use comfy_table::{CellAlignment, Table, presets};
@@ -29,12 +30,12 @@ pub(crate) struct Arguments {
     json: bool,
     /// Torch threads. Left out: all cores.
     #[arg(long)]
-    threads: Option<i32>,
+    threads: Option<NonZeroU16>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     if let Some(threads) = arguments.threads {
-        tch::set_num_threads(threads);
+        tch::set_num_threads(i32::from(threads.get()));
     }
     let source = Source::open(&arguments.source)?;
     let config = &source.config;

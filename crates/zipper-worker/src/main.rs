@@ -1,10 +1,10 @@
 //! `zipper-worker`: one rank of a run, and the tools that need the model.
 //!
-//! Reading order: `control` (what the coordinator is told and asked, on tokio), `train` (the training thread and its
-//! tasks), `wire` (the protocol's words), `diagnosis` (what is told of collectives), `checkpoint` (parts of a checkpoint, read), `eval` (WER and CER of
-//! a manifest), `transcribe` (audio files to text and subtitles), `export` (the result in the formats of others), `inspect` (what the
-//! router learnt), `source` and `model` (the checkpoint that those read, and its model), `best` (the mean of several), `devices` (what
-//! zipper-launch asks).
+//! Reading order: `control` (what the coordinator is told and asked, on tokio), `train` (the training thread and its tasks), `start`
+//! (what `training.start_from` names), `wire` (the protocol's words), `diagnosis` (what is told of collectives), `checkpoint` (parts of
+//! a checkpoint, read), `eval` (WER and CER of a manifest), `transcribe` (audio files to text and subtitles), `export` (the result in
+//! the formats of others), `inspect` (what the router learnt), `source` and `model` (the checkpoint that those read, and its model),
+//! `best` (the mean of several), `devices` (what zipper-launch asks).
 
 mod best;
 mod checkpoint;
@@ -76,6 +76,11 @@ enum Command {
     #[command(verbatim_doc_comment)]
     Export(export::Arguments),
     /// Print a checkpoint's gates and similarities of languages as JSON; `zipper-launch inspect` makes pictures of them.
+    ///
+    /// Examples:
+    ///   zipper-worker inspect --run file:///data/runs/a
+    ///   zipper-worker inspect --run s3://bucket/runs/a --checkpoint step-00000500
+    #[command(verbatim_doc_comment)]
     Inspect(inspect::Arguments),
     #[command(flatten)]
     About(About),

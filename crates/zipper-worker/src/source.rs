@@ -55,11 +55,17 @@ impl Source {
     /// The user's to mend if there is no such run or checkpoint.
     pub(crate) fn open(choice: &Choice) -> anyhow::Result<Self> {
         let runtime = Runtime::new().context("the async runtime cannot start")?;
-        let store = RunStore::open(&choice.run).map_err(|error| UserError::new(error.to_string()))?;
-        let config = runtime.block_on(store.get(layout::RUN_CONFIG)).map_err(|error| {
-            let hint = "give the URL that zipper-launch printed";
-            user_error(error, &format!("`{}` is not a run: ", choice.run), hint)
-        })?;
+        let store = RunStore::open(&choice.run).map_err(unusable)?;
+        let config = match runtime.block_on(store.get(layout::RUN_CONFIG)) {
+            Err(CheckpointError::NotFound { object }) => {
+                let error = UserError::new(format!(
+                    "`{}` is not a run: `{object}` does not exist",
+                    choice.run
+                ));
+                return Err(error.hint("give the URL that zipper-launch printed").into());
+            }
+            read => read.map_err(unusable)?,
+        };
         let config = String::from_utf8(config.to_vec()).context("run.yaml is not UTF-8")?;
         let config = zipper_config::from_str(&config, layout::RUN_CONFIG, &[])
             .map_err(|error| UserError::new(error.to_string()))?;
@@ -100,23 +106,27 @@ impl Source {
     }
 }
 
-/// What is not there, or not for this user, is the user's to mend; a store that is away is not.
-fn user_error(error: CheckpointError, what: &str, hint: &str) -> anyhow::Error {
-    if matches!(error.kind(), ErrorKind::Io | ErrorKind::Full) {
-        return error.into();
-    }
-    UserError::new(format!("{what}{error}")).hint(hint).into()
+/// What went wrong with the run's store: what trying again cannot help is the user's to mend.
+#[expect(clippy::needless_pass_by_value, reason = "as `map_err` gives it")]
+pub(crate) fn unusable(error: CheckpointError) -> anyhow::Error {
+    UserError::of(&error)
+        .may_pass_if(error.is_retryable())
+        .hint_if(error.advice())
+        .into()
 }
 
 /// The checkpoint that was asked for, or the newest that is whole.
 async fn choose(store: &RunStore, choice: &Choice) -> anyhow::Result<Manifest> {
     if let Some(step) = choice.checkpoint {
-        return store.checkpoints().load_manifest(step).await.map_err(|error| {
-            let hint = "`zipper-launch checkpoints --run ..` lists what is there";
-            user_error(error, "", hint)
-        });
+        return match store.checkpoints().load_manifest(step).await {
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Damaged) => {
+                let hint = "`zipper-launch checkpoints --run ..` lists what is there";
+                Err(UserError::of(&error).hint(hint).into())
+            }
+            read => read.map_err(unusable),
+        };
     }
-    let latest = store.checkpoints().latest_readable().await?;
+    let latest = store.checkpoints().latest_readable().await.map_err(unusable)?;
     for (step, error) in &latest.damaged {
         tracing::warn!("checkpoint of step {step} is damaged, trying an older one: {error}");
     }

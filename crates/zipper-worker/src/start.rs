@@ -6,6 +6,7 @@ use zipper_checkpoint::{RunStore, layout};
 use zipper_cli::UserError;
 use zipper_config::RunConfig;
 use zipper_train::start::Start;
+use zipper_train::state::{SHARED_PART, read_part};
 use zipper_types::{Stage, Step};
 
 use crate::checkpoint::Parts;
@@ -50,11 +51,7 @@ fn of_run(config: &RunConfig, url: &str, step: Step, runtime: &Handle) -> anyhow
         .into());
     }
     let parts = Parts::new(runtime.clone(), store.checkpoints(), manifest);
-    let shared = parts
-        .read(&["shared.safetensors".to_owned()])?
-        .pop()
-        .unwrap_or_default();
-    let scale = other.adapter.alpha / other.adapter.rank as f64;
+    let shared = read_part(SHARED_PART, |names| parts.read(names))?;
     let source = format!("{url}, step {step}");
-    Start::of_checkpoint(config, &source, &shared, scale).map_err(user_error_if_config)
+    Start::of_checkpoint(config, &source, &shared, &other).map_err(user_error_if_config)
 }

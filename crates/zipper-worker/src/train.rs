@@ -13,7 +13,8 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use zipper_checkpoint::{RunStore, StoreOptions, layout};
 use zipper_cli::{
-    ExitStatus, UserError, describe_process, die_with_parent, hostname, in_words, when_parent_is_gone,
+    ExitStatus, UserError, describe_process, die_with_parent, hostname, in_words, status_of,
+    when_parent_is_gone,
 };
 use zipper_collectives::memory::gpu_peak_bytes;
 use zipper_collectives::{Backend, FlightRecorder, GroupOptions, RollCall, Store};
@@ -363,9 +364,9 @@ impl Worker {
     /// Tells the coordinator what went wrong.
     fn report(&self, error: &anyhow::Error, fatal: bool) -> Result<(), Refused> {
         self.control.report_failure(Failure {
-            config: error.chain().any(<dyn std::error::Error>::is::<UserError>),
+            config: status_of(error) == ExitStatus::Usage,
             fatal,
-            message: in_words(error),
+            message: in_words(error.as_ref()),
             collective: diagnosis::failed_collective(error),
         })
     }
@@ -379,7 +380,7 @@ impl Worker {
             return error;
         }
         let fatal = training && error.downcast_ref().is_some_and(TrainError::ends_run);
-        let config = error.chain().any(<dyn std::error::Error>::is::<UserError>);
+        let config = status_of(&error) == ExitStatus::Usage;
         if let Err(unreported) = self.report(&error, fatal) {
             tracing::warn!("the failure cannot be reported: {unreported}");
         } else if fatal || config {
@@ -453,20 +454,11 @@ impl Worker {
         let (manifests, with_nll) = match task.set.as_ref().context("the task names no set to evaluate")? {
             evaluate_task::Set::Validation(_) => (self.config.data.validation.clone(), true),
             evaluate_task::Set::Test(name) => {
-                let test = self
-                    .config
-                    .evaluation
-                    .tests
-                    .iter()
-                    .find(|test| test.name == *name);
-                (
-                    vec![
-                        test.with_context(|| format!("no test set is called `{name}`"))?
-                            .manifest
-                            .clone(),
-                    ],
-                    false,
-                )
+                let mut tests = self.config.evaluation.tests.iter();
+                let test = tests
+                    .find(|test| test.name == *name)
+                    .with_context(|| format!("no test set is called `{name}`"))?;
+                (vec![test.manifest.clone()], false)
             }
         };
         let corpus = self.corpus(&manifests)?;

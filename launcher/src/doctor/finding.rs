@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use console::style;
 use serde::Serialize;
-use zipper_cli::UserError;
+use zipper_cli::hints_of;
 
 use crate::display::wrap;
 
@@ -86,9 +86,7 @@ impl Finding {
 
     /// Adds the hints that an error carries.
     pub(super) fn fixes_of(mut self, error: &anyhow::Error) -> Self {
-        let user = error.chain().find_map(|cause| cause.downcast_ref::<UserError>());
-        self.fixes
-            .extend(user.into_iter().flat_map(|user| user.hints().iter().cloned()));
+        self.fixes.extend_from_slice(hints_of(error));
         self
     }
 

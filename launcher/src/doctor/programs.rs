@@ -8,14 +8,12 @@ use tokio::process::Command;
 use zipper_config::RunConfig;
 
 use super::finding::Finding;
-use crate::devices::{self, Crew, Worker, count};
+use crate::devices::{self, BUILD_WITH_CUDA, Crew, Worker, count};
 use crate::plan::{self, bytes};
 use crate::processes::beside;
 
 /// How long a program that says something about itself may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
-const BUILD_WITH_CUDA: &str =
-    "build it with `cargo xtask setup --cuda` and `cargo build --release --features cuda`";
 
 /// A GPU, as its driver tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -194,7 +192,7 @@ pub(super) async fn said_by(program: &str, arguments: &[&str]) -> anyhow::Result
     let text = format!("{program} {}", arguments.join(" "));
     let output = tokio::time::timeout(ANSWER_TIMEOUT, command.output())
         .await
-        .with_context(|| format!("`{text}` took more than {ANSWER_TIMEOUT:?}"))?
+        .with_context(|| format!("zipper-launch waited {ANSWER_TIMEOUT:?} for `{text}`"))?
         .with_context(|| format!("`{program}` cannot be started"))?;
     anyhow::ensure!(
         output.status.success(),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use zipper_checkpoint::{CheckpointError, ErrorKind, RunStore, StoreOptions};
+use zipper_checkpoint::{CheckpointError, RunStore, StoreOptions};
 
 use super::finding::Finding;
 
@@ -40,35 +40,17 @@ pub(super) async fn look(store: &RunStore) -> Vec<Finding> {
 }
 
 fn refused(error: &CheckpointError) -> Finding {
-    let kind = error.kind();
-    let mut finding = Finding::failure("store", chain(error));
-    finding.may_pass = kind.is_retryable();
-    match (kind, error) {
+    let mut finding = Finding::failure("store", zipper_cli::in_words(error));
+    finding.may_pass = error.is_retryable();
+    match error {
         // What to do is in the error.
-        (_, CheckpointError::NoBucket { .. } | CheckpointError::Unconditional { .. }) => finding,
-        (ErrorKind::Full, _) => finding.fix("make room, or choose another `--run`"),
-        (ErrorKind::Denied, _) => finding.fix(
-            "docs/storage.md says which permissions a run needs, and how Zipper finds endpoint, region and credentials",
+        CheckpointError::NoBucket { .. } | CheckpointError::Unconditional { .. } => finding,
+        _ => finding.fix(
+            error
+                .advice()
+                .unwrap_or("docs/storage.md says what a store has to do"),
         ),
-        (ErrorKind::Io, _) => finding.fix(
-            "see whether the server runs and the endpoint (`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`) is its address",
-        ),
-        _ => finding.fix("docs/storage.md says what a store has to do"),
     }
-}
-
-fn chain(error: &CheckpointError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        let said = error.to_string();
-        // Many errors say their cause themselves.
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 fn clock(ahead_ms: i64) -> Finding {

@@ -3,14 +3,12 @@
 use serde::Serialize;
 use zipper_cli::UserError;
 use zipper_config::RunConfig;
-use zipper_data::Corpus;
+use zipper_data::{Corpus, sampler_problem};
 use zipper_plan::{
     Inventory, LanguageAmount, MeasuredStep, Placement, PlacementProblem, PlanError, Sampler, WorkModel,
     banks_that_fit, expected_epochs, expected_work, succession,
 };
 use zipper_types::{Rank, Stage, Variant, WorldSize};
-
-use crate::preflight;
 
 /// Global batches that are drawn and dealt to see how uneven single steps are.
 const SIMULATED_STEPS: usize = 300;
@@ -107,20 +105,11 @@ impl Estimate {
         world_size: WorldSize,
         steps: &[MeasuredStep],
     ) -> anyhow::Result<Self> {
-        let problem = preflight::sampler_problem(config, &train.utterances);
+        let problem = sampler_problem(config, &train.utterances);
         problem
             .check_world_size(world_size)
             .map_err(|error| user(&error))?;
-        let amounts: Vec<LanguageAmount> = train
-            .report
-            .languages
-            .iter()
-            .map(|language| LanguageAmount {
-                utterances: language.utterances,
-                seconds: language.seconds,
-                characters: language.characters,
-            })
-            .collect();
+        let amounts = amounts(train);
         let model = WorkModel::measured_by(&config.data.languages, &amounts, steps);
         let batch_seconds = config.training.batch_audio_seconds;
         let temperature = config.data.temperature;
@@ -142,23 +131,6 @@ impl Estimate {
         let stage = |inventory: &Inventory, placement: &Placement, banks: bool| {
             stage(config, inventory, placement, banks, &work, &batches)
         };
-        let languages = config.data.languages.iter().enumerate().map(|(language, lang)| {
-            let owners = placement.owners(language);
-            LanguagePlan {
-                lang: lang.clone(),
-                hours: amounts[language].seconds / 3600.0,
-                utterances: amounts[language].utterances,
-                epochs_align: epochs_align[language],
-                epochs_zipper: epochs_zipper[language],
-                work: work[language],
-                owners: has_banks.then(|| (*owners.start(), *owners.end())),
-                all_reduce_bytes: if owners.start() < owners.end() {
-                    zipper.bank_bytes()
-                } else {
-                    0
-                },
-            }
-        });
         let moved = |world_size| -> anyhow::Result<usize> {
             let next = place(world_size)?;
             Ok(if has_banks {
@@ -173,7 +145,14 @@ impl Estimate {
             world_size,
             measured: model.measured,
             frozen_bytes: super::frozen_bytes(config)?,
-            languages: languages.collect(),
+            languages: languages(
+                config,
+                &amounts,
+                [&epochs_align, &epochs_zipper],
+                &work,
+                &placement,
+                &zipper,
+            ),
             align: stage(&align, &everywhere, false),
             zipper: stage(&zipper, &placement, has_banks),
             // Where one worker less could not hold the banks, the run cannot go on without it.
@@ -187,6 +166,48 @@ impl Estimate {
 
 fn user(error: &PlanError) -> UserError {
     UserError::new(error.to_string())
+}
+
+/// What there is of each language, in the order of `data.languages`.
+fn amounts(train: &Corpus) -> Vec<LanguageAmount> {
+    let languages = train.report.languages.iter();
+    let amounts = languages.map(|language| LanguageAmount {
+        utterances: language.utterances,
+        seconds: language.seconds,
+        characters: language.characters,
+    });
+    amounts.collect()
+}
+
+/// The plan of each language; `epochs` are those of both stages.
+fn languages(
+    config: &RunConfig,
+    amounts: &[LanguageAmount],
+    epochs: [&[f64]; 2],
+    work: &[f64],
+    placement: &Placement,
+    zipper: &Inventory,
+) -> Vec<LanguagePlan> {
+    let [epochs_align, epochs_zipper] = epochs;
+    let has_banks = config.adapter.variant != Variant::Shared;
+    let plan = |(language, lang): (usize, &String)| {
+        let owners = placement.owners(language);
+        LanguagePlan {
+            lang: lang.clone(),
+            hours: amounts[language].seconds / 3600.0,
+            utterances: amounts[language].utterances,
+            epochs_align: epochs_align[language],
+            epochs_zipper: epochs_zipper[language],
+            work: work[language],
+            owners: has_banks.then(|| (*owners.start(), *owners.end())),
+            all_reduce_bytes: if owners.start() < owners.end() {
+                zipper.bank_bytes()
+            } else {
+                0
+            },
+        }
+    };
+    config.data.languages.iter().enumerate().map(plan).collect()
 }
 
 /// The placement of stage 2; without banks every rank does everything.

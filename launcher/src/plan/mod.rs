@@ -109,7 +109,7 @@ pub(crate) fn inventory(config: &RunConfig, stage: Stage) -> anyhow::Result<Inve
             Stage::Zipper => adapter.variant,
         },
         rank: adapter.rank as u64,
-        shared_rank: adapter.shared_rank.unwrap_or(adapter.rank / 2) as u64,
+        shared_rank: adapter.shared_columns() as u64,
         lid_dim: adapter.router.lid_dim as u64,
         routers: routers as u64,
         languages: config.data.languages.len() as u64,

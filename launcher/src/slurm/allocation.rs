@@ -315,7 +315,11 @@ mod tests {
             error.to_string().contains("0 on node[0-2], 2 on node3"),
             "{error}"
         );
-        assert!(Allocation::parse("2", "slurm_load_jobs error").is_err());
+        let error = Allocation::parse("2", "slurm_load_jobs error\n").expect_err("it tells of no job");
+        assert_eq!(
+            error.to_string(),
+            "`scontrol show job 2` says nothing about its nodes: slurm_load_jobs error"
+        );
     }
 
     /// Goal: what was asked for and what Slurm gave agree, or there is no run.

@@ -15,6 +15,7 @@ use super::script::Script;
 use crate::container;
 use crate::devices::NodeRange;
 use crate::preflight;
+use crate::processes::this_program;
 use crate::resume::Begun;
 use crate::run::{self, print};
 
@@ -109,7 +110,7 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
         .run
         .spares
         .div_ceil(workers_per_node.unwrap_or(1).max(1));
-    let this = std::env::current_exe().context("zipper-launch does not know its own path")?;
+    let this = this_program()?;
     let script = Script {
         name: &config.name,
         nodes: NodeRange {

@@ -16,6 +16,7 @@ use zipper_config::RunConfig;
 
 use super::{Place, has_result};
 use crate::preflight;
+use crate::processes::this_program;
 
 /// Which job each run was handed in as, by the run's URL; beside the comparison's runs.
 const JOBS: &str = "jobs.json";
@@ -86,8 +87,7 @@ impl Place {
         let file = folder.join(format!("{}.yaml", config.name));
         std::fs::write(&file, config.to_yaml())
             .with_context(|| format!("cannot write `{}`", file.display()))?;
-        let program = std::env::current_exe().context("this program cannot be found")?;
-        let mut command = Command::new(program);
+        let mut command = Command::new(this_program()?);
         command
             .arg("submit")
             .arg("--config")

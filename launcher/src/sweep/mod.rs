@@ -11,9 +11,7 @@ use std::process::Stdio;
 
 use anyhow::Context;
 use bytes::Bytes;
-use nix::sys::signal::kill;
-use nix::unistd::Pid;
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 use zipper_checkpoint::RunStore;
 use zipper_cli::{ExitStatus, UserError};
 use zipper_config::RunConfig;
@@ -21,8 +19,10 @@ use zipper_config::sweep::{Sweep, SweepConfig, SweepRun};
 use zipper_report::render;
 use zipper_types::Step;
 
+use crate::processes::this_program;
 use crate::run::print;
-use crate::signals::{Asked, Signals};
+use crate::signals::Signals;
+use crate::status::unusable;
 
 /// Folders below that of the comparison.
 const STAGE_1: &str = "stage1";
@@ -200,11 +200,12 @@ impl Place {
     /// Writes the report; returns its table, and where it is.
     async fn report(&self) -> anyhow::Result<String> {
         let comparison = gather::comparison(self).await?;
-        let store = RunStore::open(&self.url)?;
+        let store = RunStore::open(&self.url).map_err(unusable)?;
         for (name, contents) in render::files(&comparison)? {
             store
                 .put(&format!("{REPORT}/{name}"), Bytes::from(contents))
-                .await?;
+                .await
+                .map_err(unusable)?;
         }
         Ok(format!(
             "{}\n{}",
@@ -218,9 +219,9 @@ impl Place {
 
 /// Whether a run has come to its end: with a checkpoint of its last step and, if it has test sets, its table.
 async fn has_result(url: &str, config: &RunConfig) -> anyhow::Result<bool> {
-    let store = RunStore::open(url)?;
+    let store = RunStore::open(url).map_err(unusable)?;
     let last = Step(config.training.align.steps + config.training.zipper.steps);
-    if store.checkpoints().latest().await? != Some(last) {
+    if store.checkpoints().latest().await.map_err(unusable)? != Some(last) {
         return Ok(false);
     }
     Ok(config.evaluation.tests.is_empty()
@@ -242,8 +243,7 @@ async fn launch(
         .tempfile();
     let file = file.context("no temporary file can be made")?;
     std::fs::write(file.path(), config.to_yaml()).context("the configuration cannot be written")?;
-    let program = std::env::current_exe().context("this program cannot be found")?;
-    let mut child = Command::new(program)
+    let mut child = Command::new(this_program()?)
         .args([
             Path::new("--config"),
             file.path(),
@@ -267,16 +267,11 @@ async fn launch(
             }
             signal = signals.next() => {
                 asked_to_stop = true;
-                pass_on(&child, signal);
+                if let Some(pid) = child.id() {
+                    signal.pass_on(pid);
+                }
             }
         }
-    }
-}
-
-fn pass_on(child: &Child, asked: Asked) {
-    // It may have ended this moment.
-    if let Some(pid) = child.id().and_then(|pid| pid.try_into().ok()) {
-        let _ = kill(Pid::from_raw(pid), asked.signal());
     }
 }
 

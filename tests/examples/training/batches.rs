@@ -5,10 +5,9 @@ use std::error::Error;
 
 use serde_json::{Value, json};
 use zipper_config::RunConfig;
-use zipper_data::Utterance;
+use zipper_data::{Utterance, sampler_problem};
 use zipper_plan::{
-    LanguageAmount, Placement, PlacementProblem, PlanError, Sampler, SamplerProblem, WorkModel,
-    expected_work, micro_batches,
+    LanguageAmount, Placement, PlacementProblem, PlanError, Sampler, WorkModel, expected_work, micro_batches,
 };
 use zipper_types::WorldSize;
 
@@ -64,24 +63,12 @@ impl Job {
         config: &RunConfig,
         steps: usize,
     ) -> Result<Vec<Vec<&Utterance>>, PlanError> {
-        let mut sampler = Sampler::new(sampler_problem(config, &self.corpus))?;
+        let mut sampler = Sampler::new(sampler_problem(config, self.corpus.iter().flatten()))?;
         let mut batch = || {
             let refs = sampler.next_batch().utterances.into_iter();
             refs.map(|at| &self.corpus[at.language][at.index]).collect()
         };
         Ok((0..steps).map(|_| batch()).collect())
-    }
-}
-
-fn sampler_problem(config: &RunConfig, corpus: &[Vec<Utterance>]) -> SamplerProblem {
-    SamplerProblem {
-        seed: config.seed,
-        temperature: config.data.temperature,
-        batch_seconds: config.training.batch_audio_seconds,
-        durations: corpus
-            .iter()
-            .map(|utterances| utterances.iter().map(|utterance| utterance.duration).collect())
-            .collect(),
     }
 }
 

@@ -1,4 +1,5 @@
-//! Adapters on their way out and in: exports against transformers and PEFT, means of checkpoints, and runs that begin with what others made.
+//! Goal: adapters on their way out and in: exports against transformers and PEFT, means of checkpoints, and runs that begin with what others
+//! made. Method: real runs of the real programs; Python where it is about transformers and PEFT.
 
 mod average;
 mod export;
@@ -45,17 +46,22 @@ fn export(fixture: &Fixture, url: &str, name: &str, more: &[&str]) -> String {
     output
 }
 
-/// Runs one of our scripts and returns what it printed.
-fn script(python: &Path, name: &str, arguments: &[String]) -> String {
-    let output = Command::new(python)
+/// One of our scripts.
+fn script(python: &Path, name: &str, arguments: &[String]) -> Command {
+    let mut command = Command::new(python);
+    command
         .arg(repository("tests/scripts").join(name))
         .args(arguments)
         .env("PYTHONPATH", repository(".deps/libtorch"))
         .env("PYTHONDONTWRITEBYTECODE", "1")
-        .env("HF_HUB_OFFLINE", "1")
-        .output()
-        .expect("an installed Python can be started");
+        .env("HF_HUB_OFFLINE", "1");
+    command
+}
+
+/// What a script printed that ended well.
+fn printed(script: &mut Command) -> String {
+    let output = script.output().expect("an installed Python can be started");
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{name}: {said}");
+    assert!(output.status.success(), "{said}");
     String::from_utf8(output.stdout).expect("scripts print UTF-8")
 }

@@ -17,7 +17,7 @@ pub struct AdapterConfig {
     /// LoRA alpha; the scale is alpha / rank.
     #[serde(default = "default_alpha")]
     pub alpha: f64,
-    /// Dropout on the input of A, keyed by (seed, step, utterance).
+    /// Dropout on the input of A, keyed by (seed, step, utterance). None by default, as in PEFT; recipes for hours of speech have 0.05 to 0.1.
     #[serde(default)]
     pub dropout: f64,
     /// LLM linear layers to adapt, by the last part of their name.
@@ -51,6 +51,13 @@ impl Default for AdapterConfig {
             init: BankInit::default(),
             router: RouterConfig::default(),
         }
+    }
+}
+
+impl AdapterConfig {
+    /// Columns of B that `static` shares: `shared_rank`, or half of the rank.
+    pub fn shared_columns(&self) -> usize {
+        self.shared_rank.unwrap_or(self.rank / 2)
     }
 }
 

@@ -18,7 +18,7 @@ pub struct CheckpointConfig {
     /// Those whose step is a multiple of this are kept, too; 0: none.
     #[serde(default)]
     pub keep_every: u64,
-    /// How many of the best by validation loss are kept, too.
+    /// How many of the best by validation loss are kept, too: as many as `--average` of eval, export and transcribe is to take.
     #[serde(default = "default_keep_best")]
     pub keep_best: u64,
     /// Objects above this size, in MiB, are uploaded in pieces, several at a time.

@@ -36,7 +36,8 @@ pub struct ClusterConfig {
     #[serde(default = "default_stop_before", with = "crate::duration")]
     #[schemars(with = "String")]
     pub stop_before: Duration,
-    /// How often a job is queued again, by its time limit, pre-emption and lost nodes together, before it ends.
+    /// How often a job is queued again, by its time limit, pre-emption and lost nodes together, before it ends: by
+    /// default some months of one-day jobs.
     #[serde(default = "default_max_requeues")]
     pub max_requeues: u32,
     /// The network interface of this machine by which its nodes reach each other: `ib0`. The coordinator listens on its address and

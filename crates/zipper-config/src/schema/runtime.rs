@@ -25,7 +25,8 @@ pub struct RuntimeConfig {
     #[serde(default = "default_rendezvous_timeout", with = "crate::duration")]
     #[schemars(with = "String")]
     pub rendezvous_timeout: Duration,
-    /// Longest wait in one collective operation.
+    /// Longest wait in one collective operation. Shorter than in other trainers, whose runs end with it: here the ranks form a new
+    /// generation and go on.
     #[serde(default = "default_collective_timeout", with = "crate::duration")]
     #[schemars(with = "String")]
     pub collective_timeout: Duration,

@@ -75,7 +75,7 @@ pub struct StageConfig {
     /// Peak learning rate of the router and the LID embeddings. Left out: `lr`.
     #[serde(default)]
     pub router_lr: Option<f64>,
-    /// Steps of linear warm-up from 0.
+    /// Steps of linear warm-up from 0. None by default; recipes with thousands of steps have some hundred to some thousand.
     #[serde(default)]
     pub warmup_steps: u64,
     /// What the rate does after the warm-up.

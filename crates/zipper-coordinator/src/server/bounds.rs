@@ -416,6 +416,10 @@ mod tests {
         }
     }
 
+    fn refused<T>(words: &str) -> Result<T, String> {
+        Err(words.to_owned())
+    }
+
     #[test]
     fn agents_speak_of_their_own_node() {
         let bounds = bounds();
@@ -435,11 +439,14 @@ mod tests {
         };
         assert_eq!(exit.check(&bounds), Ok(()));
         exit.agent = agent(0);
-        assert!(exit.check(&bounds).is_err());
-        assert!(
-            v1::AgentHeartbeatRequest { agent: agent(2) }
-                .check(&bounds)
-                .is_err()
+        assert_eq!(
+            exit.check(&bounds),
+            refused("the agent of node 0 reports of worker `node1/0`")
+        );
+        let mut beyond = v1::AgentHeartbeatRequest { agent: agent(2) };
+        assert_eq!(
+            beyond.check(&bounds),
+            refused("there is no node 2 in a run of 2 nodes")
         );
     }
 
@@ -447,7 +454,8 @@ mod tests {
     fn numbers_are_finite_and_not_negative() {
         assert_eq!(number("work", 0.0), Ok(()));
         for other in [-1.0, f64::INFINITY, f64::NAN] {
-            assert!(number("work", other).is_err(), "{other}");
+            let expected = refused(&format!("`work` = {other} is no amount"));
+            assert_eq!(number("work", other), expected);
         }
     }
 
@@ -465,14 +473,18 @@ mod tests {
             "",
             "node0/0/0",
         ] {
-            assert!(bounds.slot(other).is_err(), "{other}");
+            let expected = refused(&format!("`{other}` is no worker of this run"));
+            assert_eq!(bounds.slot(other), expected);
         }
         let mut elsewhere = v1::JoinRequest {
             member: Some(member("node1/0")),
             node_rank: 0,
             ..v1::JoinRequest::default()
         };
-        assert!(elsewhere.check(&bounds).is_err());
+        assert_eq!(
+            elsewhere.check(&bounds),
+            refused("worker `node1/0` says that it is worker 0 of node 0")
+        );
         elsewhere.node_rank = 1;
         assert_eq!(elsewhere.check(&bounds), Ok(()));
     }
@@ -488,10 +500,13 @@ mod tests {
         };
         assert_eq!(heartbeat.check(&bounds), Ok(()));
         heartbeat.last_completed_step += 1;
-        assert!(heartbeat.check(&bounds).is_err());
+        assert_eq!(
+            heartbeat.check(&bounds),
+            refused("there is no step 10 in a run of 9 steps")
+        );
         heartbeat.last_completed_step = 0;
         heartbeat.work = f64::NAN;
-        assert!(heartbeat.check(&bounds).is_err());
+        assert_eq!(heartbeat.check(&bounds), refused("`work` = NaN is no amount"));
     }
 
     #[test]
@@ -511,7 +526,8 @@ mod tests {
             "s3://b",
             &long,
         ] {
-            assert!(path(bad).is_err(), "{bad:?}");
+            let why = path(bad).expect_err("it leads elsewhere");
+            assert!(why.ends_with(" is no path of a part"), "{bad:?}: {why}");
         }
     }
 

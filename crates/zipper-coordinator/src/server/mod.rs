@@ -1,6 +1,7 @@
 //! The shell around [`State`]: one task owns the state and applies events in turn (`owner`), another writes
 //! what it decides (`scribe`), a third keeps the lease, and the gRPC services (`service`, with
-//! `wire` for its words) ask and tell.
+//! `wire` for its words and `bounds` for what a request may say) ask and tell, over connections that `transport` takes in. `history` is
+//! what watchers are told, `watcher` the way of those who show the run to people.
 
 mod bounds;
 mod history;
@@ -11,6 +12,7 @@ mod transport;
 mod watcher;
 mod wire;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +23,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval};
 use zipper_checkpoint::lease::{Lease, LeaseLost};
 use zipper_checkpoint::{CheckpointError, RunStore};
-use zipper_cli::{ExitStatus, UserError};
+use zipper_cli::{ExitStatus, UserError, in_words};
 use zipper_config::RunConfig;
 use zipper_proto::v1;
 use zipper_tls::{Credentials, Refusals};
@@ -32,7 +34,7 @@ use crate::corpus::Corpus;
 use crate::journal::{self, JournalEntry};
 use crate::metrics::Metrics;
 use crate::placement::PlacementBasis;
-use crate::state::{Crew, Event, RESERVED_AT_A_TIME, State, Verdict};
+use crate::state::{Crew, Event, Past, RESERVED_AT_A_TIME, State, Verdict};
 use crate::watching::{Assignment, Page, Watching};
 
 pub(crate) use history::Recent;
@@ -118,9 +120,18 @@ pub struct Running {
 ///
 /// # Errors
 /// If the run's store cannot be read, or what is there does not fit.
-pub async fn start(job: Job, mut stop: mpsc::Receiver<Event>) -> anyhow::Result<Running> {
+pub async fn start(job: Job, stop: mpsc::Receiver<Event>) -> anyhow::Result<Running> {
+    let Beginning {
+        past,
+        basis,
+        metrics,
+        sequence,
+        damaged,
+    } = begin(&job).await?;
     let (messages, inbox) = mpsc::channel(EVENTS_WAITING);
     let (view, views) = watch::channel(View::default());
+    let (told, telling) = mpsc::unbounded_channel();
+    let (works, waiting) = mpsc::unbounded_channel();
     let history = History::default();
     let lease = Arc::new(job.lease);
     let services = Services::new(
@@ -132,34 +143,9 @@ pub async fn start(job: Job, mut stop: mpsc::Receiver<Event>) -> anyhow::Result<
         job.store.checkpoints(),
         Arc::clone(&lease),
     );
-    let (told, telling) = mpsc::unbounded_channel();
-    let (works, waiting) = mpsc::unbounded_channel();
-    let Beginning {
-        past,
-        basis,
-        metrics,
-        sequence,
-        damaged,
-    } = begin(
-        &job.store,
-        &job.config,
-        &lease,
-        job.bank_bytes,
-        job.adopt,
-        &job.clock,
-    )
-    .await?;
     let reserved = Generation(past.generation.0 + RESERVED_AT_A_TIME);
-    let entry = JournalEntry::Coordinator {
-        epoch: lease.epoch(),
-        reserved,
-        at: job.clock.text(),
-    };
     // The receiver is a few lines above.
-    let _ = works.send(Work::Note(
-        Box::new(entry),
-        Some(Box::new(Event::Reserved(reserved))),
-    ));
+    let _ = works.send(Work::reserve(reserved, lease.epoch(), &job.clock));
     if past.reached > Step(0) && past.adopted.is_none() {
         history.add(v1::watch_response::Event::Resumed(v1::Resumed {
             step: past.reached.0,
@@ -176,20 +162,12 @@ pub async fn start(job: Job, mut stop: mpsc::Receiver<Event>) -> anyhow::Result<
         history,
         works.clone(),
     );
-    let pass_on = async move {
-        while let Some(event) = stop.recv().await {
-            let message = Message::Event(Box::new(event), oneshot::channel().0);
-            if messages.send(message).await.is_err() {
-                return;
-            }
-        }
-    };
     Ok(Running {
         services,
         others: vec![
             tokio::spawn(scribe.run()),
             tokio::spawn(keep(Arc::clone(&lease), told)),
-            tokio::spawn(pass_on),
+            tokio::spawn(pass_on(stop, messages)),
         ],
         owner: tokio::spawn(owner.run(inbox, telling)),
         works,
@@ -219,11 +197,13 @@ impl Running {
         let (done, written) = oneshot::channel();
         if self.works.send(Work::Flush(done)).is_ok() {
             // What could not be written by then is not worth more waiting: the run can be resumed without it.
-            let _ = tokio::time::timeout(LAST_WORDS, written).await;
+            if tokio::time::timeout(LAST_WORDS, written).await.is_err() {
+                tracing::warn!("not all of the run's last entries were written within {LAST_WORDS:?}");
+            }
         }
         match tokio::time::timeout(LAST_WORDS, self.lease.release()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!("the claim on the run was not given back: {error}"),
+            Ok(Err(error)) => tracing::warn!("the claim on the run was not given back: {}", in_words(&error)),
             Err(_) => tracing::warn!("the claim on the run was not given back within {LAST_WORDS:?}"),
         }
         Ok(match verdict {
@@ -247,7 +227,7 @@ impl Drop for Running {
 
 /// What a coordinator finds.
 struct Beginning {
-    past: crate::state::Past,
+    past: Past,
     basis: PlacementBasis,
     metrics: Metrics,
     /// Number of the journal's next entry.
@@ -257,14 +237,8 @@ struct Beginning {
 }
 
 /// Reads the journal, finds the newest checkpoint that can be read, and makes room for those after it.
-async fn begin(
-    store: &RunStore,
-    config: &RunConfig,
-    lease: &Lease,
-    bank_bytes: Option<u64>,
-    adopt: bool,
-    clock: &Clock,
-) -> anyhow::Result<Beginning> {
+async fn begin(job: &Job) -> anyhow::Result<Beginning> {
+    let Job { store, config, .. } = job;
     let entries = store
         .journal()
         .read_all::<JournalEntry>()
@@ -272,40 +246,34 @@ async fn begin(
         .context("the run's journal cannot be read")?;
     let sequence = entries.last().map_or(0, |(sequence, _)| sequence + 1);
     let entries: Vec<JournalEntry> = entries.into_iter().map(|(_, entry)| entry).collect();
-    let checkpoints = store.checkpoints();
-    let list = checkpoints
+    let list = store
+        .checkpoints()
         .list()
         .await
         .context("the run's checkpoints cannot be listed")?;
-    let mut published: std::collections::BTreeSet<Step> = list
+    let mut published: BTreeSet<Step> = list
         .checkpoints
         .iter()
         .map(|checkpoint| checkpoint.manifest.step)
         .collect();
-    let mut damaged = Vec::new();
+    let past = |published: BTreeSet<Step>| {
+        journal::past(&entries, &config.data.languages, published, job.adopt, &job.clock)
+    };
     // Workers that go on have what they need: nothing is read from checkpoints then.
-    if journal::past(&entries, &config.data.languages, published.clone(), adopt, clock)
-        .adopted
-        .is_none()
-    {
-        let latest = checkpoints.latest_readable().await.map_err(fault)?;
-        for (step, error) in latest.damaged {
-            lease.check().await?;
-            tracing::warn!("the checkpoint of step {step} is damaged and makes room for a new one: {error}");
-            checkpoints.remove(step).await?;
-            published.remove(&step);
-            damaged.push(format!("step {step}: {error}"));
-        }
-    }
-    let mut past = journal::past(&entries, &config.data.languages, published, adopt, clock);
-    past.next_task = past.next_task.max(lease.epoch() << TASK_BITS);
+    let damaged = if past(published.clone()).adopted.is_some() {
+        Vec::new()
+    } else {
+        make_room(job, &mut published).await?
+    };
+    let mut past = past(published);
+    past.next_task = past.next_task.max(job.lease.epoch() << TASK_BITS);
     let metrics = Metrics::open(store, past.adopted.is_none().then_some(past.reached))
         .await
         .context("the run's metrics cannot be read")?;
     let corpus = Corpus::read(store)
         .await
         .context("what there is to train on cannot be read")?;
-    let basis = PlacementBasis::new(config, &corpus, metrics.lines(), bank_bytes)
+    let basis = PlacementBasis::new(config, &corpus, metrics.lines(), job.bank_bytes)
         .map_err(|error| UserError::new(error.to_string()))?;
     Ok(Beginning {
         past,
@@ -316,12 +284,37 @@ async fn begin(
     })
 }
 
-/// What trying again cannot help is the user's to mend.
-pub fn fault(error: CheckpointError) -> anyhow::Error {
-    if error.is_retryable() {
-        error.into()
-    } else {
-        UserError::new(error.to_string()).into()
+/// What went wrong with the run's store: what trying again cannot help is the user's to mend.
+#[expect(clippy::needless_pass_by_value, reason = "as `map_err` gives it")]
+pub fn unusable(error: CheckpointError) -> anyhow::Error {
+    UserError::of(&error)
+        .may_pass_if(error.is_retryable())
+        .hint_if(error.advice())
+        .into()
+}
+
+/// Removes the checkpoints that are damaged and newer than the one to go on from, also from `published`. Returns what each has.
+async fn make_room(job: &Job, published: &mut BTreeSet<Step>) -> anyhow::Result<Vec<String>> {
+    let checkpoints = job.store.checkpoints();
+    let latest = checkpoints.latest_readable().await.map_err(unusable)?;
+    let mut damaged = Vec::new();
+    for (step, error) in latest.damaged {
+        job.lease.check().await?;
+        tracing::warn!("the checkpoint of step {step} is damaged and makes room for a new one: {error}");
+        checkpoints.remove(step).await?;
+        published.remove(&step);
+        damaged.push(format!("step {step}: {error}"));
+    }
+    Ok(damaged)
+}
+
+/// Hands what happens to this process to the owner of the state.
+async fn pass_on(mut stop: mpsc::Receiver<Event>, messages: mpsc::Sender<Message>) {
+    while let Some(event) = stop.recv().await {
+        let message = Message::Event(Box::new(event), oneshot::channel().0);
+        if messages.send(message).await.is_err() {
+            return;
+        }
     }
 }
 
@@ -344,7 +337,8 @@ async fn keep(lease: Arc<Lease>, told: mpsc::UnboundedSender<Told>) {
             }
             Err(LeaseLost::Store(error)) => {
                 let lasting = troubled_since.get_or_insert_with(Instant::now).elapsed();
-                tracing::warn!("the claim on the run could not be renewed for {lasting:?}: {error}");
+                let why = in_words(&error);
+                tracing::warn!("the claim on the run could not be renewed for {lasting:?}: {why}");
             }
             Err(lost) => {
                 let _ = told.send(Told::Fenced(lost.to_string()));

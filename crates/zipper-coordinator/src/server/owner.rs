@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use zipper_checkpoint::{FORMAT_VERSION, Manifest};
 use zipper_cli::UserError;
+use zipper_plan::Placement;
 use zipper_proto::v1;
 use zipper_proto::v1::watch_response::Event as Watched;
 use zipper_types::{Generation, Step, WorkerId};
@@ -20,8 +21,8 @@ use crate::evaluation::{score_set, title};
 use crate::journal::JournalEntry;
 use crate::metrics::Metrics;
 use crate::placement;
-use crate::schedule::Planned;
-use crate::state::{Accounts, Effect, Event, Recovery, State, Verdict};
+use crate::schedule::{EvaluationSet, Planned};
+use crate::state::{Accounts, Decoded, Effect, Event, Origin, Recovery, Seat, State, Verdict};
 
 const TICK: Duration = Duration::from_millis(250);
 
@@ -198,19 +199,10 @@ impl Owner {
         Ok(())
     }
 
+    /// Does what an effect says; what comes of it, if the state is to know it.
     async fn perform(&mut self, effect: Effect) -> anyhow::Result<Option<Event>> {
         match effect {
-            Effect::Reserve(reserved) => {
-                let entry = JournalEntry::Coordinator {
-                    epoch: self.epoch,
-                    reserved,
-                    at: self.clock.text(),
-                };
-                self.write(Work::Note(
-                    Box::new(entry),
-                    Some(Box::new(Event::Reserved(reserved))),
-                ));
-            }
+            Effect::Reserve(reserved) => self.write(Work::reserve(reserved, self.epoch, &self.clock)),
             Effect::Publish {
                 step,
                 stage,
@@ -242,37 +234,40 @@ impl Owner {
                 set,
                 silenced,
                 step,
-                mut utterances,
-            } => {
-                utterances.sort_by(|a, b| a.lang.cmp(&b.lang).then_with(|| a.id.cmp(&b.id)));
-                let scored = score_set(self.state.config(), &set, silenced, step, &utterances);
-                let overall = &scored.report.overall;
-                self.history.add(Watched::EvaluationDone(v1::EvaluationDone {
-                    name: title(&set, silenced, step),
-                    step: step.0,
-                    wer: overall.wer.rate(),
-                    cer: overall.cer.rate(),
-                    loss: scored.loss,
-                }));
-                let loss = scored.loss;
-                self.write(Work::Evaluation(Box::new(scored), utterances));
-                self.note(JournalEntry::Evaluation {
-                    set,
-                    silenced,
-                    step,
-                    loss,
-                    at: self.clock.text(),
-                });
-                return Ok(Some(Event::Scored { step, loss }));
-            }
+                utterances,
+            } => return Ok(Some(self.score(set, silenced, step, utterances))),
             Effect::End { verdict, accounts } => self.end(&verdict, &accounts).await?,
             effect => self.tell(effect),
         }
         Ok(None)
     }
 
+    /// Scores an evaluation, and has the scores written down.
+    fn score(&self, set: EvaluationSet, silenced: bool, step: Step, mut utterances: Vec<Decoded>) -> Event {
+        utterances.sort_by(|a, b| a.lang.cmp(&b.lang).then_with(|| a.id.cmp(&b.id)));
+        let scored = score_set(self.state.config(), &set, silenced, step, &utterances);
+        let overall = &scored.report.overall;
+        self.history.add(Watched::EvaluationDone(v1::EvaluationDone {
+            name: title(&set, silenced, step),
+            step: step.0,
+            wer: overall.wer.rate(),
+            cer: overall.cer.rate(),
+            loss: scored.loss,
+        }));
+        let loss = scored.loss;
+        self.write(Work::Evaluation(Box::new(scored), utterances));
+        self.note(JournalEntry::Evaluation {
+            set,
+            silenced,
+            step,
+            loss,
+            at: self.clock.text(),
+        });
+        Event::Scored { step, loss }
+    }
+
     /// What is noted and told, and needs nothing else.
-    fn tell(&mut self, effect: Effect) {
+    fn tell(&self, effect: Effect) {
         match effect {
             Effect::FormGeneration {
                 generation,
@@ -281,45 +276,12 @@ impl Owner {
                 step,
                 origin,
                 spares,
-            } => {
-                let world_size = seats.len() as u32;
-                let languages = self.state.config().data.languages.iter().cloned();
-                let banks = languages.zip(placement::owners(placement.as_ref())).collect();
-                tracing::info!(
-                    "generation {generation} formed with {world_size} workers and {spares} spares, from step {step}"
-                );
-                self.note(JournalEntry::Generation {
-                    generation,
-                    seats,
-                    banks,
-                    resume: step,
-                    origin,
-                    at: self.clock.text(),
-                });
-                self.history.add(Watched::GenerationFormed(v1::GenerationFormed {
-                    generation: generation.0,
-                    world_size,
-                    spares,
-                }));
-            }
+            } => self.formed(generation, seats, placement.as_ref(), step, origin, spares),
             Effect::Broken {
                 generation,
                 step,
                 reason,
-            } => {
-                tracing::warn!("generation {generation} is broken: {reason}");
-                self.note(JournalEntry::Broken {
-                    generation,
-                    step,
-                    reason: reason.clone(),
-                    at: self.clock.text(),
-                });
-                self.history.add(Watched::GenerationBroken(v1::GenerationBroken {
-                    generation: generation.0,
-                    step: step.0,
-                    reason,
-                }));
-            }
+            } => self.broken(generation, step, reason),
             Effect::Recovered(recovery) => {
                 tracing::info!("recovered: {recovery:?}");
                 self.history.add(Watched::Recovered(recovered(&recovery)));
@@ -370,6 +332,51 @@ impl Owner {
         }
     }
 
+    fn formed(
+        &self,
+        generation: Generation,
+        seats: Vec<Seat>,
+        placement: Option<&Placement>,
+        step: Step,
+        origin: Origin,
+        spares: u32,
+    ) {
+        let world_size = seats.len() as u32;
+        let languages = self.state.config().data.languages.iter().cloned();
+        let banks = languages.zip(placement::owners(placement)).collect();
+        tracing::info!(
+            "generation {generation} formed with {world_size} workers and {spares} spares, from step {step}"
+        );
+        self.note(JournalEntry::Generation {
+            generation,
+            seats,
+            banks,
+            resume: step,
+            origin,
+            at: self.clock.text(),
+        });
+        self.history.add(Watched::GenerationFormed(v1::GenerationFormed {
+            generation: generation.0,
+            world_size,
+            spares,
+        }));
+    }
+
+    fn broken(&self, generation: Generation, step: Step, reason: String) {
+        tracing::warn!("generation {generation} is broken: {reason}");
+        self.note(JournalEntry::Broken {
+            generation,
+            step,
+            reason: reason.clone(),
+            at: self.clock.text(),
+        });
+        self.history.add(Watched::GenerationBroken(v1::GenerationBroken {
+            generation: generation.0,
+            step: step.0,
+            reason,
+        }));
+    }
+
     fn begin(&self, id: u64, planned: Planned) {
         match &planned {
             Planned::Train {
@@ -403,7 +410,7 @@ impl Owner {
             self.write(Work::Table(Box::new(self.state.config().clone())));
         }
         self.note(JournalEntry::End {
-            verdict: format!("{verdict:?}"),
+            verdict: Some(verdict.clone()),
             generation: Some(self.state.highest_generation()),
             at: self.clock.text(),
         });
@@ -414,7 +421,12 @@ impl Owner {
             let written = tokio::time::timeout(limit, written).await;
             // Whoever has lost the run does not say how it ended.
             written
-                .context("the run's results could not be written within `checkpoint.outage_limit`")?
+                .with_context(|| {
+                    format!(
+                        "the run's results could not be written within `checkpoint.outage_limit` = {}",
+                        humantime::format_duration(limit)
+                    )
+                })?
                 .context("the run's results could not be written")?;
         }
         self.history.add(Watched::Summary(summary(accounts)));
@@ -423,7 +435,7 @@ impl Owner {
     }
 
     fn write_metrics(&mut self, urgent: bool) {
-        if let Some(text) = self.metrics.to_write(self.started.elapsed(), urgent) {
+        if let Some(text) = self.metrics.due_write(self.started.elapsed(), urgent) {
             self.write(Work::Metrics(text));
         }
     }

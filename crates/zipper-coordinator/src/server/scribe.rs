@@ -14,8 +14,9 @@ use tokio::time::{Instant, sleep};
 use zipper_checkpoint::lease::{Lease, LeaseLost};
 use zipper_checkpoint::{CheckpointError, ErrorKind, Manifest, RunStore, layout};
 use zipper_config::RunConfig;
-use zipper_types::Step;
+use zipper_types::{Generation, Step};
 
+use crate::clock::Clock;
 use crate::evaluation::{self, Scored};
 use crate::journal::JournalEntry;
 use crate::schedule;
@@ -42,6 +43,19 @@ pub(super) enum Work {
     Table(Box<RunConfig>),
     /// Answer when everything before is written.
     Flush(oneshot::Sender<()>),
+}
+
+impl Work {
+    /// Reserves numbers of generations up to `reserved` for the coordinator with claim `epoch`. The state may use them when that is
+    /// written (GEN-2).
+    pub(super) fn reserve(reserved: Generation, epoch: u64, clock: &Clock) -> Self {
+        let entry = JournalEntry::Coordinator {
+            epoch,
+            reserved,
+            at: clock.text(),
+        };
+        Self::Note(Box::new(entry), Some(Box::new(Event::Reserved(reserved))))
+    }
 }
 
 /// What the scribe tells the owner of the state.

@@ -143,6 +143,33 @@ impl Services {
             Standing::GivenUp => Err(given_up(&claim)),
         }
     }
+
+    /// Waits until a worker that asked to join has a place, or will have none. `views` are those since it asked.
+    async fn place_of(&self, claim: &Claim, mut views: watch::Receiver<View>) -> Result<Answer, Status> {
+        loop {
+            let Claim {
+                worker, incarnation, ..
+            } = claim.clone();
+            let answer = self
+                .ask(move |state| match state.verdict() {
+                    Some(verdict) => Answer::Over(verdict.clone()),
+                    None if state.standing(&worker, incarnation, None) == Standing::GivenUp => {
+                        Answer::GivenUp
+                    }
+                    None => state
+                        .assignment(&worker, incarnation)
+                        .map_or(Answer::Wait, |assignment| {
+                            let placement = placement::wire(state.placement(), state.basis().model());
+                            Answer::Assigned(Box::new(wire::assignment(assignment, placement)))
+                        }),
+                })
+                .await?;
+            match answer {
+                Answer::Wait => views.changed().await.map_err(|_| ending())?,
+                answer => return Ok(answer),
+            }
+        }
+    }
 }
 
 fn ending() -> Status {
@@ -186,32 +213,7 @@ impl WorkerService for Services {
         let mut views = self.views.clone();
         views.mark_unchanged();
         self.apply(Event::Joined(joining)).await?;
-        let waiting = async {
-            loop {
-                let Claim {
-                    worker, incarnation, ..
-                } = claim.clone();
-                let answer = self
-                    .ask(move |state| match state.verdict() {
-                        Some(verdict) => Answer::Over(verdict.clone()),
-                        None if state.standing(&worker, incarnation, None) == Standing::GivenUp => {
-                            Answer::GivenUp
-                        }
-                        None => state
-                            .assignment(&worker, incarnation)
-                            .map_or(Answer::Wait, |assignment| {
-                                let placement = placement::wire(state.placement(), state.basis().model());
-                                Answer::Assigned(Box::new(wire::assignment(assignment, placement)))
-                            }),
-                    })
-                    .await?;
-                match answer {
-                    Answer::Wait => views.changed().await.map_err(|_| ending())?,
-                    answer => return Ok::<Answer, Status>(answer),
-                }
-            }
-        };
-        let answer = tokio::time::timeout(POLL, waiting)
+        let answer = tokio::time::timeout(POLL, self.place_of(&claim, views))
             .await
             .unwrap_or(Ok(Answer::Wait))?;
         let mut response = v1::JoinResponse {

@@ -56,6 +56,7 @@ impl State {
         self.reached = reached;
     }
 
+    /// A rank has stored its parts of a checkpoint; those of the last one complete it (CKPT-4).
     pub(super) fn parts_stored(
         &mut self,
         rank: Rank,
@@ -91,6 +92,7 @@ impl State {
         }
     }
 
+    /// A manifest is there, or cannot be written: then the run fails.
     pub(super) fn published(
         &mut self,
         now: Now,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use zipper_types::{Generation, Incarnation, Rank, Step, WorkerId};
 
 use super::generations::Together;
-use super::members::Member;
+use super::members::{Member, name_rank};
 use super::{Effect, Ended, Failure, Now, Sign, State};
 
 /// How long to wait, after a generation was broken, for the reports that say who caused it and what it did to the others.
@@ -337,7 +337,7 @@ impl Loss {
     /// ``worker `node1/0` (rank 1) on HOST``.
     fn describe(&self, rank: Rank) -> String {
         match self.ranks.get(&rank) {
-            Some(known) => format!("worker `{}` (rank {rank}) on {}", known.worker, known.hostname),
+            Some(known) => name_rank(rank, &known.worker, &known.hostname),
             None => format!("rank {rank}"),
         }
     }

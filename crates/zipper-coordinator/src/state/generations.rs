@@ -121,7 +121,8 @@ impl State {
         self.accounts.begin(together.progress, Activity::Recovering);
         self.loss = Some(loss);
         self.leave_generation(now, Why::Loss);
-        self.failures.push(now + self.config.elastic.restart_window);
+        let counts_until = now.saturating_add(self.config.elastic.restart_window);
+        self.failures.push(counts_until);
         self.fruitless += 1;
         self.failed += 1;
     }
@@ -215,19 +216,7 @@ impl State {
 
     fn form(&mut self, now: Now, effects: &mut Vec<Effect>) {
         self.tell_loss_now(now, effects);
-        let mut chosen: Vec<(WorkerId, u32, u32, bool)> = self
-            .ready()
-            .map(|(worker, member)| {
-                let knows_nothing = member.held.is_empty();
-                (worker.clone(), member.node_rank, member.local_rank, knows_nothing)
-            })
-            .collect();
-        // Who remembers something comes before newcomers, as some of these are spares.
-        chosen.sort_by_key(|(_, node, local, knows_nothing)| (*knows_nothing, *node, *local));
-        let spares = chosen.len().saturating_sub(self.crew.max_workers as usize);
-        chosen.truncate(self.crew.max_workers as usize);
-        chosen.sort_by_key(|(_, node, local, _)| (*node, *local));
-        let chosen: Vec<WorkerId> = chosen.into_iter().map(|(worker, ..)| worker).collect();
+        let (chosen, spares) = self.choose();
         let world_size = WorldSize(chosen.len() as u32);
         let placement = match self.basis.place(world_size) {
             Ok(placement) => placement,
@@ -263,7 +252,7 @@ impl State {
             placement: self.placement.clone(),
             step,
             origin: origin.clone(),
-            spares: spares as u32,
+            spares,
         });
         self.accounts.rewind(self.reached_of_generation(), step);
         self.accounts.begin(now, Activity::Working);
@@ -275,6 +264,24 @@ impl State {
         });
         self.go_on_from(step);
         self.begin_next(now, effects);
+    }
+
+    /// Who of those that are ready takes part, in the order of nodes; and how many are spares.
+    fn choose(&self) -> (Vec<WorkerId>, u32) {
+        let mut chosen: Vec<(WorkerId, u32, u32, bool)> = self
+            .ready()
+            .map(|(worker, member)| {
+                let knows_nothing = member.held.is_empty();
+                (worker.clone(), member.node_rank, member.local_rank, knows_nothing)
+            })
+            .collect();
+        // Who remembers something comes before newcomers, as some of these are spares.
+        chosen.sort_by_key(|(_, node, local, knows_nothing)| (*knows_nothing, *node, *local));
+        let spares = chosen.len().saturating_sub(self.crew.max_workers as usize);
+        chosen.truncate(self.crew.max_workers as usize);
+        chosen.sort_by_key(|(_, node, local, _)| (*node, *local));
+        let chosen = chosen.into_iter().map(|(worker, ..)| worker).collect();
+        (chosen, spares as u32)
     }
 
     /// How far the generation before had come.

@@ -81,7 +81,12 @@ impl State {
         };
         let running = self.running.as_ref()?;
         let elastic = &self.config.elastic;
-        let many_times = |longest: Duration| longest.mul_f64(elastic.hang_factor).max(elastic.hang_min);
+        // A product that is too long for a duration means never.
+        let many_times = |longest: Duration| {
+            let seconds = longest.as_secs_f64() * elastic.hang_factor;
+            let patience = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+            patience.max(elastic.hang_min)
+        };
         // Models may still be loaded, and caches are cold.
         let first = self.config.runtime.first_collective_timeout.max(elastic.hang_min);
         let stuck_in = match running.planned {

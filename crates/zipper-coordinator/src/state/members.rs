@@ -1,4 +1,4 @@
-//! Who takes part: joining, forming generations, leaving them.
+//! Who takes part: workers that ask to join or give a sign of life, and what each process may say (GEN-1).
 
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ pub struct Sign {
     pub collective: Option<Collective>,
     /// Forward and backward time in this generation, in seconds.
     pub compute_seconds: f64,
-    /// Work that was expected of it in this generation.
+    /// Work that was expected of it in this generation, in the unit of the run's [`zipper_plan::WorkModel`].
     pub work: f64,
     /// Objects that it read from the run since the generation was formed.
     pub store_reads: u64,
@@ -279,10 +279,15 @@ impl State {
     /// ``worker `node1/0` (rank 1) on HOST``.
     pub(super) fn describe(&self, rank: Rank) -> String {
         match self.member_of(rank) {
-            Some((worker, member)) => format!("worker `{worker}` (rank {rank}) on {}", member.hostname),
+            Some((worker, member)) => name_rank(rank, worker, &member.hostname),
             None => format!("rank {rank}"),
         }
     }
+}
+
+/// How messages name a rank whose worker is known.
+pub(super) fn name_rank(rank: Rank, worker: &WorkerId, hostname: &str) -> String {
+    format!("worker `{worker}` (rank {rank}) on {hostname}")
 }
 
 impl Member {

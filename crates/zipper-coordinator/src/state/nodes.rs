@@ -1,5 +1,6 @@
 //! Nodes and their agents: who may start workers again, how often, and who is left out.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use zipper_types::{Incarnation, WorkerId};
@@ -47,7 +48,7 @@ pub(super) struct Node {
     /// The answer to its agent's newest question.
     advice: Advice,
     /// The newest exit that was taken in of each slot, with the answer.
-    exits: std::collections::BTreeMap<WorkerId, (Incarnation, Advice)>,
+    exits: BTreeMap<WorkerId, (Incarnation, Advice)>,
 }
 
 impl Node {
@@ -80,7 +81,7 @@ impl Node {
             failures,
             left_out,
             advice,
-            exits: std::collections::BTreeMap::new(),
+            exits: BTreeMap::new(),
         }
     }
 }
@@ -242,7 +243,7 @@ impl State {
                 reason: reason.clone(),
             };
         }
-        node.failures.push(now + window);
+        node.failures.push(now.saturating_add(window));
         self.failed += 1;
         node.failures.retain(|&until| now <= until);
         let failures = node.failures.len() as u32;

@@ -1,12 +1,11 @@
 //! How tasks, workers and runs end.
 
+use serde::{Deserialize, Serialize};
+use zipper_cli::ExitStatus;
 use zipper_types::{Generation, Incarnation, Step, WorkerId};
 
 use super::Collective;
 use crate::schedule::Planned;
-
-/// Exit code of a worker whose configuration or input are at fault.
-const CONFIG_EXIT_CODE: i32 = 2;
 
 /// How a rank's part of a task ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -115,8 +114,9 @@ pub struct Ended {
 }
 
 impl Ended {
+    /// Whether its configuration or input are at fault.
     pub(super) fn is_config(&self) -> bool {
-        self.exit_code == Some(CONFIG_EXIT_CODE)
+        self.exit_code == Some(i32::from(ExitStatus::Usage.code()))
     }
 
     /// `was ended by signal 9`.
@@ -142,7 +142,8 @@ impl Ended {
 }
 
 /// How a run ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", content = "reason", rename_all = "snake_case")]
 pub enum Verdict {
     /// Everything was done.
     Done,

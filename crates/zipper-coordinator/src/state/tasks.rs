@@ -111,6 +111,7 @@ impl State {
         Some(Planned::Save { stage, step })
     }
 
+    /// A rank has ended its part of a task; the last one ends the task (TASK-1).
     pub(super) fn completed(
         &mut self,
         now: Now,
@@ -149,16 +150,18 @@ impl State {
             let reason = format!("{} was asked to stop", self.describe(rank));
             self.stop_requested.get_or_insert(Stop { reason, since: now });
         }
-        let Some(running) = &self.running else { return };
-        if running.outcomes.len() < world_size.0 as usize {
-            return;
+        let is_done = |running: &mut Running| running.outcomes.len() >= world_size.0 as usize;
+        if let Some(done) = self.running.take_if(is_done) {
+            self.task_done(done, effects);
+            self.begin_next(now, effects);
         }
-        let Some(Running {
+    }
+
+    /// What follows from a task of which all ranks have said how they ended it.
+    fn task_done(&mut self, done: Running, effects: &mut Vec<Effect>) {
+        let Running {
             planned, outcomes, ..
-        }) = self.running.take()
-        else {
-            return;
-        };
+        } = done;
         match planned {
             Planned::Train { from, ends_stage, .. } => self.trained(from, ends_stage, &outcomes),
             Planned::Save { step, .. } => {
@@ -181,7 +184,6 @@ impl State {
                 }
             }
         }
-        self.begin_next(now, effects);
     }
 
     /// A worker cannot go on as it is.

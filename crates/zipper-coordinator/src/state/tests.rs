@@ -1,4 +1,6 @@
-//! Whole runs, played against the machine.
+//! Goal: from the first worker that joins to the verdict the machine does what is left to do, in order and once, whoever is late, repeats
+//! itself or asks for a stop. Method: whole runs, played against the machine, whose time and events are the test's; what comes out is
+//! compared in words.
 
 mod checkpoints;
 mod diagnosis;

@@ -190,7 +190,8 @@ async fn remember(store: &RunStore, config: &RunConfig, shown: &Shown, watcher: 
     let mut past = match Past::read(store, config).await {
         Ok(past) => past,
         Err(error) => {
-            tracing::warn!("what happened before cannot be shown: {error}");
+            let why = zipper_cli::in_words(&error);
+            tracing::warn!("what happened before cannot be shown: {why}");
             return;
         }
     };
@@ -330,7 +331,7 @@ mod tests {
     use super::*;
     use crate::journal::JournalEntry;
     use crate::schedule::{EvaluationSet, Planned};
-    use crate::state::Origin;
+    use crate::state::{Origin, Verdict};
 
     /// Goal: what the journal says is understood by those who show it, who read it in words of their own.
     #[test]
@@ -381,7 +382,7 @@ mod tests {
                 at: at(),
             },
             JournalEntry::End {
-                verdict: "Done".to_owned(),
+                verdict: Some(Verdict::Stopped("a signal".to_owned())),
                 generation: Some(Generation(2)),
                 at: at(),
             },

@@ -95,7 +95,7 @@ impl Recording {
             Ok(()) => self.failing = false,
             Err(problem) => {
                 if !std::mem::replace(&mut self.failing, true) {
-                    tracing::warn!("what people watch was not written, and will be tried again: {problem}");
+                    tracing::warn!("what people watch was not written, and will be tried again: {problem:#}");
                 }
             }
         }

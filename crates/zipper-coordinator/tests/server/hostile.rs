@@ -27,8 +27,10 @@ use crate::fleet::{config, evaluated, job, join_request, member, run_in};
 const CASES: u64 = 48;
 /// Requests of one case.
 const REQUESTS: usize = 150;
-/// How long a long poll is waited for; whatever it would change has been changed then.
-const POLL: Duration = Duration::from_millis(1);
+/// `JoinRequest` and `NextTaskRequest`, by their numbers below: they may stay open until something happens.
+const LONG_POLLS: [u8; 2] = [0, 1];
+/// How often a long poll asks the coordinator's state before it waits, at most.
+const QUESTIONS: usize = 4;
 /// How long a coordinator that is well may take to answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -158,16 +160,52 @@ fn changed(mut bytes: Vec<u8>, random: &mut ChaCha8Rng) -> Vec<u8> {
     bytes
 }
 
-/// Gives a request to the services; whether it was one.
-async fn give(services: &Services, kind: u8, bytes: &[u8]) -> bool {
-    async fn answer<T>(request: impl Future<Output = Result<Response<T>, Status>>) {
-        // Refused, answered, or a long poll: all is well.
-        let _ = timeout(POLL, request).await;
+/// Asks the coordinator as often as a long poll may. What is asked is taken in its order: a long poll that began before is waiting by then.
+async fn others_ask(services: &Services) {
+    for _ in 0..QUESTIONS {
+        // Of no generation: it is refused, and changes nothing.
+        let request = v1::ReportStepRequest {
+            member: Some(member(0)),
+            metrics: None,
+        };
+        let refused = services.report_step(Request::new(request)).await;
+        refused.expect_err("it is no member");
     }
+}
+
+/// Waits for an answer; a long poll is left when it has begun to wait.
+async fn answer<T>(
+    services: &Services,
+    seed: u64,
+    kind: u8,
+    request: impl Future<Output = Result<Response<T>, Status>>,
+) {
+    let answered = async {
+        tokio::select! {
+            biased;
+            // Refused or not: all is well.
+            _ = request => {}
+            () = others_ask(services), if LONG_POLLS.contains(&kind) => {}
+        }
+    };
+    let answered = timeout(PATIENCE, answered).await;
+    answered.unwrap_or_else(|_| panic!("seed {seed}: request {kind} is not answered"));
+}
+
+/// Gives a request to the services; whether it was one.
+async fn give(services: &Services, seed: u64, kind: u8, bytes: &[u8]) -> bool {
     macro_rules! give {
         ($method:ident) => {
             match Message::decode(bytes) {
-                Ok(request) => answer(services.$method(Request::new(request))).await,
+                Ok(request) => {
+                    answer(
+                        services,
+                        seed,
+                        kind,
+                        services.$method(Request::new(request)),
+                    )
+                    .await
+                }
                 Err(_) => return false,
             }
         };
@@ -218,7 +256,7 @@ async fn one_case(seed: u64) {
         let kind = random.random_range(0..122) / 10;
         let member = &members[random.random_range(0..members.len())];
         let bytes = changed(sensible(kind, member), &mut random);
-        understood += u32::from(give(&services, kind, &bytes).await);
+        understood += u32::from(give(&services, seed, kind, &bytes).await);
     }
     assert!(understood > 10, "seed {seed}: most requests can be read");
     let sensible = Request::new(v1::AgentHeartbeatRequest {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{Found, Problems, stem};
+use super::{Found, Problems, numbered_lines, stem};
 
 /// Keys under which people keep transcripts.
 const TEXTS: [&str; 4] = ["text", "transcription", "transcript", "sentence"];
@@ -52,14 +52,10 @@ fn json_rows(file: &Path, problems: &mut Problems) -> Vec<(usize, Map<String, Va
         return Vec::new();
     };
     let mut rows = Vec::new();
-    for (index, line) in text
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty())
-    {
+    for (number, line) in numbered_lines(&text) {
         match serde_json::from_str(line) {
-            Ok(row) => rows.push((index + 1, row)),
-            Err(error) => problems.add(file, Some(index + 1), format!("not a JSON object: {error}")),
+            Ok(row) => rows.push((number, row)),
+            Err(error) => problems.add(file, Some(number), format!("not a JSON object: {error}")),
         }
     }
     rows

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::{Found, Problems};
+use super::{Found, Problems, numbered_lines};
 
 /// `wav.scp` and `text`, and `segments`, `utt2lang`, `utt2dur` if they are there.
 pub(super) fn find(root: &Path, problems: &mut Problems) -> Vec<Found> {
@@ -130,13 +130,9 @@ fn table(file: &Path, problems: &mut Problems) -> Vec<(usize, String, String)> {
     let Some(text) = problems.read(file) else {
         return Vec::new();
     };
-    let lines = text
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty());
-    let parts = lines.map(|(index, line)| {
+    let parts = numbered_lines(&text).map(|(number, line)| {
         let (id, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
-        (index + 1, id.to_owned(), rest.trim().to_owned())
+        (number, id.to_owned(), rest.trim().to_owned())
     });
     parts.collect()
 }

@@ -7,7 +7,7 @@ use flate2::read::MultiGzDecoder;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::{Found, Problems};
+use super::{Found, Problems, numbered_lines};
 
 #[derive(Deserialize)]
 struct Cut {
@@ -65,17 +65,13 @@ pub(super) fn find(file: &Path, problems: &mut Problems) -> Vec<Found> {
     };
     let folder = file.parent().unwrap_or(file);
     let mut found = Vec::new();
-    for (index, line) in text
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty())
-    {
+    for (number, line) in numbered_lines(&text) {
         match utterances(line, folder) {
             Ok(utterances) => found.extend(utterances.into_iter().map(|one| Found {
-                listed: (file.to_owned(), index + 1),
+                listed: (file.to_owned(), number),
                 ..one
             })),
-            Err(message) => problems.add(file, Some(index + 1), message),
+            Err(message) => problems.add(file, Some(number), message),
         }
     }
     found

@@ -296,6 +296,13 @@ fn choose(request: &Request, found: Vec<Found>, imported: &mut Imported) -> Resu
     Ok(chosen)
 }
 
+/// The lines of a text that are not blank, with their numbers from 1.
+fn numbered_lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    (1..)
+        .zip(text.lines())
+        .filter(|(_, line)| !line.trim().is_empty())
+}
+
 /// A file's name without what says that it is audio.
 fn stem(name: &str) -> &str {
     let name = name.rsplit('/').next().unwrap_or(name);

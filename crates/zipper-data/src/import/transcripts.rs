@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Found, Problems};
+use super::{Found, Problems, numbered_lines};
 
 /// Kinds of audio files that these corpora are published with.
 const KINDS: [&str; 4] = ["flac", "opus", "wav", "mp3"];
@@ -67,18 +67,10 @@ fn listed(
         return Vec::new();
     };
     let mut found = Vec::new();
-    for (index, line) in text
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty())
-    {
+    for (number, line) in numbered_lines(&text) {
         let (id, text) = line.split_once(separator).unwrap_or((line, ""));
         let Some(folder) = place(id) else {
-            problems.add(
-                file,
-                Some(index + 1),
-                format!("`{id}` is not an id of this corpus"),
-            );
+            problems.add(file, Some(number), format!("`{id}` is not an id of this corpus"));
             continue;
         };
         let audio = |kind: &str| folder.join(format!("{id}.{kind}"));
@@ -90,7 +82,7 @@ fn listed(
             duration: None,
             text: text.to_owned(),
             lang: None,
-            listed: (file.to_owned(), index + 1),
+            listed: (file.to_owned(), number),
         });
     }
     found

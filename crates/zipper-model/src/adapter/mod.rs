@@ -80,7 +80,7 @@ impl AdapterSpec {
             rank: config.rank,
             alpha: config.alpha,
             dropout: config.dropout,
-            shared_rank: config.shared_rank.unwrap_or(config.rank / 2),
+            shared_rank: config.shared_columns(),
             init: config.init,
             router: config.router.clone(),
             num_languages,
@@ -218,8 +218,8 @@ impl Adapters {
         Self::sharded(spec, sites, seed, place)
     }
 
-    /// Makes fresh adapters, of the banks only those that `place` names: every A uniform as in PEFT (Kaiming with a = sqrt 5, which is within `1 / sqrt(d_in)`), every
-    /// B zero, so that the model starts unchanged.
+    /// Makes fresh adapters, of the banks only those that `place` names: every A uniform as in PEFT (Kaiming with a = sqrt 5, which is
+    /// within `1 / sqrt(d_in)`), every B zero, so that the model starts unchanged.
     ///
     /// LID embeddings are standard normal and router weights uniform within `1 / sqrt(lid_dim)`, as PyTorch's `Embedding` and `Linear`
     /// start, with biases whose sigmoid is `router.initial_gate`, 0 for 0.5: the gates begin around it and differ a little between

@@ -153,51 +153,10 @@ impl LlmConfig {
 
 impl Raw {
     fn resolve(self) -> Result<LlmConfig, String> {
-        let (qkv_bias, o_bias, qk_norm) = match self.model_type.as_str() {
-            "llama" => (
-                self.attention_bias.unwrap_or(false),
-                self.attention_bias.unwrap_or(false),
-                false,
-            ),
-            "qwen2" => (true, false, false),
-            "qwen3" => (
-                self.attention_bias.unwrap_or(false),
-                self.attention_bias.unwrap_or(false),
-                true,
-            ),
-            other => {
-                return Err(format!(
-                    "model_type `{other}` is not supported; use llama, qwen2 or qwen3"
-                ));
-            }
-        };
-        if self.use_sliding_window {
-            return Err(
-                "use_sliding_window: true is not supported; set it to false if texts are short".to_owned(),
-            );
-        }
-        match self.hidden_act.as_deref() {
-            None | Some("silu" | "swish") => {}
-            Some(other) => return Err(format!("hidden_act `{other}` is not supported; use silu")),
-        }
+        let [qkv_bias, o_bias, qk_norm] = self.family()?;
+        self.check_supported()?;
         let num_key_value_heads = self.num_key_value_heads.unwrap_or(self.num_attention_heads);
-        for (key, value) in [
-            ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
-            ("num_attention_heads", self.num_attention_heads),
-            ("num_key_value_heads", num_key_value_heads),
-            ("vocab_size", self.vocab_size),
-        ] {
-            if value < 1 {
-                return Err(format!("{key} = {value} must be at least 1"));
-            }
-        }
-        if self.num_attention_heads % num_key_value_heads != 0 {
-            return Err(format!(
-                "num_attention_heads = {} is not a multiple of num_key_value_heads = {num_key_value_heads}",
-                self.num_attention_heads
-            ));
-        }
+        self.check_sizes(num_key_value_heads)?;
         let head_dim = self
             .head_dim
             .unwrap_or(self.hidden_size / self.num_attention_heads);
@@ -206,15 +165,7 @@ impl Raw {
                 "head_dim = {head_dim} must be even: rotary positions turn pairs"
             ));
         }
-        let rope = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
-        let rotated = rope
-            .and_then(|rope| rope.partial_rotary_factor)
-            .or(self.partial_rotary_factor);
-        if let Some(part) = rotated.filter(|part| (part - 1.0).abs() > f64::EPSILON) {
-            return Err(format!(
-                "partial_rotary_factor = {part} is not supported; only 1 is"
-            ));
-        }
+        let rope = self.rope();
         let rope_theta = rope
             .and_then(|rope| rope.rope_theta)
             .or(self.rope_theta)
@@ -242,6 +193,68 @@ impl Raw {
             bos_token_id: self.bos_token_id,
             eos_token_ids: self.eos_token_id.map(TokenIds::list).unwrap_or_default(),
         })
+    }
+
+    /// What the families differ in: whether there are biases on q, k and v, one on o, and norms of queries and keys.
+    fn family(&self) -> Result<[bool; 3], String> {
+        let attention_bias = self.attention_bias.unwrap_or(false);
+        match self.model_type.as_str() {
+            "llama" => Ok([attention_bias, attention_bias, false]),
+            "qwen2" => Ok([true, false, false]),
+            "qwen3" => Ok([attention_bias, attention_bias, true]),
+            other => Err(format!(
+                "model_type `{other}` is not supported; use llama, qwen2 or qwen3"
+            )),
+        }
+    }
+
+    fn rope(&self) -> Option<&RawRope> {
+        self.rope_parameters.as_ref().or(self.rope_scaling.as_ref())
+    }
+
+    /// Refuses what the families have and this program does not.
+    fn check_supported(&self) -> Result<(), String> {
+        if self.use_sliding_window {
+            return Err(
+                "use_sliding_window: true is not supported; set it to false if texts are short".to_owned(),
+            );
+        }
+        match self.hidden_act.as_deref() {
+            None | Some("silu" | "swish") => {}
+            Some(other) => return Err(format!("hidden_act `{other}` is not supported; use silu")),
+        }
+        let rotated = self
+            .rope()
+            .and_then(|rope| rope.partial_rotary_factor)
+            .or(self.partial_rotary_factor);
+        match rotated.filter(|part| (part - 1.0).abs() > f64::EPSILON) {
+            None => Ok(()),
+            Some(part) => Err(format!(
+                "partial_rotary_factor = {part} is not supported; only 1 is"
+            )),
+        }
+    }
+
+    /// Refuses sizes that no model has.
+    fn check_sizes(&self, num_key_value_heads: i64) -> Result<(), String> {
+        for (key, value) in [
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_attention_heads", self.num_attention_heads),
+            ("num_key_value_heads", num_key_value_heads),
+            ("vocab_size", self.vocab_size),
+        ] {
+            if value < 1 {
+                return Err(format!("{key} = {value} must be at least 1"));
+            }
+        }
+        if self.num_attention_heads % num_key_value_heads != 0 {
+            return Err(format!(
+                "num_attention_heads = {} is not a multiple of num_key_value_heads = {num_key_value_heads}",
+                self.num_attention_heads
+            ));
+        }
+        Ok(())
     }
 }
 

@@ -1,4 +1,5 @@
 //! Goal: dropout of an utterance depends on its own seed, layer and positions only, and keeps the expected delta.
+//! Method: the same row alone and in batches; what is dropped shows in the gradient of the input.
 
 use tch::{Kind, Tensor};
 use zipper_model::adapter::{AdapterSpec, Adapters};

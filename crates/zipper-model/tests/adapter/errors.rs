@@ -1,4 +1,5 @@
 //! Goal: adapters that cannot exist are refused, and the message names what to change.
+//! Method: a good specification with one thing wrong.
 
 use tch::{Device, Kind};
 use zipper_model::adapter::{AdapterError, AdapterSpec, Adapters};

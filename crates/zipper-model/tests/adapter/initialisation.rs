@@ -1,4 +1,5 @@
 //! Goal: fresh adapters change nothing, are the same on every rank, and carry the names that checkpoints rely on.
+//! Method: adapters are made twice, with other seeds, orders and settings, and their parameters listed.
 
 use tch::{Device, Kind, Tensor};
 use zipper_config::schema::{AdapterConfig, RouterConfig, RouterGranularity};
@@ -95,7 +96,7 @@ fn gates_start_where_they_are_told_to() {
 }
 
 #[test]
-fn names_and_order_of_the_parameters() {
+fn parameters_have_their_names_and_order() {
     let sites = [
         site("model.layers.0.q_proj", 0, 7, 5),
         site("model.layers.0.up_proj", 0, 7, 9),

@@ -1,4 +1,5 @@
-//! Holds `zipper_model::adapter` to the formulas of docs/concepts.md: golden values, gradients, properties, dropout and errors.
+//! Goal: `zipper_model::adapter` keeps to the formulas of docs/concepts.md.
+//! Method: golden values, gradients, properties, dropout and errors, each in its module.
 
 mod adapted;
 mod dropout;

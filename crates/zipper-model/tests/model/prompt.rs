@@ -1,4 +1,5 @@
 //! Goal: the ids around the speech are those of the model's own tokenizer and chat template.
+//! Method: golden ids of transformers, for every family.
 
 use zipper_config::schema::{PromptConfig, PromptKind};
 use zipper_model::hub::CONFIG;

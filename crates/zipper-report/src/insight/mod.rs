@@ -5,7 +5,7 @@ mod render;
 use serde::{Deserialize, Serialize};
 use zipper_types::Variant;
 
-pub use render::{Files, csv, files, summary};
+pub use render::{Files, files, summary};
 
 /// Gates and similarities of a checkpoint, as `zipper-worker inspect` prints them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,7 +38,7 @@ pub struct Unit {
 impl Insight {
     /// The share of ranks that a language takes from what is shared, at one unit: the mean of its gates, or with `hard` the part of
     /// them that is at least a half.
-    pub fn share(&self, unit: &Unit, language: usize) -> f64 {
+    pub(crate) fn share(&self, unit: &Unit, language: usize) -> f64 {
         let gates = unit.gates[language].iter().map(|&gate| match self.variant {
             Variant::Hard => f64::from(u8::from(gate >= 0.5)),
             _ => f64::from(gate),
@@ -47,20 +47,20 @@ impl Insight {
     }
 
     /// Mean over the units of [`Insight::share`].
-    pub fn share_of_language(&self, language: usize) -> f64 {
+    pub(crate) fn share_of_language(&self, language: usize) -> f64 {
         let shares = self.units.iter().map(|unit| self.share(unit, language));
         shares.sum::<f64>() / self.units.len() as f64
     }
 
     /// Mean over the languages of [`Insight::share`].
-    pub fn share_of_unit(&self, unit: &Unit) -> f64 {
+    pub(crate) fn share_of_unit(&self, unit: &Unit) -> f64 {
         let languages = 0..self.languages.len();
         languages.map(|language| self.share(unit, language)).sum::<f64>() / self.languages.len() as f64
     }
 
     /// `[L][L]`: cosine similarity of the languages' gates of all units, apart from the mean over the languages. Without the mean, what
     /// all have in common would make them all alike. Nothing where no router decides, or where a language has no gate of its own.
-    pub fn gate_similarity(&self) -> Option<Vec<Vec<f64>>> {
+    pub(crate) fn gate_similarity(&self) -> Option<Vec<Vec<f64>>> {
         let rows: Vec<Vec<f64>> = (0..self.languages.len())
             .map(|language| {
                 let gates = self.units.iter().flat_map(|unit| &unit.gates[language]);

@@ -7,7 +7,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::{Insight, Unit};
-use crate::render::{RenderError, for_page, table_markdown};
+use crate::render::{RenderError, for_page, table_markdown, text_of};
 use crate::tables::Table;
 
 const PAGE: &str = include_str!("page.html");
@@ -58,7 +58,7 @@ pub fn files(insight: &Insight) -> Result<Files, RenderError> {
 ///
 /// # Errors
 /// [`RenderError::Csv`] if it cannot be written.
-pub fn csv(insight: &Insight) -> Result<String, RenderError> {
+fn csv(insight: &Insight) -> Result<String, RenderError> {
     let mut writer = csv::Writer::from_writer(Vec::new());
     writer.write_record(["unit", "language", "rank", "gate"])?;
     for unit in &insight.units {
@@ -68,10 +68,7 @@ pub fn csv(insight: &Insight) -> Result<String, RenderError> {
             }
         }
     }
-    let bytes = writer
-        .into_inner()
-        .map_err(|error| csv::Error::from(error.into_error()))?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    text_of(writer)
 }
 
 /// What a terminal shows of it.
@@ -112,19 +109,14 @@ fn tables(insight: &Insight) -> Vec<Table> {
     let mut tables = Vec::new();
     if !insight.units.is_empty() {
         let languages = insight.languages.iter().enumerate();
-        let rows = languages.map(|(language, lang)| {
+        let rows = languages.map(|(language, lang)| -> Vec<String> {
             let of_units = insight.units.iter();
             let shares: Vec<f64> = of_units.map(|unit| insight.share(unit, language)).collect();
             let lowest = shares.iter().copied().fold(f64::INFINITY, f64::min);
             let highest = shares.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let share = insight.share_of_language(language);
-            [share, lowest, highest]
-                .map(|share| format!("{share:.3}"))
-                .into_iter()
-                .fold(vec![lang.clone()], |mut row, cell| {
-                    row.push(cell);
-                    row
-                })
+            let shares = [share, lowest, highest].map(|share| format!("{share:.3}"));
+            std::iter::once(lang.clone()).chain(shares).collect()
         });
         tables.push(Table {
             title: "Share by language".to_owned(),

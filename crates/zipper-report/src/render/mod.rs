@@ -90,6 +90,17 @@ pub(crate) fn table_markdown(table: &Table) -> String {
     text
 }
 
+/// The text that was written.
+///
+/// # Errors
+/// [`RenderError::Csv`] if it was not written in full.
+pub(crate) fn text_of(writer: csv::Writer<Vec<u8>>) -> Result<String, RenderError> {
+    let bytes = writer
+        .into_inner()
+        .map_err(|error| csv::Error::from(error.into_error()))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
 /// One line of the CSV file: an error rate. Fractions, not percent.
 #[derive(Serialize)]
 struct Line<'a> {
@@ -169,8 +180,5 @@ fn csv(comparison: &Comparison) -> Result<String, RenderError> {
             }
         }
     }
-    let bytes = writer
-        .into_inner()
-        .map_err(|error| csv::Error::from(error.into_error()))?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    text_of(writer)
 }

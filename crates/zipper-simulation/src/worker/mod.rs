@@ -64,7 +64,9 @@ struct Shared {
     stop: Cell<bool>,
     regroup: Cell<bool>,
     step: Cell<Step>,
+    /// When it last got on.
     since: Cell<Instant>,
+    /// The newest claim of a coordinator that has answered.
     epoch: Cell<u64>,
     given_up: Cell<bool>,
     /// Since when a part of a checkpoint could not be stored.

@@ -1,4 +1,5 @@
-//! Training on tiny models: the optimizer, and what a run computes on any number of ranks.
+//! Goal: the optimizer, and what a run computes on any number of ranks, are what they should be.
+//! Method: training on tiny models; each module says its own.
 
 mod augment;
 #[cfg(feature = "cuda")]

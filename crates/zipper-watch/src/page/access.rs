@@ -148,7 +148,11 @@ mod tests {
     fn an_open_page_is_refused() {
         let outside: SocketAddr = "10.0.0.1:80".parse().expect("an address");
         for token in [None, Some(""), Some("\n")] {
-            assert!(Access::new(outside, token).is_err(), "{token:?}");
+            let refused = Access::new(outside, token);
+            assert!(
+                refused.is_err_and(|why| why.ends_with("it needs a token")),
+                "{token:?}"
+            );
         }
         let access = Access::new(outside, Some("secret\n")).expect("there is a token");
         assert!(access.is_token("secret") && !access.is_token("secre") && !access.is_token(""));

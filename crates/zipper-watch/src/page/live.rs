@@ -1,7 +1,7 @@
 //! Server-sent events: what an open page is told.
 
 use std::convert::Infallible;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::StatusCode;
@@ -77,12 +77,7 @@ impl Watcher {
             self.changes.changed().await.ok()?;
         }
         self.changes.mark_unchanged();
-        let now = self
-            .shown
-            .inner
-            .now
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let now = self.shown.inner.now();
         self.over = now.over;
         let mut events = Vec::new();
         let series = &now.series;

@@ -15,7 +15,7 @@ mod access;
 mod assets;
 mod live;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use axum::Router;
@@ -66,6 +66,12 @@ struct Now {
     over: bool,
 }
 
+impl Inner {
+    fn now(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Shown {
     /// Shows a run that has come so far.
     pub fn new(store: RunStore, picture: Picture, series: Series) -> Self {
@@ -86,17 +92,14 @@ impl Shown {
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Now) -> T) -> T {
-        let changed = {
-            let mut now = self.inner.now.lock().unwrap_or_else(PoisonError::into_inner);
-            change(&mut now)
-        };
+        let changed = change(&mut self.inner.now());
         self.inner.changes.send_modify(|changes| *changes += 1);
         changed
     }
 
     /// Looks at what is shown.
     pub fn look<T>(&self, look: impl FnOnce(&Picture, &Series) -> T) -> T {
-        let now = self.inner.now.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.inner.now();
         look(&now.picture, &now.series)
     }
 
@@ -141,12 +144,7 @@ pub async fn serve(listener: TcpListener, shown: Shown, access: Access) -> std::
         let shown = shown.clone();
         async move {
             // The sender lives in `shown`.
-            let _ = changes
-                .wait_for(|_| {
-                    let now = shown.inner.now.lock().unwrap_or_else(PoisonError::into_inner);
-                    now.over
-                })
-                .await;
+            let _ = changes.wait_for(|_| shown.inner.now().over).await;
         }
     };
     axum::serve(listener, router(shown, access))
@@ -197,7 +195,7 @@ fn steps(shown: &Shown) -> Response {
 fn prometheus(shown: &Shown) -> Response {
     let usage = shown.inner.store.usage();
     let text = {
-        let now = shown.inner.now.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = shown.inner.now();
         let age = now.picture.checkpoints.last().and_then(|newest| age(&newest.at));
         now.prometheus.render(&now.picture, usage, age)
     };

@@ -8,6 +8,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use zipper_checkpoint::RunStore;
 use zipper_checkpoint::lease::{self, Claim};
+use zipper_proto::is_away;
 use zipper_proto::v1::worker_service_client::WorkerServiceClient;
 use zipper_tls::{Credentials, TlsError};
 
@@ -174,14 +175,6 @@ impl Connection {
 fn client(credentials: &Credentials, address: &str) -> Result<Client, TlsError> {
     let endpoint = credentials.endpoint(address)?;
     Ok(WorkerServiceClient::new(endpoint.connect_lazy()))
-}
-
-/// Whether it may help to ask again.
-fn is_away(status: &Status) -> bool {
-    matches!(
-        status.code(),
-        Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded | Code::Unknown
-    )
 }
 
 /// A request with the usual deadline.

@@ -282,7 +282,7 @@ impl Control {
         let stored = self.store.put(&path, Bytes::from(bytes));
         self.runtime
             .block_on(async { tokio::time::timeout(RECORD_TIMEOUT, stored).await })
-            .with_context(|| format!("it was not stored in {RECORD_TIMEOUT:?}"))??;
+            .with_context(|| format!("this worker waited {RECORD_TIMEOUT:?} for the run's store"))??;
         tracing::info!("flight record: {}", self.store.object_url(&path));
         Ok(())
     }

@@ -9,7 +9,7 @@ use safetensors::tensor::{SafeTensors, TensorView};
 use tch::Tensor;
 use zipper_cli::UserError;
 use zipper_train::state::kind_of;
-use zipper_train::trained::Part;
+use zipper_train::trained::AdaptedModel;
 
 use super::{Export, card, write};
 
@@ -22,15 +22,15 @@ pub(super) fn write_models(
     language: usize,
     folder: &Path,
 ) -> anyhow::Result<Vec<String>> {
-    let model = &export.config.model;
+    let config = &export.config.model;
     let merged = export.trained.merged();
     let scale = export.trained.adapters.spec().scale();
     let mut written = Vec::new();
-    for (part, name, source) in [
-        (Part::Llm, "llm", &model.llm.path),
-        (Part::Encoder, "encoder", &model.encoder.path),
+    for (model, name, source) in [
+        (AdaptedModel::Llm, "llm", &config.llm.path),
+        (AdaptedModel::Encoder, "encoder", &config.encoder.path),
     ] {
-        let pairs = export.trained.pairs(&merged, part, language);
+        let pairs = export.trained.pairs(&merged, model, language);
         let deltas: BTreeMap<String, Tensor> = pairs
             .map(|(site, pair)| {
                 let delta = tch::no_grad(|| pair.b.matmul(&pair.a) * scale);

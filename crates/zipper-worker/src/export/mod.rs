@@ -17,7 +17,7 @@ use zipper_config::RunConfig;
 use zipper_score::{RESULT_TABLE, ResultTable};
 use zipper_train::peft;
 use zipper_train::state::to_safetensors;
-use zipper_train::trained::{Part, Trained};
+use zipper_train::trained::{AdaptedModel, Trained};
 
 use crate::print_line;
 use crate::source::{self, Source};
@@ -164,8 +164,12 @@ impl Export<'_> {
         for &language in languages {
             let name = &self.config.data.languages[language];
             let own = folder.join(name);
-            for (part, folder) in [(Part::Llm, own.clone()), (Part::Encoder, own.join(peft::ENCODER))] {
-                let Some(adapter) = peft::adapter(self.config, self.trained, &merged, part, language)? else {
+            for (model, folder) in [
+                (AdaptedModel::Llm, own.clone()),
+                (AdaptedModel::Encoder, own.join(peft::ENCODER)),
+            ] {
+                let Some(adapter) = peft::adapter(self.config, self.trained, &merged, model, language)?
+                else {
                     continue;
                 };
                 write(&folder, peft::CONFIG, &pretty(&adapter.config))?;

@@ -121,27 +121,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
         min_pause_seconds: arguments.pause,
         max_seconds: source.config.data.max_seconds,
     };
-
-    let mut unreadable = Vec::new();
-    let mut group = Vec::new();
-    for (index, (input, &language)) in inputs.iter().zip(&languages).enumerate() {
-        match Recording::read(input, language, cutting) {
-            Ok(recording) => group.push(recording),
-            Err(error) => {
-                tracing::warn!("{error}");
-                unreadable.push(error);
-            }
-        }
-        let is_last = index + 1 == inputs.len();
-        let samples: usize = group.iter().map(|recording| recording.samples.len()).sum();
-        if is_last || samples >= GROUP_SAMPLES {
-            let transcripts = transcriber.transcribe(&group)?;
-            for (recording, transcript) in group.drain(..).zip(transcripts) {
-                output.add(&recording.input.path, transcript)?;
-            }
-            tracing::info!("{} of {} files are done", index + 1, inputs.len());
-        }
-    }
+    let unreadable = transcriber.transcribe_files(&inputs, &languages, cutting, &mut output)?;
     output.finish()?;
     if unreadable.is_empty() {
         return Ok(ExitStatus::Done);
@@ -191,6 +171,38 @@ struct Transcriber<'a> {
 }
 
 impl Transcriber<'_> {
+    /// Reads the files in groups of [`GROUP_SAMPLES`] and gives their transcripts to `output`, in their order. Returns why files could
+    /// not be read.
+    fn transcribe_files(
+        &self,
+        inputs: &[Input],
+        languages: &[Option<usize>],
+        cutting: CutOptions,
+        output: &mut Output,
+    ) -> anyhow::Result<Vec<AudioError>> {
+        let mut unreadable = Vec::new();
+        let mut group = Vec::new();
+        for (index, (input, &language)) in inputs.iter().zip(languages).enumerate() {
+            match Recording::read(input, language, cutting) {
+                Ok(recording) => group.push(recording),
+                Err(error) => {
+                    tracing::warn!("{error}");
+                    unreadable.push(error);
+                }
+            }
+            let is_last = index + 1 == inputs.len();
+            let samples: usize = group.iter().map(|recording| recording.samples.len()).sum();
+            if is_last || samples >= GROUP_SAMPLES {
+                let transcripts = self.transcribe(&group)?;
+                for (recording, transcript) in group.drain(..).zip(transcripts) {
+                    output.add(&recording.input.path, transcript)?;
+                }
+                tracing::info!("{} of {} files are done", index + 1, inputs.len());
+            }
+        }
+        Ok(unreadable)
+    }
+
     /// The transcripts of `recordings`, in their order. Segments of all of them are decoded together, shortest first.
     fn transcribe(&self, recordings: &[Recording<'_>]) -> anyhow::Result<Vec<Transcript>> {
         let languages = recordings

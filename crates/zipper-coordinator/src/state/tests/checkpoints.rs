@@ -6,7 +6,7 @@ use crate::state::checkpoints::CHECKPOINT_TIMEOUT;
 #[test]
 fn parts_of_all_ranks_make_one_checkpoint() {
     let mut play = Play::formed("", 5);
-    assert_eq!(play.store(1, 6), [], "rank 0 is missing (CKPT-1)");
+    assert_eq!(play.store(1, 6), [], "rank 0 is missing (CKPT-4)");
     assert_eq!(play.store(1, 6), []);
     let publish = Effect::Publish {
         step: Step(6),

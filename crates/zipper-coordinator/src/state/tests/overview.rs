@@ -1,4 +1,4 @@
-//! What people are shown of the state.
+//! Goal: what people are shown of the state is what it is.
 
 use super::*;
 
