@@ -110,3 +110,100 @@ fn tokens_per_character(
     };
     drawn.into_iter().map(ratio).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Seconds for a second of audio and for a token, in all steps below.
+    const TRUTH: (f64, f64) = (0.5, 0.02);
+
+    fn languages() -> Vec<String> {
+        ["en", "de", "ja"].map(str::to_owned).to_vec()
+    }
+
+    /// Of `en` 40 characters an utterance, of `de` 50; of `ja` nothing is ever drawn.
+    fn amounts() -> [LanguageAmount; 3] {
+        [(10, 400), (4, 200), (2, 30)].map(|(utterances, characters)| LanguageAmount {
+            utterances,
+            seconds: 60.0,
+            characters,
+        })
+    }
+
+    /// A step of three utterances of `en` with 20 tokens each, and two of `de` with 10.
+    fn step(audio_seconds: f64, compute_seconds: f64) -> MeasuredStep {
+        let of_language = |tokens, utterances| MeasuredLanguage { tokens, utterances };
+        MeasuredStep {
+            audio_seconds,
+            tokens: 80,
+            compute_seconds,
+            by_language: [("en", of_language(60, 3)), ("de", of_language(20, 2))]
+                .map(|(lang, measured)| (lang.to_owned(), measured))
+                .into(),
+        }
+    }
+
+    /// Steps of 30, 31, .. seconds of audio, each as long as `TRUTH` says.
+    fn steps(number: usize) -> Vec<MeasuredStep> {
+        (0..number)
+            .map(|index| {
+                let audio = 30.0 + index as f64;
+                step(audio, TRUTH.0 * audio + TRUTH.1 * 80.0)
+            })
+            .collect()
+    }
+
+    fn assert_true(model: &WorkModel) {
+        assert!(model.measured);
+        assert!((model.per_audio_second - TRUTH.0).abs() < 1e-9, "{model:?}");
+        assert!((model.per_token - TRUTH.1).abs() < 1e-9, "{model:?}");
+    }
+
+    /// Goal: eight steps say what audio and tokens take, seven do not; either say how many tokens a character makes.
+    #[test]
+    fn enough_steps_are_a_model() {
+        for (number, measured) in [(MIN_SAMPLES, true), (MIN_SAMPLES - 1, false)] {
+            let model = WorkModel::measured_by(&languages(), &amounts(), &steps(number));
+            assert_eq!(model.measured, measured, "{number} steps");
+            let expected = [60.0 / 120.0, 20.0 / 100.0, 80.0 / 220.0];
+            for (found, expected) in model.tokens_per_character.iter().zip(expected) {
+                assert!((found - expected).abs() < 1e-12, "{model:?}");
+            }
+        }
+        assert_true(&WorkModel::measured_by(
+            &languages(),
+            &amounts(),
+            &steps(MIN_SAMPLES),
+        ));
+    }
+
+    /// Goal: steps that were held up, and lines in which nothing was measured, do not count, also not among the eight.
+    #[test]
+    fn steps_that_say_nothing_are_left_out() {
+        let mut lines = steps(MIN_SAMPLES);
+        // Just over three times what the usual step takes for a second of audio; then nothing computed, and nothing heard.
+        lines.insert(3, step(10.0, 3.01 * (TRUTH.0 * 34.0 + 1.6) / 34.0 * 10.0));
+        lines.push(step(50.0, 0.0));
+        lines.push(step(0.0, 2.0));
+        assert_true(&WorkModel::measured_by(&languages(), &amounts(), &lines));
+        lines.remove(0);
+        assert!(!WorkModel::measured_by(&languages(), &amounts(), &lines).measured);
+    }
+
+    /// Goal: what is usual is the median: a few steps that were much faster make no outliers of the others.
+    #[test]
+    fn fast_steps_make_no_outliers() {
+        let mut lines = steps(MIN_SAMPLES);
+        lines.extend([step(30.0, 1.0), step(31.0, 1.0)]);
+        assert!(WorkModel::measured_by(&languages(), &amounts(), &lines).measured);
+    }
+
+    /// Goal: before anything was drawn a character is a token.
+    #[test]
+    fn nothing_was_drawn() {
+        let model = WorkModel::measured_by(&languages(), &amounts(), &[]);
+        assert_eq!(model.tokens_per_character, [1.0; 3]);
+        assert!(!model.measured);
+    }
+}

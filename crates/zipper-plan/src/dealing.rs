@@ -147,6 +147,13 @@ mod tests {
         }
     }
 
+    /// Goal: a micro batch may be filled to its limit, and is not kept below it.
+    #[test]
+    fn a_micro_batch_may_be_full() {
+        assert_eq!(micro_batches(&[6.0, 3.0, 4.0], 7.0), [vec![1, 2], vec![0]]);
+        assert_eq!(micro_batches(&[6.0, 3.0, 4.0], 6.9), [vec![1], vec![2], vec![0]]);
+    }
+
     /// More ranks than utterances: some have nothing to do, and that is an answer.
     #[test]
     fn idle_ranks_get_an_empty_hand() {

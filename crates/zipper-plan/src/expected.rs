@@ -139,4 +139,20 @@ mod tests {
             Err(PlanError::NoUtterances)
         );
     }
+
+    /// Goal: epochs are utterances drawn by utterances there are. Method: counted by hand: a batch has 92 s, so nine utterances of the first
+    /// language and one of the second.
+    #[test]
+    fn epochs_are_those_counted_by_hand() {
+        let amounts = [(9, 90.0), (5, 10.0), (0, 0.0)].map(|(utterances, seconds)| LanguageAmount {
+            utterances,
+            seconds,
+            characters: 0,
+        });
+        let epochs = expected_epochs(&amounts, 1.0, 92.0, 3).expect("there are utterances");
+        for (found, expected) in epochs.iter().zip([9.0 * 3.0 / 9.0, 3.0 / 5.0, 0.0]) {
+            assert!((found - expected).abs() < 1e-9, "{epochs:?}");
+        }
+        assert_eq!(epochs.len(), 3);
+    }
 }

@@ -286,6 +286,7 @@ mod tests {
         };
         let of_projector = (13 * 10 + 13) + (3 * 13 + 3);
         assert_eq!(stack.parameters(), of_projector);
+        assert_eq!((conv.d_encoder(), stack.d_encoder()), (2, 2));
 
         let site = SiteShape {
             name: "model.layers.0.q_proj".to_owned(),
@@ -324,6 +325,7 @@ mod tests {
         let soft = of(Variant::Soft);
         assert_eq!(soft.with_lid_head(5, 2).shared, soft.shared + 5 * (2 + 1));
         assert_eq!(soft.bank_bytes(), 8 * b);
+        assert_eq!(soft.shared_bytes(), 8 * soft.shared);
         // A state is weights and two moments; two snapshots hold the kept banks, too.
         assert_eq!(soft.remembered_bytes(100, 2, false), 3 * 100);
         assert_eq!(
