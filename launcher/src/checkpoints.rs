@@ -171,3 +171,47 @@ fn table(report: &Report) -> String {
         });
     format!("{table}\n{newest}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: what is known of a checkpoint is in its row, and what cannot be known is a dash.
+    #[test]
+    fn rows_say_what_is_known() {
+        let whole = Line {
+            stage: Some("zipper".to_owned()),
+            created: Some("2026-01-02T03:04:05Z".to_owned()),
+            world_size: Some(4),
+            ..line_without_manifest(Step(500), 1234, "verified".to_owned())
+        };
+        let left = line_without_manifest(Step(600), 77, "interrupted: no manifest".to_owned());
+        let mut report = Report {
+            checkpoints: vec![whole, left],
+            newest: Some("step-00000500".to_owned()),
+        };
+        let printed = table(&report);
+        let row = |id: &str| -> Vec<&str> {
+            let line = printed.lines().find(|line| line.contains(id));
+            line.unwrap_or_default().split_whitespace().collect()
+        };
+        assert_eq!(
+            row("step-00000500"),
+            [
+                "step-00000500",
+                "zipper",
+                "2026-01-02T03:04:05Z",
+                "4",
+                "1234",
+                "verified"
+            ]
+        );
+        assert_eq!(row("step-00000600")[..5], ["step-00000600", "-", "-", "-", "77"]);
+        assert!(
+            printed.ends_with("a resumed run goes on from step-00000500"),
+            "{printed}"
+        );
+        report.newest = None;
+        assert!(table(&report).ends_with("there is nothing to resume from"));
+    }
+}

@@ -169,3 +169,40 @@ fn user() -> String {
         _ => format!("user {uid}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn people_are_told_what_a_stop_has_done() {
+        let document = |checkpoint| Document {
+            run: "file:///runs/a".to_owned(),
+            was_running: true,
+            state: "stopped",
+            detail: String::new(),
+            step: 12,
+            checkpoint,
+        };
+        for (outcome, checkpoint, told) in [
+            (
+                Outcome::Ended,
+                Some(12),
+                "stopped after step 12; its newest checkpoint is that of step 12",
+            ),
+            (
+                Outcome::Idle,
+                Some(8),
+                "nobody makes this run: there is nothing to stop; it is stopped after step 12; its newest checkpoint is that of step 8",
+            ),
+            (
+                Outcome::Silent,
+                None,
+                "the run's coordinator gives no sign of life: there is nothing to stop; the run is stopped after step 12; it has no \
+                 checkpoint",
+            ),
+        ] {
+            assert_eq!(document(checkpoint).describe(&outcome), told);
+        }
+    }
+}

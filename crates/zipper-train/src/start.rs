@@ -154,7 +154,8 @@ fn lora(config: &RunConfig, folder: &Path) -> Result<BTreeMap<String, Tensor>, T
     let text = std::fs::read(&path).map_err(|error| refused(&source, format!("cannot be read: {error}")))?;
     let about: Value =
         serde_json::from_slice(&text).map_err(|error| refused(&source, format!("is not JSON: {error}")))?;
-    let factor = scale(config, &about).map_err(|problem| refused(&source, problem))? / scale_of(config);
+    let factor =
+        scale(config.adapter.rank, &about).map_err(|problem| refused(&source, problem))? / scale_of(config);
     let path = folder.join(WEIGHTS);
     let ours = |(name, tensor): (String, Tensor)| {
         let site = name.strip_prefix(PREFIX).unwrap_or(&name);
@@ -173,8 +174,8 @@ fn lora(config: &RunConfig, folder: &Path) -> Result<BTreeMap<String, Tensor>, T
     safetensors(&path)?.into_iter().map(ours).collect()
 }
 
-/// What PEFT multiplies `B A` with.
-fn scale(config: &RunConfig, about: &Value) -> Result<f64, String> {
+/// What PEFT multiplies `B A` with, by what it says `about` an adapter; or why a run of `our_rank` cannot begin with it.
+fn scale(our_rank: usize, about: &Value) -> Result<f64, String> {
     if about["peft_type"] != "LORA" {
         return Err(format!(
             "`peft_type` is {}, expected \"LORA\"",
@@ -191,10 +192,9 @@ fn scale(config: &RunConfig, about: &Value) -> Result<f64, String> {
         ));
     }
     let rank = about["r"].as_u64().ok_or("`r` is missing")?;
-    if rank != config.adapter.rank as u64 {
+    if rank != our_rank as u64 {
         return Err(format!(
-            "`r` is {rank}, and `adapter.rank` is {}: set `adapter.rank: {rank}`",
-            config.adapter.rank
+            "`r` is {rank}, and `adapter.rank` is {our_rank}: set `adapter.rank: {rank}`"
         ));
     }
     let alpha = about["lora_alpha"].as_f64().ok_or("`lora_alpha` is missing")?;
@@ -229,5 +229,98 @@ fn refused(source: &str, problem: String) -> TrainError {
     TrainError::Start {
         place: source.to_owned(),
         problem,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    /// Goal: LoRA is taken over at PEFT's own scale; what would mean something else here is refused by its name.
+    #[test]
+    fn only_plain_lora_of_the_same_rank_is_taken() {
+        let plain = json!({"peft_type": "LORA", "r": 4, "lora_alpha": 6, "bias": "none", "rank_pattern": {}, "modules_to_save": null});
+        let changed = |key: &str, value: Value| {
+            let mut about = plain.clone();
+            about[key] = value;
+            scale(4, &about)
+        };
+        assert_eq!(scale(4, &plain), Ok(1.5));
+        assert_eq!(changed("use_rslora", json!(true)), Ok(3.0));
+        assert_eq!(changed("bias", Value::Null), Ok(1.5));
+        for (key, value, problem) in [
+            (
+                "peft_type",
+                json!("LOHA"),
+                "`peft_type` is \"LOHA\", expected \"LORA\"",
+            ),
+            (
+                "use_dora",
+                json!(true),
+                "`use_dora` is true, which cannot be taken over",
+            ),
+            (
+                "rank_pattern",
+                json!({"q_proj": 2}),
+                "`rank_pattern` is {\"q_proj\":2}",
+            ),
+            (
+                "modules_to_save",
+                json!(["lm_head"]),
+                "`modules_to_save` is [\"lm_head\"]",
+            ),
+            (
+                "bias",
+                json!("all"),
+                "`bias` is \"all\": trained biases cannot be taken over",
+            ),
+            (
+                "r",
+                json!(8),
+                "`r` is 8, and `adapter.rank` is 4: set `adapter.rank: 8`",
+            ),
+            ("r", Value::Null, "`r` is missing"),
+            ("lora_alpha", Value::Null, "`lora_alpha` is missing"),
+        ] {
+            let found = changed(key, value).expect_err(problem);
+            assert!(found.starts_with(problem), "{found}");
+        }
+    }
+
+    /// Goal: parameters that do not fit a model are named, with what is different. Method: a LoRA of one site, d_in = 3 and r = 2.
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let ones = |shape: [i64; 2]| Tensor::ones(shape, (Kind::Float, Device::Cpu));
+        let zeros = |shape: [i64; 2]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));
+        let start = Start {
+            source: "adapter".to_owned(),
+            tensors: [("lora.q_proj.A".to_owned(), ones([2, 3]))].into(),
+        };
+        let problem = |params: &[(&str, Tensor)]| {
+            let params = params
+                .iter()
+                .map(|(name, tensor)| (*name, tensor.shallow_clone()));
+            start.copy_into(params).expect_err("it does not fit").to_string()
+        };
+        let fits = zeros([2, 3]);
+        start
+            .copy_into([
+                ("lora.q_proj.A", fits.shallow_clone()),
+                ("projector.w", zeros([1, 1])),
+            ])
+            .expect("a LoRA may come without a projector");
+        assert_eq!(fits, ones([2, 3]));
+        let of_another_rank = problem(&[("lora.q_proj.A", zeros([4, 3]))]);
+        assert!(
+            of_another_rank.contains("`lora.q_proj.A` has shape [2, 3], here [4, 3]"),
+            "{of_another_rank}"
+        );
+        let more_sites = problem(&[("lora.q_proj.A", zeros([2, 3])), ("lora.k_proj.A", zeros([2, 3]))]);
+        assert!(more_sites.contains("`lora.k_proj.A` is missing"), "{more_sites}");
+        let fewer_sites = problem(&[]);
+        assert!(fewer_sites.contains("`lora.q_proj.A` is there"), "{fewer_sites}");
     }
 }
