@@ -317,6 +317,32 @@ mod tests {
         assert_eq!(fs::metadata(&weights).unwrap().modified().unwrap(), written);
     }
 
+    /// Goal: every weight of the model is trained, not only those next to its losses. Method: one step moves each of them.
+    #[test]
+    fn every_weight_is_trained() {
+        tch::set_num_threads(1);
+        let folder = tempfile::tempdir().unwrap();
+        let words = words::parse("en\tone two\nvi\tm\u{1ed9}t hai\n").unwrap();
+        let vocabulary = Vocabulary::new(words.keys(), &words::characters(&words));
+        directory::write_description(folder.path(), &SHAPE, &vocabulary).unwrap();
+        let config = LlmConfig::read(&folder.path().join("config.json")).unwrap();
+        let prompt = Prompt::load(folder.path(), &language_prompt(), &config).unwrap();
+        let model = Trainable::new(config).unwrap();
+        let rows = Rows {
+            languages: languages(&words, &prompt).unwrap(),
+            dictated: 0.0,
+            eos: prompt.eos(),
+        };
+        let before: Vec<Tensor> = model.tensors.values().map(Tensor::copy).collect();
+        train(&model, &rows, 1).unwrap();
+        let after = model.tensors.iter().zip(&before);
+        let kept: Vec<&str> = after
+            .filter(|((_, after), before)| after.equal(before))
+            .map(|((name, _), _)| name.as_str())
+            .collect();
+        assert!(kept.is_empty(), "{kept:?}");
+    }
+
     /// What is half another directory has no stamp of what it was before.
     #[test]
     fn a_run_that_does_not_come_to_its_end_leaves_no_stamp() {

@@ -107,7 +107,8 @@ pub(crate) fn is_few_rows(input: &Tensor) -> bool {
         && fused::takes(input)
 }
 
-/// `x W^T + b`, for tokens that are read together in training and one by one in decoding. Weights and bias are frozen.
+/// `x W^T + b`, for tokens that are read together in training and one by one in decoding. Weights and bias are frozen, but where a language
+/// model is pretrained.
 ///
 /// # Shapes
 /// - `input`: `[.., d_in]`
@@ -122,7 +123,8 @@ pub(crate) fn product(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) ->
             None => product,
         };
     }
-    if input.dim() == 2 && fused::takes(input) && fused::takes(weight) {
+    let frozen = !weight.requires_grad() && bias.is_none_or(|bias| !bias.requires_grad());
+    if frozen && input.dim() == 2 && fused::takes(input) && fused::takes(weight) {
         return fused::frozen_linear(input, weight, bias);
     }
     input.linear(weight, bias)
