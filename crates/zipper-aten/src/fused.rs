@@ -12,6 +12,11 @@ pub fn takes(x: &Tensor) -> bool {
     x.device() == Device::Cpu && matches!(x.kind(), Kind::Float | Kind::Double) && x.is_contiguous()
 }
 
+/// Whether the operations of this module take such a tensor as a weight or bias, to which they give no gradient.
+pub fn takes_frozen(weight: &Tensor) -> bool {
+    takes(weight) && !weight.requires_grad()
+}
+
 /// `x / sqrt(mean(x^2) + eps) * weight`, the means over the last dimension. `weight` gets no gradient.
 ///
 /// # Shapes

@@ -123,8 +123,8 @@ pub(crate) fn product(input: &Tensor, weight: &Tensor, bias: Option<&Tensor>) ->
             None => product,
         };
     }
-    let frozen = !weight.requires_grad() && bias.is_none_or(|bias| !bias.requires_grad());
-    if frozen && input.dim() == 2 && fused::takes(input) && fused::takes(weight) {
+    let is_frozen = fused::takes_frozen(weight) && bias.is_none_or(fused::takes_frozen);
+    if is_frozen && input.dim() == 2 && fused::takes(input) {
         return fused::frozen_linear(input, weight, bias);
     }
     input.linear(weight, bias)

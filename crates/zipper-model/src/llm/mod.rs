@@ -272,8 +272,7 @@ impl CausalLm {
 impl RmsNorm {
     /// Computed in f32, as transformers does; in f64 if the model is.
     fn forward(&self, x: &Tensor) -> Tensor {
-        // The fused one has no gradient for weights, which are trained where a language model is pretrained.
-        if fused::takes(x) && !self.weight.requires_grad() {
+        if fused::takes(x) && fused::takes_frozen(&self.weight) {
             return fused::rms_norm(x, &self.weight, self.eps);
         }
         let kind = x.kind();
