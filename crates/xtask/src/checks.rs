@@ -57,6 +57,13 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
         workspace::run(tool(workspace, "machete").args(["crates", "launcher", "tests", "fuzz"]))
     })?;
     phases.run("scripts", || check_scripts(workspace))?;
+    phases.run("examples in the documentation", || {
+        // Cargo's link arguments do not reach these programs, so libtorch must be found another way.
+        let libraries = workspace.deps().join("libtorch/torch/lib");
+        let mut test = workspace.cargo();
+        test.env("LD_LIBRARY_PATH", libraries);
+        workspace::run(test.args(["test", "--workspace", "--doc", "--quiet"]))
+    })?;
     // With a feature that the other phases build without.
     phases.run("bugs that the simulation has to find", || {
         simulate::seeded_bugs(workspace)

@@ -534,7 +534,23 @@ mod tests {
         assert_eq!(placement.owners, [(0, 2), (3, 3), (3, 3)]);
         assert_eq!(placement.split_languages(), [0]);
         assert_eq!(placement.languages_of(Rank(3)), [1, 2]);
-        assert_eq!(placement.first_owner(0), Rank(0));
+        assert_eq!(
+            (placement.first_owner(0), placement.first_owner(2)),
+            (Rank(0), Rank(3))
+        );
+        assert_eq!(placement.num_pieces(), 5);
+        assert_eq!(placement.shares(&[6.0, 1.0, 1.0]), [2.0; 4]);
+    }
+
+    /// Goal: where everybody may take everything, utterances are dealt as in a stage without banks. Method: costs that filling one rank
+    /// after the other would deal better.
+    #[test]
+    fn without_banks_the_longest_goes_first() {
+        let costs = [3.0, 3.0, 2.0, 2.0, 2.0];
+        let batch = [(0, 3.0), (1, 3.0), (0, 2.0), (1, 2.0), (0, 2.0)];
+        let hands = Placement::everywhere(2, WorldSize(2)).deal(&batch);
+        assert_eq!(hands, deal(&costs, WorldSize(2)));
+        assert_eq!(hands, [vec![0, 2, 4], vec![1, 3]]);
     }
 
     /// Goal: a size beyond any cluster is solved, and the pieces stay few.

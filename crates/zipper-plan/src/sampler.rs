@@ -279,6 +279,17 @@ mod tests {
         assert_ne!(drawn[..20], drawn[20..40]);
     }
 
+    #[test]
+    fn a_batch_ends_when_its_seconds_are_reached() {
+        let problem = SamplerProblem {
+            batch_seconds: 4.0,
+            durations: vec![vec![1.0; 20]],
+            ..problem(1, &[])
+        };
+        let mut sampler = Sampler::new(problem).expect("there is data");
+        assert_eq!(sampler.next_batch().utterances.len(), 4);
+    }
+
     proptest! {
         /// Thread 5 of docs/testing.md. Stopping after any batch, in any epoch, and going on from the state gives the same batches.
         #[test]
@@ -330,6 +341,11 @@ mod tests {
     }
 
     #[test]
+    fn no_temperature_overflows() {
+        assert_eq!(probabilities(&[1e200, 1e200], 0.25), Ok(vec![0.5, 0.5]));
+    }
+
+    #[test]
     fn more_workers_than_utterances_in_a_batch_are_refused() {
         let problem = problem(1, &[20]);
         assert_eq!(problem.check_world_size(WorldSize(4)), Ok(()));
@@ -338,6 +354,26 @@ mod tests {
             message.contains("64 workers") && message.contains("at most 4 workers"),
             "{message}"
         );
+    }
+
+    /// Goal: the mean length is that of what is drawn. Method: a quarter of the hours is utterances of 2 s, the rest of 6 s.
+    #[test]
+    fn a_batch_has_utterances_of_all_languages_mean_length() {
+        let problem = SamplerProblem {
+            temperature: 1.0,
+            batch_seconds: 20.0,
+            durations: vec![vec![2.0; 2], vec![6.0; 2]],
+            ..problem(1, &[])
+        };
+        assert_eq!(problem.check_world_size(WorldSize(4)), Ok(()));
+        let refused = PlanError::TooManyWorkers {
+            world_size: WorldSize(5),
+            batch_seconds: 20.0,
+            utterances: 4.0,
+            mean_seconds: 5.0,
+            largest: 4,
+        };
+        assert_eq!(problem.check_world_size(WorldSize(5)), Err(refused));
     }
 
     #[test]

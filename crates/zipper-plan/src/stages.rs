@@ -92,6 +92,26 @@ mod tests {
         );
     }
 
+    /// Goal: a step belongs to the stage in which it is made, and the last of each is known. Method: every step of a run of two and one.
+    #[test]
+    fn steps_belong_to_the_stage_that_makes_them() {
+        let schedule = StageSchedule {
+            align_steps: 2,
+            zipper_steps: 1,
+            validate_every: 0,
+        };
+        let (align, zipper) = (Some(Stage::Align), Some(Stage::Zipper));
+        for (step, stage, is_end) in [
+            (0, None, false),
+            (1, align, false),
+            (2, align, true),
+            (3, zipper, true),
+        ] {
+            assert_eq!(schedule.stage_of(Step(step)), stage, "step {step}");
+            assert_eq!(schedule.is_stage_end(Step(step)), is_end, "step {step}");
+        }
+    }
+
     #[test]
     fn a_stage_without_steps_is_passed_over() {
         let schedule = StageSchedule {
