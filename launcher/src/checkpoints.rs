@@ -1,14 +1,12 @@
 //! `zipper-launch checkpoints`: what a run can be resumed from.
 
 use anyhow::Context;
-use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use zipper_checkpoint::{CheckpointError, CheckpointSummary, Checkpoints, ErrorKind, RunStore, layout};
-use zipper_cli::{ExitStatus, UserError};
+use zipper_cli::{ExitStatus, unusable};
 use zipper_types::Step;
 
 use crate::run::print;
-use crate::status::unusable;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -44,7 +42,7 @@ struct Report {
 }
 
 pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
-    let store = RunStore::open(&arguments.run).map_err(|error| UserError::new(error.to_string()))?;
+    let store = RunStore::open(&arguments.run).map_err(unusable)?;
     let checkpoints = store.checkpoints();
     let list = checkpoints.list().await.map_err(unusable)?;
     let mut damaged = !list.unreadable.is_empty();
@@ -144,9 +142,10 @@ fn line_without_manifest(step: Step, bytes: u64, state: String) -> Line {
 }
 
 fn table(report: &Report) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(["checkpoint", "stage", "created", "workers", "bytes", "state"]);
+    let mut table = zipper_cli::table(
+        ["checkpoint", "stage", "created", "workers", "bytes", "state"],
+        [3, 4],
+    );
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     for line in &report.checkpoints {
         table.add_row([
@@ -157,11 +156,6 @@ fn table(report: &Report) -> String {
             line.bytes.to_string(),
             line.state.clone(),
         ]);
-    }
-    for column in [3, 4] {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
     }
     let newest = report
         .newest

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Subcommand, ValueEnum};
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::Table;
 use zipper_cli::{ExitStatus, UserError};
 use zipper_data::import::{Imported, Layout, Request, import};
 
@@ -218,18 +218,13 @@ fn named(names: &[&str]) -> String {
 }
 
 fn table(imported: &Imported) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(["language", "utterances", "hours"]);
+    let mut table = zipper_cli::table(["language", "utterances", "hours"], [1, 2]);
     for (lang, amount) in &imported.languages {
         table.add_row([
             lang.clone(),
             amount.utterances.to_string(),
             format!("{:.2}", amount.hours),
         ]);
-    }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
     }
     table
 }

@@ -7,13 +7,12 @@ use bytes::Bytes;
 use tokio::process::Command;
 use zipper_checkpoint::RunStore;
 use zipper_checkpoint::layout::checkpoint_id;
-use zipper_cli::{ExitStatus, UserError};
+use zipper_cli::{ExitStatus, unusable};
 use zipper_report::insight::{self, Insight};
 use zipper_types::Step;
 
 use crate::processes::beside;
 use crate::run::print;
-use crate::status::unusable;
 
 /// Folder of the reports, below the run.
 const INSPECT: &str = "inspect";
@@ -67,7 +66,7 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     }
     let insight: Insight =
         serde_json::from_str(&text).context("zipper-worker inspect printed something else")?;
-    let store = RunStore::open(&arguments.run).map_err(|error| UserError::new(error.to_string()))?;
+    let store = RunStore::open(&arguments.run).map_err(unusable)?;
     let folder = format!("{INSPECT}/{}", checkpoint_id(Step(insight.step)));
     for (name, contents) in insight::files(&insight)? {
         store

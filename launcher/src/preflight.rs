@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use bytes::Bytes;
 use zipper_checkpoint::{RunStore, layout};
-use zipper_cli::{Progress, UserError};
+use zipper_cli::{Progress, UserError, unusable};
 use zipper_config::schema::StartFrom;
 use zipper_config::{ConfigErrors, RunConfig};
 use zipper_data::{BadAudio, Corpus, DurationLimits, Utterance, check_audio, load_corpus, sampler_problem};
 use zipper_plan::{Placement, PlacementProblem, banks_that_fit};
-use zipper_types::{Stage, Step, Variant, WorldSize};
+use zipper_types::{Advised, Stage, Step, Variant, WorldSize};
 
 use crate::container;
 use crate::data::{self, RunData, TrainingData};
@@ -21,7 +21,6 @@ use crate::processes;
 use crate::resume::{self, Begun, Difference};
 use crate::run::{Arguments, Resume};
 use crate::slurm::{self, Allocation};
-use crate::status::unusable;
 
 /// A run that may start.
 pub(crate) struct Prepared {
@@ -52,7 +51,7 @@ pub(crate) async fn prepare(
     let given = given.map(|file| read_config(file, &overrides)).transpose()?;
     let url = run_url(arguments, given.as_ref())?;
     let nodes = training_nodes(arguments, allocation)?;
-    let store = RunStore::open(&url).map_err(|error| UserError::new(error.to_string()))?;
+    let store = RunStore::open(&url).map_err(unusable)?;
     let is_new = !store.exists(layout::RUN_CONFIG).await.map_err(unusable)?;
     let (config, changes) = configuration(&store, given, &overrides, arguments.resume).await?;
     let of_run = RunData::read(&store).await?;

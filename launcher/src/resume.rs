@@ -6,13 +6,12 @@ use anyhow::Context;
 use bytes::Bytes;
 use serde_json::Value;
 use zipper_checkpoint::{CheckpointError, ErrorKind, RunStore, layout};
-use zipper_cli::UserError;
+use zipper_cli::{UserError, unusable};
 use zipper_config::RunConfig;
 use zipper_data::stored_fingerprint;
 
 use crate::preflight;
 use crate::run::Resume;
-use crate::status::unusable;
 
 /// Sections and keys that say where and how a run is made, and not what is trained: they may change from launch to launch.
 const MAY_CHANGE: [&str; 8] = [

@@ -10,14 +10,15 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 use zipper_checkpoint::lease;
-use zipper_checkpoint::{CheckpointError, ErrorKind, RunStore, layout};
-use zipper_cli::{ExitStatus, UserError};
+use zipper_checkpoint::{ErrorKind, RunStore, layout};
+use zipper_cli::{ExitStatus, UserError, unusable};
 use zipper_config::RunConfig;
 use zipper_watch::page::{self, Access, Shown};
 use zipper_watch::picture::Phase;
 use zipper_watch::{Past, Picture, events};
 
 use crate::display::span;
+use crate::preflight::no_run;
 use crate::run::print;
 
 /// A coordinator writes the picture every ten seconds: one that has not for so long is gone.
@@ -78,11 +79,11 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
 /// # Errors
 /// The user's to mend if there is no run at that URL.
 pub(crate) async fn open(url: &str) -> anyhow::Result<(RunStore, RunConfig)> {
-    let store = RunStore::open(url).map_err(|error| UserError::new(error.to_string()))?;
+    let store = RunStore::open(url).map_err(unusable)?;
     let config = match store.get(layout::RUN_CONFIG).await {
         Ok(config) => config,
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            return Err(UserError::new(format!("there is no run in `{}`", store.url())).into());
+            return Err(no_run(&store).into());
         }
         Err(error) => return Err(unusable(error)),
     };
@@ -155,15 +156,6 @@ fn abandoned(picture: &Picture, claimed: bool) -> Option<String> {
         (false, _) => "no coordinator has it, and none said how it ended".to_owned(),
     };
     Some(format!("{since}; `--resume auto` goes on"))
-}
-
-/// What went wrong with the run's store: what trying again cannot help is the user's to mend.
-#[expect(clippy::needless_pass_by_value, reason = "as `map_err` gives it")]
-pub(crate) fn unusable(error: CheckpointError) -> anyhow::Error {
-    UserError::of(&error)
-        .may_pass_if(error.is_retryable())
-        .hint_if(error.advice())
-        .into()
 }
 
 fn render(picture: &Picture) -> String {
@@ -273,6 +265,8 @@ fn or(first: &str, between: &str, second: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use zipper_checkpoint::CheckpointError;
+
     use super::*;
 
     /// Goal: a bucket that is not there is the user's to make (exit code 2); one that was there may come back (1).

@@ -11,11 +11,11 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep};
 use zipper_checkpoint::RunStore;
 use zipper_checkpoint::lease::{self, Claim, StopRequest};
-use zipper_cli::{ExitStatus, hostname};
+use zipper_cli::{ExitStatus, hostname, unusable};
 use zipper_config::RunConfig;
 
 use crate::run::print;
-use crate::status::{look, open, unusable};
+use crate::status::{look, open};
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 

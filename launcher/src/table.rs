@@ -1,6 +1,6 @@
 //! The table of results.
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::Table;
 use zipper_score::{Headline, Rates, ResultRow, ResultSet, ResultTable};
 
 /// One table for each test set; rates in per cent, the figure that counts for a language marked with `*`.
@@ -23,8 +23,6 @@ pub(crate) fn render(results: &ResultTable) -> String {
 }
 
 fn render_set(set: &ResultSet) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
     let has_silenced = set.overall.silenced.is_some();
     let has_untrained = set.overall.untrained.is_some();
     let mut header = vec!["language", "train h", "utterances", "WER"];
@@ -36,14 +34,9 @@ fn render_set(set: &ResultSet) -> Table {
     header.push("CER");
     controls(&mut header);
     let columns = header.len();
-    table.set_header(header);
+    let mut table = zipper_cli::table(header, 1..columns);
     for row in set.languages.iter().chain([&set.overall]) {
         table.add_row(cells(row, has_silenced, has_untrained));
-    }
-    for column in 1..columns {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
     }
     table
 }

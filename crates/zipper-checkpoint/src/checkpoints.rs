@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
-use zipper_types::{Generation, Step};
+use zipper_types::{Advised, Generation, Step};
 
 use crate::error::ErrorKind;
 use crate::layout;

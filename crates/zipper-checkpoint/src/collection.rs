@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use zipper_types::Step;
+use zipper_types::{Advised, Step};
 
 use crate::checkpoints::{Checkpoints, has_manifest, manifest_path, part_path};
 use crate::error::ErrorKind;

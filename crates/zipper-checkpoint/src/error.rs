@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::{io, iter};
 
+use zipper_types::Advised;
+
 /// What a caller can do about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
@@ -166,25 +168,6 @@ impl CheckpointError {
         }
     }
 
-    /// What a person can do about it, where the message does not say so itself.
-    #[must_use]
-    pub fn advice(&self) -> Option<&'static str> {
-        match self.kind() {
-            ErrorKind::Full => Some("make room, or choose another `--run`"),
-            ErrorKind::Denied => Some(
-                "docs/storage.md says which permissions a run needs, and how Zipper finds endpoint, region and credentials",
-            ),
-            ErrorKind::Io if self.object().starts_with("s3://") => Some(
-                "see whether the server runs and the endpoint (`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`) is its address",
-            ),
-            ErrorKind::Io
-            | ErrorKind::NotFound
-            | ErrorKind::AlreadyExists
-            | ErrorKind::Damaged
-            | ErrorKind::Config => None,
-        }
-    }
-
     /// URL, or path, of what it is about.
     fn object(&self) -> &str {
         match self {
@@ -199,12 +182,6 @@ impl CheckpointError {
             Self::Url { url, .. } | Self::Unconditional { url } => url,
             Self::Path { path, .. } => path,
         }
-    }
-
-    /// [`ErrorKind::is_retryable`] of its kind.
-    #[must_use]
-    pub fn is_retryable(&self) -> bool {
-        self.kind().is_retryable()
     }
 
     /// `was_there`: the store has answered before.
@@ -261,6 +238,30 @@ impl CheckpointError {
                 object,
                 source: Box::new(source),
             },
+        }
+    }
+}
+
+impl Advised for CheckpointError {
+    /// [`ErrorKind::is_retryable`] of its kind.
+    fn is_retryable(&self) -> bool {
+        self.kind().is_retryable()
+    }
+
+    fn advice(&self) -> Option<&'static str> {
+        match self.kind() {
+            ErrorKind::Full => Some("make room, or choose another `--run`"),
+            ErrorKind::Denied => Some(
+                "docs/storage.md says which permissions a run needs, and how Zipper finds endpoint, region and credentials",
+            ),
+            ErrorKind::Io if self.object().starts_with("s3://") => Some(
+                "see whether the server runs and the endpoint (`AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`) is its address",
+            ),
+            ErrorKind::Io
+            | ErrorKind::NotFound
+            | ErrorKind::AlreadyExists
+            | ErrorKind::Damaged
+            | ErrorKind::Config => None,
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use zipper_checkpoint::{Environment, ErrorKind, RunStore, StoreOptions};
+use zipper_types::Advised;
 
 /// Status, and the code in the body as S3 gives it.
 type Answer = (u16, &'static str);

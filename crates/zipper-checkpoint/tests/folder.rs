@@ -6,7 +6,7 @@ use std::fs;
 use bytes::Bytes;
 use zipper_checkpoint::{ErrorKind, RunStore, layout};
 use zipper_tests::{SmallDisk, manifest, permitted};
-use zipper_types::{Generation, Step};
+use zipper_types::{Advised, Generation, Step};
 
 async fn write(run: &RunStore, step: Step) {
     let checkpoints = run.checkpoints();

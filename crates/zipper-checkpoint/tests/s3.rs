@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use zipper_checkpoint::{Environment, ErrorKind, Manifest, RunStore, StoreOptions, layout};
 use zipper_tests::{FaultProxy, Mode, S3Server, manifest};
-use zipper_types::{Generation, Step};
+use zipper_types::{Advised, Generation, Step};
 
 const MIB: usize = 1 << 20;
 

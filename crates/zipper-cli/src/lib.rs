@@ -1,9 +1,10 @@
-//! What the programs share on the command line: exit codes, how errors and hints are printed, logging, progress, what they say
-//! about themselves.
+//! What the programs share on the command line: exit codes, how errors and hints are printed, logging, progress, tables, what they
+//! say about themselves.
 
 mod about;
 mod logs;
 mod progress;
+mod table;
 
 use std::error::Error;
 use std::fmt;
@@ -15,6 +16,8 @@ pub use logs::{
     Around, LOG_FORMAT, LogFormat, describe_process, init_tracing, init_tracing_as, log_format, write_logs_by,
 };
 pub use progress::Progress;
+pub use table::table;
+use zipper_types::Advised;
 
 /// How a program ends; scripts and Slurm rely on the numbers (docs/alarms.md).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +113,15 @@ impl fmt::Display for UserError {
 }
 
 impl Error for UserError {}
+
+/// What cannot be used, such as the store of a run: what trying again cannot help is the user's to mend.
+#[expect(clippy::needless_pass_by_value, reason = "as `map_err` gives it")]
+pub fn unusable(error: impl Advised + 'static) -> anyhow::Error {
+    UserError::of(&error)
+        .may_pass_if(error.is_retryable())
+        .hint_if(error.advice())
+        .into()
+}
 
 /// Ends a program: prints what went wrong, if anything did, and gives the exit status.
 pub fn finish(result: anyhow::Result<ExitStatus>) -> ExitStatus {

@@ -75,6 +75,15 @@ impl fmt::Display for WorkerId {
     }
 }
 
+/// An error that knows whether it may pass, and what to do about it: the programs' exit codes and hints come of it.
+pub trait Advised: std::error::Error {
+    /// Whether the same request may succeed later, when nothing is changed but the world.
+    fn is_retryable(&self) -> bool;
+
+    /// What a person can do about it, where the message does not say so itself.
+    fn advice(&self) -> Option<&'static str>;
+}
+
 /// The two stages of Zipper-LoRA training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

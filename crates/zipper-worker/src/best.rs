@@ -2,11 +2,9 @@
 
 use serde::Deserialize;
 use zipper_checkpoint::{ErrorKind, Manifest, RunStore, layout};
-use zipper_cli::UserError;
+use zipper_cli::{UserError, unusable};
 use zipper_config::RunConfig;
 use zipper_types::Step;
-
-use crate::source::unusable;
 
 /// What is read of `eval/validation-step-00000500.json`.
 #[derive(Deserialize)]

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 
-use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use zipper_cli::{ExitStatus, Progress, UserError};
 use zipper_data::{DurationLimits, Utterance, load_corpus};
@@ -88,7 +87,7 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
                            "report": report, "language_identification": detection, "utterances": utterances})
         .to_string()
     } else {
-        table(&report, detection.as_ref()).to_string()
+        table(&report, detection.as_ref())
     };
     print_line(&text)?;
     Ok(ExitStatus::Done)
@@ -132,12 +131,10 @@ impl Detection {
     }
 }
 
-fn table(report: &Report, detection: Option<&Detection>) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+fn table(report: &Report, detection: Option<&Detection>) -> String {
     let mut header = vec!["language", "utterances", "WER %", "CER %", "headline"];
     header.extend(detection.map(|_| "detected %"));
-    table.set_header(header);
+    let mut table = zipper_cli::table(header, [1, 2, 3, 5]);
     let detected = |part: f64| format!("{:.1}", 100.0 * part);
     let percent = |counts: Counts| format!("{:.1}", 100.0 * counts.rate());
     for (lang, of_language) in &report.by_language {
@@ -165,10 +162,5 @@ fn table(report: &Report, detection: Option<&Detection>) -> Table {
     ];
     row.extend(detection.map(|detection| detected(detection.accuracy)));
     table.add_row(row);
-    for column in [1, 2, 3, 5] {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    table
+    table.to_string()
 }

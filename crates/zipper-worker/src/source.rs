@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use anyhow::Context;
 use tokio::runtime::Runtime;
 use zipper_checkpoint::{CheckpointError, ErrorKind, Manifest, RunStore, layout};
-use zipper_cli::UserError;
+use zipper_cli::{UserError, unusable};
 use zipper_config::RunConfig;
 use zipper_types::Step;
 
@@ -104,15 +104,6 @@ impl Source {
         let object = self.runtime.block_on(self.store.get_if_there(path))?;
         Ok(object.map(Vec::from))
     }
-}
-
-/// What went wrong with the run's store: what trying again cannot help is the user's to mend.
-#[expect(clippy::needless_pass_by_value, reason = "as `map_err` gives it")]
-pub(crate) fn unusable(error: CheckpointError) -> anyhow::Error {
-    UserError::of(&error)
-        .may_pass_if(error.is_retryable())
-        .hint_if(error.advice())
-        .into()
 }
 
 /// The checkpoint that was asked for, or the newest that is whole.

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use serde::Serialize;
 use zipper_checkpoint::RunStore;
-use zipper_cli::{ExitStatus, UserError};
+use zipper_cli::{ExitStatus, unusable};
 use zipper_config::RunConfig;
 use zipper_config::schema::{Backend, ClusterConfig};
 
@@ -70,7 +70,7 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<ExitStatus> {
     let store = url
         .map(|url| RunStore::open_with(&url, &store::impatient()))
         .transpose()
-        .map_err(|error| UserError::new(error.to_string()))?;
+        .map_err(unusable)?;
 
     let (worker, mut findings) = programs::look().await;
     findings.extend(programs::gpus(worker.as_ref()).await);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use zipper_checkpoint::{CheckpointError, RunStore, StoreOptions};
+use zipper_types::Advised;
 
 use super::finding::Finding;
 

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use zipper_checkpoint::{ErrorKind, RunStore, layout};
-use zipper_cli::{ExitStatus, UserError};
+use zipper_cli::{ExitStatus, UserError, unusable};
 use zipper_config::RunConfig;
 use zipper_config::schema::{Dtype, RouterGranularity};
 use zipper_plan::{AdapterShape, Inventory, MeasuredStep, transformer_layers};
@@ -145,7 +145,7 @@ pub(crate) fn frozen_bytes(config: &RunConfig) -> anyhow::Result<u64> {
 
 /// The steps that a run has measured.
 async fn measured_steps(url: &str) -> anyhow::Result<Vec<MeasuredStep>> {
-    let store = RunStore::open(url).map_err(|error| UserError::new(error.to_string()))?;
+    let store = RunStore::open(url).map_err(unusable)?;
     let bytes = match store.get(layout::TRAIN_METRICS).await {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => {

@@ -1,6 +1,6 @@
 //! A plan for people.
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::Table;
 
 use super::estimate::{Estimate, RankPlan, StagePlan};
 
@@ -138,15 +138,7 @@ fn memory(plan: &Estimate) -> String {
 }
 
 fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(header.to_vec());
-    for column in 1..header.len() - 1 {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    table
+    zipper_cli::table(header.iter().copied(), 1..header.len() - 1)
 }
 
 /// Three significant digits.

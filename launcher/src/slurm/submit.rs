@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use zipper_checkpoint::RunStore;
-use zipper_cli::{ExitStatus, UserError};
+use zipper_cli::{ExitStatus, UserError, unusable};
 use zipper_config::RunConfig;
 
 use super::script::Script;
@@ -180,7 +180,7 @@ async fn configuration(
         .map(|file| preflight::read_config(file, overrides))
         .transpose()?;
     let url = preflight::run_url(arguments, given.as_ref())?;
-    let store = RunStore::open(&url).map_err(|error| UserError::new(error.to_string()))?;
+    let store = RunStore::open(&url).map_err(unusable)?;
     let config = match given {
         Some(config) => config,
         None => match Begun::find(&store, arguments.resume).await? {

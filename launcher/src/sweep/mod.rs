@@ -13,7 +13,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use tokio::process::Command;
 use zipper_checkpoint::RunStore;
-use zipper_cli::{ExitStatus, UserError};
+use zipper_cli::{ExitStatus, UserError, unusable};
 use zipper_config::RunConfig;
 use zipper_config::sweep::{Sweep, SweepConfig, SweepRun};
 use zipper_report::render;
@@ -22,7 +22,6 @@ use zipper_types::Step;
 use crate::processes::this_program;
 use crate::run::print;
 use crate::signals::Signals;
-use crate::status::unusable;
 
 /// Folders below that of the comparison.
 const STAGE_1: &str = "stage1";
@@ -109,7 +108,7 @@ impl Place {
             .output
             .clone()
             .unwrap_or_else(|| format!("./sweeps/{}", sweep.name));
-        let store = RunStore::open(&output).map_err(|error| user(&error))?;
+        let store = RunStore::open(&output).map_err(unusable)?;
         Ok(Self {
             sweep,
             url: store.url().trim_end_matches('/').to_owned(),

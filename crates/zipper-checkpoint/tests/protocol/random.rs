@@ -18,7 +18,7 @@ use zipper_checkpoint::{
     CheckpointError, ErrorKind, FORMAT_VERSION, Manifest, RunStore, StoreOptions, layout,
 };
 use zipper_simstore::{Backing, Faults, FaultyStore, NoFaults, RandomFaults, Request};
-use zipper_types::{Generation, Stage, Step, WorldSize};
+use zipper_types::{Advised, Generation, Stage, Step, WorldSize};
 
 const TTL: Duration = Duration::from_secs(15);
 const SEEDS: u64 = 60;

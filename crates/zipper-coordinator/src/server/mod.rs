@@ -21,9 +21,9 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval};
+use zipper_checkpoint::RunStore;
 use zipper_checkpoint::lease::{Lease, LeaseLost};
-use zipper_checkpoint::{CheckpointError, RunStore};
-use zipper_cli::{ExitStatus, UserError, in_words};
+use zipper_cli::{ExitStatus, UserError, in_words, unusable};
 use zipper_config::RunConfig;
 use zipper_proto::v1;
 use zipper_tls::{Credentials, Refusals};
@@ -282,15 +282,6 @@ async fn begin(job: &Job) -> anyhow::Result<Beginning> {
         sequence,
         damaged,
     })
-}
-
-/// What went wrong with the run's store: what trying again cannot help is the user's to mend.
-#[expect(clippy::needless_pass_by_value, reason = "as `map_err` gives it")]
-pub fn unusable(error: CheckpointError) -> anyhow::Error {
-    UserError::of(&error)
-        .may_pass_if(error.is_retryable())
-        .hint_if(error.advice())
-        .into()
 }
 
 /// Removes the checkpoints that are damaged and newer than the one to go on from, also from `published`. Returns what each has.

@@ -15,7 +15,7 @@ use zipper_proto::v1;
 use zipper_proto::v1::assignment::Origin;
 use zipper_proto::v1::complete_task_request::Outcome;
 use zipper_proto::v1::worker_service_server::WorkerService;
-use zipper_types::{Generation, Rank, Step};
+use zipper_types::{Advised, Generation, Rank, Step};
 
 use super::beside::{Report, Upload};
 use super::memory::Memory;
