@@ -539,7 +539,11 @@ mod tests {
             (Rank(0), Rank(3))
         );
         assert_eq!(placement.num_pieces(), 5);
-        assert_eq!(placement.shares(&[6.0, 1.0, 1.0]), [2.0; 4]);
+        let shares = placement.shares(&[6.0, 1.0, 1.0]);
+        assert!(
+            shares.len() == 4 && shares.iter().all(|share| (share - 2.0).abs() < 1e-9),
+            "{shares:?}"
+        );
     }
 
     /// Goal: where everybody may take everything, utterances are dealt as in a stage without banks. Method: costs that filling one rank

@@ -87,19 +87,9 @@ fn banks(placement: &Placement) -> Vec<Vec<usize>> {
 
 /// How many languages two ascending lists share.
 fn in_both(a: &[usize], b: &[usize]) -> u32 {
-    let (mut i, mut j, mut count) = (0, 0, 0);
-    while i < a.len() && j < b.len() {
-        match a[i].cmp(&b[j]) {
-            std::cmp::Ordering::Less => i += 1,
-            std::cmp::Ordering::Greater => j += 1,
-            std::cmp::Ordering::Equal => {
-                count += 1;
-                i += 1;
-                j += 1;
-            }
-        }
-    }
-    count
+    a.iter()
+        .map(|language| u32::from(b.binary_search(language).is_ok()))
+        .sum()
 }
 
 #[cfg(test)]
