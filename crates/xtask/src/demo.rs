@@ -63,12 +63,12 @@ pub(crate) fn model(workspace: &Workspace, model: Model) -> anyhow::Result<()> {
         Model::WhisperBase => script(workspace, "whisper_base.py"),
         Model::Smollm2 => script(workspace, "smollm2.py"),
         Model::NumbersLm => {
-            build(workspace)?;
+            workspace.programs()?;
             corpus(workspace, Corpus::Numbers)?;
             language_model(workspace)
         }
         Model::HumanLm => {
-            build(workspace)?;
+            workspace.programs()?;
             corpus(workspace, Corpus::Human)?;
             pretrain(workspace, &HUMAN_LM)
         }
@@ -78,14 +78,6 @@ pub(crate) fn model(workspace: &Workspace, model: Model) -> anyhow::Result<()> {
 /// Pretrains the quickstart's language model with `target/release/zipper-demo`.
 pub(crate) fn language_model(workspace: &Workspace) -> anyhow::Result<()> {
     pretrain(workspace, &NUMBERS_LM)
-}
-
-fn build(workspace: &Workspace) -> anyhow::Result<()> {
-    workspace::run(
-        workspace
-            .cargo()
-            .args(["build", "--release", "--package", "zipper-demo"]),
-    )
 }
 
 /// Makes `demo/models/<name>-lm` of `demo/<name>/words.tsv`.

@@ -28,8 +28,7 @@ const SCRIPT: &str = "install-libtorch.sh";
 /// What building fails with, or what a program in the unpacked tarball says.
 pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
     checks::install_tools(workspace)?;
-    let mut build = workspace.cargo();
-    workspace::run(build.args(["build", "--release", "--workspace", "--bins"]))?;
+    workspace.programs()?;
     let name = format!("zipper-{}-{ARCH}-linux", env!("CARGO_PKG_VERSION"));
     let dist = workspace.root().join("target/dist");
     let folder = dist.join(&name);

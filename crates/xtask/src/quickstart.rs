@@ -8,12 +8,6 @@ use crate::setup::{self, Flavor};
 use crate::workspace::{self, Workspace};
 
 const CONFIG: &str = "configs/quickstart.yaml";
-const PACKAGES: [&str; 4] = [
-    "zipper-launch",
-    "zipper-coordinator",
-    "zipper-worker",
-    "zipper-demo",
-];
 const NODES: &str = "2";
 
 /// # Errors
@@ -25,7 +19,7 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
 fn run_phases(workspace: &Workspace) -> anyhow::Result<()> {
     let mut phases = Phases::default();
     phases.run("set-up", || setup::run(workspace, Flavor::Cpu))?;
-    phases.run("build", || build(workspace))?;
+    phases.run("build", || workspace.programs())?;
     phases.run("corpus", || demo::corpus(workspace, Corpus::Numbers))?;
     phases.run("speech encoder", || demo::model(workspace, Model::WhisperBase))?;
     phases.run("language model", || demo::language_model(workspace))?;
@@ -36,11 +30,6 @@ fn run_phases(workspace: &Workspace) -> anyhow::Result<()> {
          docs/quickstart.md says how to read the table and where to go from here."
     );
     Ok(())
-}
-
-fn build(workspace: &Workspace) -> anyhow::Result<()> {
-    let packages = PACKAGES.iter().flat_map(|package| ["--package", package]);
-    workspace::run(workspace.cargo().args(["build", "--release"]).args(packages))
 }
 
 fn train(workspace: &Workspace) -> anyhow::Result<()> {

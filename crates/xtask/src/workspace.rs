@@ -8,6 +8,14 @@ use std::process::Command;
 
 use anyhow::{Context, bail};
 
+/// What `target/release` is for.
+const PROGRAMS: [&str; 4] = [
+    "zipper-launch",
+    "zipper-coordinator",
+    "zipper-worker",
+    "zipper-demo",
+];
+
 /// Where things are.
 #[derive(Debug)]
 pub(crate) struct Workspace {
@@ -49,6 +57,13 @@ impl Workspace {
     /// Cargo, in the root of the repository.
     pub(crate) fn cargo(&self) -> Command {
         self.command("cargo")
+    }
+
+    /// Builds the programs that users run, and the demo's: always these together, so that what they depend on has the same features
+    /// each time and is compiled once.
+    pub(crate) fn programs(&self) -> anyhow::Result<()> {
+        let packages = PROGRAMS.iter().flat_map(|package| ["--package", package]);
+        run(self.cargo().args(["build", "--release"]).args(packages))
     }
 
     /// Builds an example and the programs that it may start with `cargo`, with the features of the whole workspace as CI does, so that
