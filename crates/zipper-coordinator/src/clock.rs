@@ -39,3 +39,20 @@ impl fmt::Debug for Clock {
         write!(f, "Clock({})", self.text())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: times are read by people and by the next coordinator, whose clock may be behind. Method: a clock that stands.
+    #[test]
+    fn times_are_written_and_measured() {
+        let clock = Clock::new(|| SystemTime::UNIX_EPOCH + Duration::from_millis(90_061_500));
+        assert_eq!(clock.text(), "1970-01-02T01:01:01Z");
+        assert_eq!(format!("{clock:?}"), "Clock(1970-01-02T01:01:01Z)");
+        assert_eq!(clock.since("1970-01-02T01:00:00Z"), Duration::from_millis(61_500));
+        for no_time in ["1970-01-02T01:02:00Z", "yesterday"] {
+            assert_eq!(clock.since(no_time), Duration::ZERO, "{no_time}");
+        }
+    }
+}

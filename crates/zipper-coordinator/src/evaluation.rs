@@ -187,9 +187,17 @@ async fn read(
     silenced: bool,
     step: Step,
 ) -> Result<Option<Scored>, CheckpointError> {
-    let name = layout::evaluation(set, silenced, step);
-    let bytes = store.get_if_there(&format!("{name}.json")).await?;
-    Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+    let name = format!("{}.json", layout::evaluation(set, silenced, step));
+    let bytes = store.get_if_there(&name).await?;
+    let scored = bytes.map(|bytes| serde_json::from_slice(&bytes)).transpose();
+    // A run that has been trained and evaluated does not fail for it.
+    Ok(scored.unwrap_or_else(|error| {
+        tracing::warn!(
+            "`{}` is not in the table, as it cannot be read: {error}",
+            store.object_url(&name)
+        );
+        None
+    }))
 }
 
 #[cfg(test)]
@@ -197,16 +205,20 @@ mod tests {
     use super::*;
     use crate::schedule::tests::config;
 
+    fn said(lang: &str, reference: &str, hypothesis: &str, nll: Option<(f64, u64)>) -> Decoded {
+        Decoded {
+            id: "u".to_owned(),
+            lang: lang.to_owned(),
+            reference: reference.to_owned(),
+            hypothesis: hypothesis.to_owned(),
+            nll,
+        }
+    }
+
     /// The loss of a set is the mean over its tokens, by which checkpoints are chosen.
     #[test]
     fn the_loss_is_that_of_a_token() {
-        let decoded = |nll| Decoded {
-            id: "u".to_owned(),
-            lang: "en".to_owned(),
-            reference: "one".to_owned(),
-            hypothesis: "one".to_owned(),
-            nll,
-        };
+        let decoded = |nll| said("en", "one", "one", nll);
         let loss =
             |all: &[Decoded]| score_set(&config(""), &EvaluationSet::Validation, false, Step(5), all).loss;
         assert_eq!(
@@ -214,5 +226,80 @@ mod tests {
             Some(2.0)
         );
         assert_eq!(loss(&[decoded(None)]), None);
+    }
+    /// Goal: the table has every set that was decoded, beside its controls, the languages with most training speech first; a set that was
+    /// not decoded, or whose scores are damaged, is left out. Method: scores written to a folder, with other errors in each.
+    #[tokio::test]
+    async fn the_table_has_what_was_decoded() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = RunStore::open(folder.path().to_str().expect("a name")).expect("a store");
+        let mut config = config("");
+        for name in ["missing", "damaged"] {
+            let mut test = config.evaluation.tests[0].clone();
+            name.clone_into(&mut test.name);
+            config.evaluation.tests.push(test);
+        }
+        let amounts = |lang, seconds| serde_json::json!({"lang": lang, "utterances": 1, "seconds": seconds, "characters": 1});
+        let corpus = serde_json::json!({"languages": [amounts("de", 1800.0), amounts("en", 7200.0)]});
+        store
+            .put(layout::CORPUS_REPORT, json(&corpus))
+            .await
+            .expect("it is written");
+        let damaged = layout::evaluation("damaged", false, Step(9));
+        store
+            .put(&format!("{damaged}.json"), Bytes::from("{"))
+            .await
+            .expect("it is written");
+        let all = [
+            (false, Step(9), "yes please", "ja bitte"),
+            (true, Step(9), "yes", "ja"),
+            (false, Step(0), "", ""),
+        ];
+        for (silenced, step, english, german) in all {
+            let decoded = [
+                said("de", "ja bitte", german, None),
+                said("en", "yes please", english, None),
+            ];
+            let set = EvaluationSet::Test("t".to_owned());
+            let scored = score_set(&config, &set, silenced, step, &decoded);
+            scored.write(&store, &decoded).await.expect("they are written");
+        }
+
+        let table = write_table(&store, &config, Step(9)).await.expect("a table");
+        let written = store.get(RESULT_TABLE).await.expect("it is written");
+        assert_eq!(
+            serde_json::from_slice::<ResultTable>(&written).expect("a table"),
+            table
+        );
+        let [set] = &table.sets[..] else {
+            panic!("{table:?}");
+        };
+        let rates = |rates: &Option<Rates>| rates.as_ref().map(|rates| rates.wer);
+        let rows: Vec<_> = set
+            .languages
+            .iter()
+            .chain([&set.overall])
+            .map(|row| {
+                let controls = (rates(&row.silenced), rates(&row.untrained));
+                (row.lang.as_str(), row.train_hours, row.trained.wer, controls)
+            })
+            .collect();
+        let controls = (Some(0.5), Some(1.0));
+        assert_eq!(
+            rows,
+            [
+                ("en", Some(2.0), 0.0, controls),
+                ("de", Some(0.5), 0.0, controls),
+                ("all", Some(2.5), 0.0, controls)
+            ]
+        );
+    }
+
+    #[test]
+    fn titles_say_what_was_decoded() {
+        let set = EvaluationSet::Test("numbers".to_owned());
+        assert_eq!(title(&set, false, Step(9)), "numbers");
+        assert_eq!(title(&set, true, Step(9)), "numbers, silenced");
+        assert_eq!(title(&set, false, Step(0)), "numbers, untrained");
     }
 }

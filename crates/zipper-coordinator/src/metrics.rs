@@ -144,6 +144,33 @@ mod tests {
         }
     }
 
+    /// Goal: a coordinator that comes back has what the one before it wrote, up to where the run goes on, and writes the object anew only if
+    /// something in it goes. Method: an object of three lines and of what is none.
+    #[tokio::test]
+    async fn what_was_written_is_read_up_to_where_the_run_goes_on() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = RunStore::open(folder.path().to_str().expect("a name")).expect("a store");
+        let lines = [r#"{"step":1}"#, r#"{"step":2}"#, r#"{"step":3}"#];
+        let put = |text: String| store.put(layout::TRAIN_METRICS, Bytes::from(text));
+        put(lines.join("\n")).await.expect("it is written");
+        let mut whole = Metrics::open(&store, None).await.expect("it is read");
+        assert!(whole.lines().eq(lines));
+        assert_eq!(whole.due_write(Duration::ZERO, true), None);
+
+        let mut resumed = Metrics::open(&store, Some(Step(2))).await.expect("it is read");
+        assert!(resumed.lines().eq(lines[..2].iter().copied()));
+        let text = resumed
+            .due_write(Duration::ZERO, false)
+            .expect("the last line goes");
+        assert_eq!(text, format!("{}\n{}\n", lines[0], lines[1]));
+
+        put(format!("{}\nno line", lines[0]))
+            .await
+            .expect("it is written");
+        let mut mended = Metrics::open(&store, None).await.expect("it is read");
+        assert!(mended.due_write(Duration::ZERO, false).is_some());
+    }
+
     #[test]
     fn a_line_has_the_loss_of_each_language() {
         let german = v1::LanguageMetrics {

@@ -551,8 +551,8 @@ mod tests {
     #[test]
     fn without_banks_the_longest_goes_first() {
         let costs = [3.0, 3.0, 2.0, 2.0, 2.0];
-        let batch = [(0, 3.0), (1, 3.0), (0, 2.0), (1, 2.0), (0, 2.0)];
-        let hands = Placement::everywhere(2, WorldSize(2)).deal(&batch);
+        let batch = costs.map(|cost| (0, cost));
+        let hands = Placement::everywhere(1, WorldSize(2)).deal(&batch);
         assert_eq!(hands, deal(&costs, WorldSize(2)));
         assert_eq!(hands, [vec![0, 2, 4], vec![1, 3]]);
     }

@@ -62,7 +62,7 @@ impl WorkModel {
             sum(|s| s.audio_seconds * s.compute_seconds),
             sum(|s| s.tokens * s.compute_seconds),
         );
-        if !(aa > 0.0 && ay > 0.0) {
+        if ay <= 0.0 {
             return None;
         }
         let determinant = aa * tt - at * at;
@@ -116,13 +116,32 @@ mod tests {
         assert!((model.cost(0, 2.0, 40) - 35.0).abs() < 1e-9);
     }
 
+    /// Goal: what samples cannot tell apart is the audio's, and samples without time say nothing. Method: as many tokens a second in each, so
+    /// that the determinant is nothing but rounding, and times with noise.
+    #[test]
+    fn what_cannot_be_told_apart_is_of_the_audio() {
+        let noisy = [(100.1, 51.0), (200.2, 99.0), (333.3, 168.0), (71.7, 35.0)];
+        let samples = noisy.map(|(audio_seconds, compute_seconds)| StepSample {
+            compute_seconds,
+            audio_seconds,
+            tokens: 3.3 * audio_seconds,
+        });
+        let (audio, token) = WorkModel::fit(&samples).expect("the samples say enough");
+        assert!((audio - 0.5).abs() < 0.01 && token == 0.0, "{audio} {token}");
+        assert_eq!(WorkModel::fit(&[sample(60.0, 100.0, (0.0, 0.0))]), None);
+    }
+
     /// Goal: noise that would make one of the two negative makes it zero, and the other one still fits.
     #[test]
     fn no_time_is_negative() {
-        let truth = (1.0, -0.05);
-        let samples = [(60.0, 100.0), (55.0, 180.0), (70.0, 90.0)].map(|(a, t)| sample(a, t, truth));
-        let (audio, token) = WorkModel::fit(&samples).expect("the samples say enough");
+        let fit = |truth| {
+            let samples = [(60.0, 100.0), (55.0, 180.0), (70.0, 90.0)].map(|(a, t)| sample(a, t, truth));
+            WorkModel::fit(&samples).expect("the samples say enough")
+        };
+        let (audio, token) = fit((1.0, -0.05));
         assert!(audio > 0.7 && audio < 1.0 && token == 0.0, "{audio} {token}");
+        let (audio, token) = fit((-0.05, 1.0));
+        assert!(token > 0.9 && token < 1.0 && audio == 0.0, "{audio} {token}");
         assert_eq!(WorkModel::fit(&[]), None);
     }
 }
