@@ -256,6 +256,7 @@ mod tests {
             (past.generation, past.next_task, past.reached),
             (Generation(8), 4, Step(4))
         );
+        assert_eq!(past.published, [Step(2), Step(4)].into());
         let adopted = past.adopted.expect("it is at work");
         assert_eq!(adopted.task, Some((3, planned)));
         let placement = adopted.placement.expect("there are banks");
