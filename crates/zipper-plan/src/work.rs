@@ -62,7 +62,7 @@ impl WorkModel {
             sum(|s| s.audio_seconds * s.compute_seconds),
             sum(|s| s.tokens * s.compute_seconds),
         );
-        if ay <= 0.0 {
+        if !(aa > 0.0 && ay > 0.0) {
             return None;
         }
         let determinant = aa * tt - at * at;
