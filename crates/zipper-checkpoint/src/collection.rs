@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use zipper_types::{Advised, Step};
 
 use crate::checkpoints::{Checkpoints, has_manifest, manifest_path, part_path};
-use crate::error::ErrorKind;
 use crate::store::ObjectInfo;
 use crate::{Result, folder, layout};
 
@@ -30,7 +29,7 @@ impl Checkpoints {
     /// comes back. [`Checkpoints::collect`] takes it when the step is far behind.
     ///
     /// # Errors
-    /// [`ErrorKind::is_retryable`]: what was deleted stays deleted, and this can be repeated.
+    /// [`crate::ErrorKind::is_retryable`]: what was deleted stays deleted, and this can be repeated.
     pub async fn remove(&self, step: Step) -> Result<()> {
         self.run.delete(&manifest_path(step)).await?;
         let claim = part_path(step, layout::WRITER);
@@ -47,7 +46,7 @@ impl Checkpoints {
     /// Nothing is deleted if `newest` is not published.
     ///
     /// # Errors
-    /// [`ErrorKind::is_retryable`]: what was deleted stays deleted, and this can be repeated.
+    /// [`crate::ErrorKind::is_retryable`]: what was deleted stays deleted, and this can be repeated.
     pub async fn collect(&self, newest: Step) -> Result<Collected> {
         let mut collected = Collected::default();
         let directories = self.directories().await?;
@@ -91,10 +90,10 @@ impl Checkpoints {
             return Ok(Vec::new());
         }
         let manifest = match self.load_manifest(step).await {
+            Ok(manifest) => manifest,
             Err(error) if error.is_retryable() => return Err(error),
             // What belongs to a manifest that cannot be read is not known.
-            Err(error) if error.kind() != ErrorKind::NotFound => return Ok(Vec::new()),
-            manifest => manifest?,
+            Err(_) => return Ok(Vec::new()),
         };
         let mut own: BTreeSet<String> = manifest
             .parts

@@ -329,4 +329,27 @@ mod tests {
         assert!(of_server.is_some_and(|advice| advice.contains("`AWS_ENDPOINT_URL_S3`")));
         assert_eq!(lost("file:///runs/a/run.yaml").advice(), None);
     }
+
+    /// Goal: what a folder's file system refuses is known as that; a folder that is missing where something is written is no missing
+    /// object.
+    #[test]
+    fn what_a_file_system_says_depends_on_what_it_was_asked() {
+        let from = |action, source| {
+            let error = CheckpointError::from_store(action, "file:///runs/a/o".to_owned(), source, true);
+            error.kind()
+        };
+        let missing = || object_store::Error::NotFound {
+            path: "o".to_owned(),
+            source: "gone".into(),
+        };
+        let refused = || object_store::Error::Generic {
+            store: "LocalFileSystem",
+            source: io::Error::from(io::ErrorKind::PermissionDenied).into(),
+        };
+        assert_eq!(from("read", missing()), ErrorKind::NotFound);
+        assert_eq!(from("write", missing()), ErrorKind::Io);
+        for action in ["read", "write"] {
+            assert_eq!(from(action, refused()), ErrorKind::Denied);
+        }
+    }
 }

@@ -48,3 +48,23 @@ fn is_staged(path: &Path) -> bool {
     let number = name.and_then(|name| name.rsplit_once('#'));
     number.is_some_and(|(_, number)| !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: only what object_store itself leaves is taken for an unfinished file.
+    #[test]
+    fn unfinished_files_end_in_a_number() {
+        for (name, staged) in [
+            ("de.safetensors#1", true),
+            ("de.safetensors#12", true),
+            ("de.safetensors", false),
+            ("de.safetensors#", false),
+            ("de.safetensors#1a", false),
+            ("1", false),
+        ] {
+            assert_eq!(is_staged(&Path::new("banks").join(name)), staged, "{name}");
+        }
+    }
+}

@@ -175,6 +175,28 @@ mod tests {
         assert_eq!(evaluation("t", true, Step(0)), "eval/t-silenced-step-00000000");
     }
 
+    /// Goal: what other versions have written, and people look for, is where it was.
+    #[test]
+    fn names_stay() {
+        let (step, generation) = (Step(500), Generation(3));
+        for (found, expected) in [
+            (lease_claim(7), "lease/000000000007/claim.json"),
+            (lease_renewed(7), "lease/000000000007/renewed.json"),
+            (lease_released(7), "lease/000000000007/released.json"),
+            (lease_stop(7), "lease/000000000007/stop.json"),
+            (
+                flight_record(generation, Rank(1)),
+                "flight/generation-3/rank-1.json",
+            ),
+            (checkpoint_dir(step), "checkpoints/step-00000500"),
+            (bank("de"), "banks/de.safetensors"),
+            (optimizer_bank("de"), "optimizer/banks/de.safetensors"),
+            (generation_prefix(generation), "generation-3/"),
+        ] {
+            assert_eq!(found, expected);
+        }
+    }
+
     /// Goal: names and steps convert both ways, and no second name means the same step.
     #[test]
     fn ids_and_steps_are_one_to_one() {

@@ -73,3 +73,18 @@ impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Environment {
         Self { variables }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Goal: of what the process was given, that is looked at which says how a store is reached, and nothing else.
+    #[test]
+    fn the_environment_is_what_stores_need() {
+        let found = Environment::of_process();
+        let home = env::var("HOME").ok().filter(|home| !home.is_empty());
+        assert_eq!(found.get("HOME"), home.as_deref());
+        let is_ours = |name: &str| name == "HOME" || name.starts_with("AWS_");
+        assert!(found.iter().all(|(name, _)| is_ours(name)), "{found:?}");
+    }
+}

@@ -64,3 +64,31 @@ impl Meter {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::RunStore;
+
+    #[tokio::test]
+    async fn every_request_is_counted_with_its_bytes() {
+        let run = RunStore::in_memory();
+        run.put("a", Bytes::from_static(b"abc")).await.unwrap();
+        run.put_create("b", Bytes::from_static(b"de")).await.unwrap();
+        run.get("a").await.unwrap();
+        assert!(run.exists("b").await.unwrap());
+        assert_eq!(run.list("").await.unwrap().len(), 2);
+        run.delete("a").await.unwrap();
+        let expected = StoreUsage {
+            reads: 2,
+            writes: 2,
+            lists: 1,
+            deletes: 1,
+            bytes_read: 3,
+            bytes_written: 5,
+        };
+        assert_eq!(run.clone().usage(), expected);
+    }
+}

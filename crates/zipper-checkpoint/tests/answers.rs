@@ -114,6 +114,8 @@ async fn refusals_and_failures_are_told_apart() {
         let run = open("s3://bucket/runs/a", &[("AWS_ENDPOINT_URL", &server.endpoint())]);
         let error = run.get("run.yaml").await.unwrap_err();
         assert_eq!(error.kind(), kind, "{answer:?}: {error:?}");
+        let passes = !matches!(kind, ErrorKind::NotFound | ErrorKind::Config);
+        assert_eq!(error.is_retryable(), passes, "{answer:?}");
         let message = error.to_string();
         assert!(
             message.contains("s3://bucket/runs/a/run.yaml") && message.contains(words),
@@ -171,5 +173,34 @@ async fn the_bucket_is_in_the_path_or_in_the_host() {
         );
         assert_eq!(run.get("run.yaml").await.unwrap(), "content");
         assert_eq!(proxy.first_line(), format!("GET {place} HTTP/1.1"));
+    }
+}
+
+/// Requests are signed for the region that the environment names, or else the profile.
+#[tokio::test]
+async fn requests_are_signed_for_the_region_that_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("config");
+    std::fs::write(&config, "[default]\nregion = eu-south-2\n").unwrap();
+    let profile = ("AWS_CONFIG_FILE", config.to_str().unwrap());
+    for (variables, region) in [
+        (
+            vec![
+                profile,
+                ("AWS_DEFAULT_REGION", "eu-north-1"),
+                ("AWS_REGION", "eu-west-3"),
+            ],
+            "eu-west-3",
+        ),
+        (vec![profile, ("AWS_DEFAULT_REGION", "eu-north-1")], "eu-north-1"),
+        (vec![profile], "eu-south-2"),
+    ] {
+        let server = Server::start(vec![(200, "OK")]).await;
+        let endpoint = server.endpoint();
+        let variables = [variables, vec![("AWS_ENDPOINT_URL", &endpoint)]].concat();
+        let run = open("s3://bucket/runs/a", &variables);
+        assert_eq!(run.get("run.yaml").await.unwrap(), "content");
+        let asked = server.asked.lock().unwrap().concat();
+        assert!(asked.contains(&format!("/{region}/s3/aws4_request")), "{asked}");
     }
 }

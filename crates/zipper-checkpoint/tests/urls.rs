@@ -39,7 +39,8 @@ fn unusable_urls_are_refused_with_the_reason() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let file = file.path().to_str().unwrap();
     for (url, words) in [
-        ("", "empty"),
+        ("", "it is empty"),
+        (" ", "it is empty"),
         ("ftp://host/dir", "unknown scheme `ftp`"),
         ("file://host/dir", "absolute path"),
         ("s3://", "name of a bucket"),

@@ -101,6 +101,21 @@ fn a_role_of_the_environment_is_enough() {
     }
 }
 
+/// Goal: a request that fails is repeated for as long as the options say, however often that is, and at least every few seconds.
+#[test]
+fn repetitions_are_limited_by_their_time() {
+    let options = StoreOptions {
+        retry_timeout: Duration::from_mins(7),
+        ..StoreOptions::default()
+    };
+    let repeated = repetitions(&options);
+    assert_eq!(
+        (repeated.retry_timeout, repeated.max_retries),
+        (options.retry_timeout, usize::MAX)
+    );
+    assert_eq!(repeated.backoff.max_backoff, LONGEST_PAUSE);
+}
+
 /// Goal: with virtual-hosted requests the bucket is part of the host, once.
 #[test]
 fn virtual_hosted_requests_put_the_bucket_before_the_host() {

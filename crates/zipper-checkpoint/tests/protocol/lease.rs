@@ -9,7 +9,9 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use zipper_checkpoint::lease::{self, Holder, Lease, LeaseLost, LeaseOptions, Refused};
 use zipper_checkpoint::{CheckpointError, ErrorKind, RunStore, layout};
-use zipper_simstore::{Backing, Crash, Faults, FaultyStore, Gate, Moment, NoFaults, RandomFaults, Switch};
+use zipper_simstore::{
+    Backing, Crash, Faults, FaultyStore, Gate, Moment, NoFaults, RandomFaults, Request, Switch,
+};
 
 const TTL: Duration = Duration::from_secs(15);
 const OPTIONS: LeaseOptions = LeaseOptions { ttl: TTL };
@@ -43,13 +45,18 @@ async fn acquired(run: &RunStore, pid: u32) -> Lease {
         .unwrap_or_else(|refused| panic!("{refused}"))
 }
 
+/// The requests with which `pid` claims a run.
+async fn requests(backing: &Arc<Backing>, pid: u32) -> Vec<Request> {
+    let store = Arc::new(FaultyStore::new(Arc::clone(backing), Arc::new(NoFaults)));
+    acquired(&RunStore::over(Arc::clone(&store) as _, "memory://run"), pid).await;
+    store.requests()
+}
+
 /// How many requests it takes to claim a run whose holder `pid` 1 is silent.
 async fn num_requests() -> usize {
     let backing = Backing::new();
     acquired(&healthy(&backing), 1).await;
-    let store = Arc::new(FaultyStore::new(Arc::clone(&backing), Arc::new(NoFaults)));
-    acquired(&RunStore::over(Arc::clone(&store) as _, "memory://run"), 2).await;
-    store.requests().len()
+    requests(&backing, 2).await.len()
 }
 
 /// A contender dies at any of its requests: the next one gets the run after the time to live, under a number of its own.
@@ -167,10 +174,50 @@ async fn a_claim_that_was_not_acknowledged_counts_when_the_other_holder_knows_it
         .await
         .unwrap();
     first.check().await.expect("its renewal is young");
+    let begun = Instant::now();
     let second = acquired(&run, 2).await;
     assert_eq!(second.epoch(), 2);
+    assert!(begun.elapsed() <= TTL, "it waited for {:?}", begun.elapsed());
     first.check().await.expect_err("the other one has the run");
     second.check().await.unwrap();
+}
+
+/// Between a contender's look and its claim another one claims the run, and lives: the contender is refused, and told by whom.
+#[tokio::test(start_paused = true)]
+async fn a_contender_that_is_a_moment_too_late_is_refused() {
+    // Its last request is its claim.
+    let number = requests(&Backing::new(), 1).await.len() - 1;
+    let gate = Arc::new(Gate::at(number, Moment::Before));
+    let backing = Backing::new();
+    let late = run(&backing, Arc::clone(&gate) as _);
+    let late = tokio::spawn(async move { acquire(&late, 1).await });
+    gate.reached().await;
+    let second = acquired(&healthy(&backing), 2).await;
+    gate.open();
+    while !late.is_finished() {
+        second.renew().await.unwrap();
+        sleep(second.renew_every()).await;
+    }
+    let refused = late.await.unwrap().unwrap().err().expect("it is refused");
+    assert_eq!((refused.epoch, refused.holder), (1, holder(2)));
+}
+
+/// While a contender waits for one holder that is gone, another one claims the run and is gone as well: the contender waits again.
+#[tokio::test(start_paused = true)]
+async fn a_contender_outlives_several_that_are_gone() {
+    let backing = Backing::new();
+    let run = healthy(&backing);
+    acquired(&run, 1).await;
+    let contender = run.clone();
+    let contender = tokio::spawn(async move { acquire(&contender, 3).await });
+    sleep(TTL / 2).await;
+    let claim = serde_json::to_vec(&holder(2)).unwrap();
+    run.put_create(&layout::lease_claim(2), claim.into())
+        .await
+        .unwrap();
+    let lease = contender.await.unwrap().unwrap();
+    let lease = lease.unwrap_or_else(|refused| panic!("{refused}"));
+    assert_eq!(lease.epoch(), 3);
 }
 
 /// LEASE-2 and LEASE-3: the holder is stopped in the middle of the renewal that a check asks for, on either side of any of its requests, until
@@ -203,9 +250,23 @@ async fn a_holder_that_is_stopped_in_a_check_does_not_pass_it() {
 async fn num_requests_to_claim_a_free_run() -> usize {
     let backing = Backing::new();
     acquired(&healthy(&backing), 9).await.release().await.unwrap();
-    let store = Arc::new(FaultyStore::new(Arc::clone(&backing), Arc::new(NoFaults)));
-    acquired(&RunStore::over(Arc::clone(&store) as _, "memory://run"), 1).await;
-    store.requests().len()
+    requests(&backing, 1).await.len()
+}
+
+/// A run that was given back is free at once; giving it back again changes nothing.
+#[tokio::test(start_paused = true)]
+async fn a_run_that_was_given_back_is_not_waited_for() {
+    let backing = Backing::new();
+    let run = healthy(&backing);
+    let first = acquired(&run, 1).await;
+    assert!(!lease::newest(&run).await.unwrap().unwrap().released);
+    for _ in 0..2 {
+        first.release().await.unwrap();
+        assert!(lease::newest(&run).await.unwrap().unwrap().released);
+    }
+    let begun = Instant::now();
+    assert_eq!(acquired(&run, 2).await.epoch(), 2);
+    assert_eq!(begun.elapsed(), Duration::ZERO);
 }
 
 /// LEASE-4: a claim that was lost is lost, although the last renewal before that is young.
@@ -283,8 +344,10 @@ async fn a_holder_without_its_store_stops_in_time() {
     let lease = acquired(&run(&backing, Arc::clone(&switch) as _), 1).await;
     lease.renew().await.unwrap();
     switch.set_away(true);
+    let moment = Duration::from_millis(1);
+    sleep(TTL * 2 / 3 - moment).await;
     lease.check().await.expect("its renewal is young");
-    sleep(TTL * 2 / 3).await;
+    sleep(moment).await;
     assert!(matches!(lease.check().await, Err(LeaseLost::Store(_))));
     switch.set_away(false);
     lease.check().await.expect("nobody has claimed the run");

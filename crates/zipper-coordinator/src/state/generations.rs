@@ -162,12 +162,10 @@ impl State {
         self.leave_generation(now, Why::Growth);
     }
 
-    /// Asks the ranks to let others in, if there is room.
+    /// One more worker is ready: asks the ranks to let it in, if there is room.
     pub(super) fn want_growth(&mut self) {
-        let ready = self.ready().count();
         if let Phase::Together(together) = &mut self.phase
             && together.world_size.0 < self.crew.max_workers
-            && ready > 0
         {
             together.grow = true;
         }
@@ -254,7 +252,7 @@ impl State {
             origin: origin.clone(),
             spares,
         });
-        self.accounts.rewind(self.reached_of_generation(), step);
+        self.accounts.rewind(self.furthest, step);
         self.accounts.begin(now, Activity::Working);
         let repeated = self.furthest.0.saturating_sub(step.0);
         let recovering_since = self.loss.take().map(|loss| (loss.recovering_since, repeated));
@@ -282,11 +280,6 @@ impl State {
         chosen.sort_by_key(|(_, node, local, _)| (*node, *local));
         let chosen = chosen.into_iter().map(|(worker, ..)| worker).collect();
         (chosen, spares as u32)
-    }
-
-    /// How far the generation before had come.
-    fn reached_of_generation(&self) -> Step {
-        self.furthest.max(self.reached)
     }
 
     /// The step that `workers` start from, and whether they remember it.

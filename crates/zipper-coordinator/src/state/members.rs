@@ -207,18 +207,19 @@ impl State {
         if was_newer || matches!(standing, Standing::Member(_)) {
             self.break_generation_of(now, &joining.worker);
         }
+        let place = (joining.node_rank, joining.local_rank);
         let member = self
             .members
-            .entry(joining.worker.clone())
-            .or_insert_with(|| Member::new(&joining, now));
+            .entry(joining.worker)
+            .or_insert_with(|| Member::new(joining.incarnation, place, &joining.hostname));
         member.heard = now;
         if member.rank().is_some() {
             // An answer was lost: it is a member already, and does not know it.
             return;
         }
         member.status = Status::Ready;
-        member.store_address.clone_from(&joining.store_address);
-        member.hostname.clone_from(&joining.hostname);
+        member.store_address = joining.store_address;
+        member.hostname = joining.hostname;
         member.held = joining.held;
         "waiting".clone_into(&mut member.doing);
         self.want_growth();
@@ -235,10 +236,11 @@ impl State {
         {
             loss.heard(now, &sign);
         }
+        let place = (sign.node_rank, sign.local_rank);
         let member = self
             .members
-            .entry(sign.worker.clone())
-            .or_insert_with(|| Member::loading(&sign, now));
+            .entry(sign.worker)
+            .or_insert_with(|| Member::new(sign.incarnation, place, &sign.hostname));
         member.heard = now;
         member.doing = sign.doing;
         member.trouble = sign.trouble;
@@ -291,28 +293,25 @@ pub(super) fn name_rank(rank: Rank, worker: &WorkerId, hostname: &str) -> String
 }
 
 impl Member {
-    fn new(joining: &Joining, now: Now) -> Self {
+    /// A process on a node and slot, which has done nothing yet.
+    fn new(incarnation: Incarnation, (node_rank, local_rank): (u32, u32), hostname: &str) -> Self {
         Self {
-            status: Status::Ready,
-            store_address: joining.store_address.clone(),
-            ..Self::at(
-                joining.incarnation,
-                (joining.node_rank, joining.local_rank),
-                &joining.hostname,
-                now,
-            )
-        }
-    }
-
-    fn loading(sign: &Sign, now: Now) -> Self {
-        Self {
-            doing: sign.doing.clone(),
-            ..Self::at(
-                sign.incarnation,
-                (sign.node_rank, sign.local_rank),
-                &sign.hostname,
-                now,
-            )
+            incarnation,
+            node_rank,
+            local_rank,
+            hostname: hostname.to_owned(),
+            status: Status::Loading,
+            heard: Now::ZERO,
+            progress: Now::ZERO,
+            doing: String::new(),
+            store_address: String::new(),
+            held: Vec::new(),
+            step: Step(0),
+            collective: None,
+            compute_seconds: 0.0,
+            work: 0.0,
+            store_reads: 0,
+            trouble: None,
         }
     }
 
@@ -323,34 +322,11 @@ impl Member {
             doing: "training".to_owned(),
             store_address: seat.store_address.clone(),
             step,
-            ..Self::at(
+            ..Self::new(
                 seat.incarnation,
                 (seat.node_rank, seat.local_rank),
                 &seat.hostname,
-                Now::ZERO,
             )
-        }
-    }
-
-    /// A process on a node and slot, which has done nothing yet.
-    fn at(incarnation: Incarnation, (node_rank, local_rank): (u32, u32), hostname: &str, heard: Now) -> Self {
-        Self {
-            incarnation,
-            node_rank,
-            local_rank,
-            hostname: hostname.to_owned(),
-            status: Status::Loading,
-            heard,
-            progress: heard,
-            doing: String::new(),
-            store_address: String::new(),
-            held: Vec::new(),
-            step: Step(0),
-            collective: None,
-            compute_seconds: 0.0,
-            work: 0.0,
-            store_reads: 0,
-            trouble: None,
         }
     }
 

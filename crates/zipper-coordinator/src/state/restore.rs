@@ -99,8 +99,6 @@ impl State {
             step,
             origin,
         ));
-        self.reached = at;
-        self.furthest = self.furthest.max(at);
         self.accounts.begin(Now::ZERO, Activity::Working);
         self.go_on_from(at);
         if let Some((id, planned)) = task {

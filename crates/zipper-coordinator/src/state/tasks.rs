@@ -47,6 +47,7 @@ impl State {
     /// A generation starts from `step`: what is left to do.
     pub(super) fn go_on_from(&mut self, step: Step) {
         self.reached = step;
+        self.furthest = self.furthest.max(step);
         self.left = schedule::tasks(&self.config, step);
         self.left.retain(|planned| match planned {
             Planned::Evaluate { set, silenced, step } => {

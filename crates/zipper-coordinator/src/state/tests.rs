@@ -549,11 +549,11 @@ fn a_stop_while_evaluating_steps_that_are_not_stored_stores_them() {
 fn a_stop_takes_no_longer_than_the_grace_time() {
     let mut play = Play::formed("", 5);
     play.apply(stop());
-    play.now += Duration::from_secs(59);
+    play.now += play.state.config().runtime.grace;
     play.all_alive();
     play.apply(Event::Tick);
     assert_eq!(play.state.verdict(), None);
-    play.wait(Duration::from_secs(2));
+    play.wait(Duration::from_millis(1));
     let Some(Verdict::Stopped(reason)) = play.state.verdict() else {
         panic!("the verdict is {:?}", play.state.verdict());
     };
@@ -571,6 +571,30 @@ fn a_stop_that_comes_too_late_does_not_undo_what_is_done() {
     play.apply(stop());
     play.do_task();
     assert_eq!(play.state.verdict(), Some(&Verdict::Done));
+}
+
+/// A run is stopped, not done, whether something is left that was not begun or the last thing was cut short.
+#[test]
+fn a_stop_that_leaves_something_out_is_one() {
+    let mut play = Play::formed("", 0);
+    play.apply(stop());
+    play.do_task();
+    assert_eq!(
+        play.state.verdict(),
+        Some(&stopped()),
+        "a whole evaluation, the first"
+    );
+    let mut play = Play::formed("", 0);
+    play.do_tasks_until(|planned| matches!(planned, Planned::Evaluate { silenced: true, .. }));
+    play.apply(stop());
+    for rank in 0..2 {
+        play.complete(rank, Outcome::Stopped { reached: Step(9) });
+    }
+    assert_eq!(
+        play.state.verdict(),
+        Some(&stopped()),
+        "half an evaluation, the last"
+    );
 }
 
 #[test]
@@ -609,6 +633,20 @@ fn ranks_that_yield_to_nobody_go_on_from_their_step() {
     play.complete(0, Outcome::Yielded { reached: Step(7) });
     let effects = play.complete(1, Outcome::Yielded { reached: Step(7) });
     assert_eq!(words(&effects), ["train 7-9"]);
+}
+
+/// A worker whose answer was lost does not know yet that it is a member: what it could not do before ends no generation.
+#[test]
+fn failures_outside_of_a_generation_break_none() {
+    let mut play = Play::formed("", 0);
+    let Event::Failed(failure) = failed(1, false, false) else {
+        unreachable!("it is a failure");
+    };
+    play.apply(Event::Failed(Failure {
+        generation: None,
+        ..failure
+    }));
+    assert_eq!(play.state.together(), Some(FIRST));
 }
 
 /// GEN-1: neither a process that was given up nor what happened in a generation before the newest ends the run.
@@ -656,12 +694,41 @@ fn the_rendezvous_names_who_came() {
     );
 }
 
+/// Coming together usually takes less than two seconds: nobody is told of that.
+#[test]
+fn a_short_rendezvous_is_not_told_of() {
+    let mut play = Play::new("", 0);
+    play.apply(Event::Joined(joining(1, 1)));
+    play.now = Duration::from_secs(1);
+    assert_eq!(play.apply(Event::Tick), []);
+    play.now = Duration::from_secs(2);
+    assert_eq!(
+        words(&play.apply(Event::Tick)),
+        ["waiting: 1 of 2 workers are ready"]
+    );
+}
+
+#[test]
+fn of_many_some_are_named_and_the_others_counted() {
+    let name = |count| generations::name_some((0..count).map(|number| number.to_string())).join(",");
+    assert_eq!(name(8), "0,1,2,3,4,5,6,7");
+    assert_eq!(name(10), "0,1,2,3,4,5,6,7,2 more");
+}
+
 #[test]
 fn completions_of_other_tasks_and_repeated_ones_change_nothing() {
     let mut play = Play::formed("", 0);
     let (first, _) = play.state.task().expect("a task is under way");
     play.complete(0, Outcome::Evaluated(vec![decoded(0)]));
     assert_eq!(play.complete(0, Outcome::Evaluated(vec![decoded(0)])), []);
+    let known = |rank, task| play.state.knows_outcome(Rank(rank), task);
+    assert_eq!(
+        [known(0, first), known(1, first), known(1, first + 1)],
+        [true, false, true],
+        "no other task is asked for"
+    );
+    let ahead = |task| play.state.is_ahead(task);
+    assert_eq!([ahead(first), ahead(first + 1)], [false, true]);
     let effects = play.complete(1, Outcome::Evaluated(vec![decoded(1)]));
     assert_eq!(words(&effects), ["evaluated t@0: 2", "train 0-5"]);
     for task in [first, first + 2] {

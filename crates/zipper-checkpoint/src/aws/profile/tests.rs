@@ -14,6 +14,10 @@ fn files(folder: &Path, config: &str, credentials: &str, profile: Option<&str>) 
     ProfileFiles::of(&environment).unwrap()
 }
 
+fn files_named_by(variables: &[(&str, &str)]) -> Option<ProfileFiles> {
+    ProfileFiles::of(&variables.iter().copied().collect())
+}
+
 const CONFIG: &str = "
 # a comment
 [default]
@@ -109,6 +113,10 @@ fn profiles_that_cannot_be_used_are_refused_by_name() {
     );
     assert_eq!(files(folder.path(), "", "", None).read().unwrap(), None);
 
+    let folder_for_file = files_named_by(&[("AWS_CONFIG_FILE", folder.path().to_str().unwrap())]);
+    let problem = folder_for_file.unwrap().read().unwrap_err();
+    assert!(problem.contains("cannot be read"), "{problem}");
+
     for (credentials, words) in [
         ("[x\n", "line 1: the name of a section"),
         ("[x]\nhunter2\n", "line 2: a setting is written"),
@@ -128,17 +136,19 @@ fn what_is_named_counts_without_a_home() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keys");
     fs::write(&path, CREDENTIALS).unwrap();
-    let of = |variables: &[(&str, &str)]| ProfileFiles::of(&variables.iter().copied().collect());
-    let named = of(&[("AWS_SHARED_CREDENTIALS_FILE", path.to_str().unwrap())]);
+    let named = files_named_by(&[("AWS_SHARED_CREDENTIALS_FILE", path.to_str().unwrap())]);
     let default = named.unwrap().read().unwrap().unwrap();
     assert_eq!(default.credentials().unwrap().unwrap().key_id, "DEFAULTKEY");
 
-    let problem = of(&[("AWS_PROFILE", "lab")]).unwrap().read().unwrap_err();
+    let problem = files_named_by(&[("AWS_PROFILE", "lab")])
+        .unwrap()
+        .read()
+        .unwrap_err();
     assert!(
         problem.contains("`lab` (AWS_PROFILE) is neither in `~/.aws/config`"),
         "{problem}"
     );
-    assert!(of(&[]).is_none());
+    assert!(files_named_by(&[]).is_none());
 }
 
 /// Goal: keys that somebody renews in the file are used from then on; a file that is unreadable for a moment does no harm.
@@ -153,12 +163,20 @@ async fn renewed_keys_are_read_again() {
 
     fs::write(&path, CREDENTIALS.replace("DEFAULTKEY", "LONGERNEWKEY")).unwrap();
     assert_eq!(key().await, "LONGERNEWKEY");
+    let written = fs::metadata(&path).unwrap().modified().unwrap();
     fs::write(&path, "[default\n").unwrap();
     assert_eq!(key().await, "LONGERNEWKEY");
 
-    // Same length, and perhaps the same instant: a refusal is what makes it look.
-    fs::write(&path, CREDENTIALS.replace("DEFAULTKEY", "NEWESTKEY+")).unwrap();
+    // Same length and the same instant: a refusal is what makes it look.
+    fs::write(&path, CREDENTIALS.replace("DEFAULTKEY", "NEWESTKEY+/1")).unwrap();
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.set_modified(written).unwrap();
+    assert_eq!(key().await, "LONGERNEWKEY");
     provider.read_again();
-    assert_eq!(key().await, "NEWESTKEY+");
-    assert!(!format!("{provider:?}").contains("secret"));
+    assert_eq!(key().await, "NEWESTKEY+/1");
+    let shown = format!("{provider:?}");
+    assert!(
+        shown.contains(path.to_str().unwrap()) && !shown.contains("secret"),
+        "{shown}"
+    );
 }

@@ -108,6 +108,17 @@ fn a_checkpoint_older_than_the_newest_is_neither_awaited_nor_published() {
     assert_eq!(play.state.verdict(), Some(&Verdict::Done));
 }
 
+/// A newer checkpoint may be on its way already when one is published.
+#[test]
+fn parts_of_a_newer_checkpoint_stay_when_one_is_published() {
+    let mut play = Play::formed("", 5);
+    play.store(0, 8);
+    play.store(0, 6);
+    play.store(1, 6);
+    play.publish(6);
+    assert_eq!(words(&play.store(1, 8)), ["publish 8"]);
+}
+
 /// Retention works while ranks are still training: a checkpoint that came and went is not awaited at the end.
 #[test]
 fn a_checkpoint_that_is_no_longer_kept_is_not_awaited() {

@@ -231,6 +231,10 @@ fn many_ranks_are_counted_not_listed() {
         reason.contains("rank 53, 46 more ranks had not") && reason.len() < 1000,
         "{reason}"
     );
+    let mut play = training();
+    play.apply(missed(0, "world", 4, &[0], &[3, 4, 5, 6]));
+    play.wait(BLAME_TIMEOUT + Duration::from_millis(1));
+    assert!(play.told().contains("rank 5, rank 6 had not"), "{}", play.told());
 }
 
 /// The agent ends a process that was given up: that is not what was wrong with it.
@@ -246,4 +250,82 @@ fn a_silent_worker_that_is_ended_for_it_was_silent() {
         play.told()
     );
     assert!(!play.told().contains("signal 9"), "{}", play.told());
+}
+
+/// Whoever was heard of just in time when another one ended is not called silent.
+#[test]
+fn a_worker_that_was_heard_of_in_time_is_not_silent() {
+    let mut play = training();
+    play.now = play.state.config().runtime.heartbeat_timeout;
+    play.apply(exit(1, Some(1), None));
+    play.wait(BLAME_TIMEOUT + Duration::from_millis(1));
+    assert!(
+        play.told()
+            .starts_with("worker `node0/1` (rank 1) on host1 ended with exit code 1")
+            && !play.told().contains("no heartbeat"),
+        "{}",
+        play.told()
+    );
+}
+
+/// Of several that end, each is named.
+#[test]
+fn all_workers_that_end_are_named() {
+    let mut play = training();
+    play.apply(exit(1, Some(1), None));
+    play.apply(exit(2, None, Some(9)));
+    play.wait(BLAME_TIMEOUT + Duration::from_millis(1));
+    for who in [
+        "(rank 1) on host1 ended with exit code 1",
+        "(rank 2) on host2 was ended by signal 9",
+    ] {
+        assert!(play.told().contains(who), "{}", play.told());
+    }
+}
+
+/// With a single rank there is nobody who could tell more.
+#[test]
+fn the_end_of_a_single_worker_is_told_at_once() {
+    let mut play = Play {
+        state: state(config(""), 1, 5),
+        now: Duration::ZERO,
+        effects: Vec::new(),
+    };
+    play.apply(Event::Joined(joining(0, 1)));
+    play.apply(exit(0, Some(1), None));
+    assert!(play.told().contains("ended with exit code 1"), "{}", play.told());
+}
+
+/// An operation that failed on all ranks, with all of them there, does not speak of the network: none of them hung.
+#[test]
+fn an_operation_that_fails_on_all_ranks_is_no_hang() {
+    let mut play = training();
+    for rank in 0..3 {
+        play.apply(missed(rank, "world", 4, &[0, 1, 2], &[]));
+    }
+    play.wait(BLAME_TIMEOUT + Duration::from_millis(1));
+    let reason = play.told();
+    assert!(
+        reason.starts_with("worker `node0/0` (rank 0) on host0: a peer was lost")
+            && reason.contains("had come to it")
+            && !reason.contains("network"),
+        "{reason}"
+    );
+}
+
+/// Where a worker that has ended was waiting itself is not what the others miss it at.
+#[test]
+fn the_operation_is_that_of_those_who_are_left() {
+    let mut play = training();
+    play.apply(heartbeat(0, 6, Some(collective("world", 5, false))));
+    play.apply(heartbeat(1, 6, Some(collective("world", 4, false))));
+    play.apply(heartbeat(2, 6, Some(collective("world", 3, true))));
+    play.apply(exit(1, None, Some(9)));
+    play.wait(BLAME_TIMEOUT + Duration::from_millis(1));
+    let reason = play.told();
+    assert!(
+        reason.contains("it had completed step 6 and had been in `all_reduce` (gradients 4 of step 7; number 4 of group `world`) for 0.0s")
+            && reason.contains("number 5 of group `world`) failed: worker `node0/0` (rank 0) on host0 had come to it"),
+        "{reason}"
+    );
 }

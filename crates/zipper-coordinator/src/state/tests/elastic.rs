@@ -170,6 +170,53 @@ fn a_lost_bank_goes_back_to_the_checkpoint() {
     let second = play.state.generation();
     let effects = play.sees(0, second, 6);
     assert_eq!(words(&effects), ["recovered, 2 steps repeated"]);
+    assert_eq!(play.state.accounts.repeated_steps, 2);
+}
+
+/// Steps that a coordinator knows only from what its workers remember are repeated, too, when they are lost.
+#[test]
+fn remembered_steps_that_are_lost_are_repeated() {
+    let mut play = Play::new("", 5);
+    play.state.crew = crew(1, 2);
+    play.apply(Event::Joined(Joining {
+        held: held(7, &[0]),
+        ..ready(0, 1)
+    }));
+    let other = Joining {
+        held: held(7, &[1]),
+        ..ready(1, 1)
+    };
+    assert_eq!(
+        words(&play.apply(Event::Joined(other))),
+        ["form 2 from memory of 7", "train 7-9"]
+    );
+    play.apply(ended(1, 1));
+    play.apply(back(0, held(7, &[0])));
+    let second = play.state.generation();
+    let effects = play.sees(0, second, 6);
+    assert_eq!(words(&effects), ["recovered, 2 steps repeated"]);
+    assert_eq!(play.state.accounts.repeated_steps, 2);
+}
+
+/// A checkpoint may be newer than what those who are left remember.
+#[test]
+fn a_newer_checkpoint_counts_more_than_memory() {
+    let mut play = training("", crew(1, 2));
+    play.store(0, 8);
+    play.store(1, 8);
+    play.publish(8);
+    play.apply(ended(1, 1));
+    let effects = play.apply(back(0, held(6, &[0, 1])));
+    assert_eq!(words(&effects)[1..], ["form 1", "train 8-9"]);
+}
+
+/// A run without banks goes on from the memory of any rank.
+#[test]
+fn without_banks_the_shared_parameters_are_all() {
+    let mut play = training("adapter: {variant: shared}", crew(1, 2));
+    play.apply(ended(1, 1));
+    let effects = play.apply(back(0, held(7, &[])));
+    assert_eq!(words(&effects)[1..], ["form 1 from memory of 7", "train 7-9"]);
 }
 
 /// A checkpoint that was due at the step that a generation starts from, and was lost on its way, is written again.
@@ -272,11 +319,14 @@ fn thread_1_a_node_that_fails_again_and_again_is_left_out_and_named() {
         reason.contains("it failed 3 times within 1h") && reason.contains("signal 9"),
         "{reason}"
     );
+    // Whatever still runs there is not listened to.
     play.apply(Event::Joined(ready(1, 4)));
-    assert_eq!(
-        play.state.standing(&worker(1), Incarnation(4), None),
-        Standing::Outside
-    );
+    let generation = play.state.generation();
+    play.apply(Event::Heartbeat(Sign {
+        incarnation: Incarnation(4),
+        ..alive(1, generation, 7)
+    }));
+    assert!(play.state.workers().all(|known| *known != worker(1)));
     assert_eq!(play.state.verdict(), None, "one worker is enough");
     // The other one fails, too: nobody is left.
     for incarnation in 1..=3 {
@@ -369,6 +419,38 @@ fn an_agent_that_repeats_itself_has_lost_nothing() {
     assert_eq!((play.state.together(), play.state.failures()), (Some(FIRST), 0));
 }
 
+/// A coordinator that has come back learns of agents by their signs of life, those of an agent that was replaced excepted.
+#[test]
+fn agents_are_known_by_their_signs_of_life() {
+    let mut play = Play::new("", 5);
+    let alive = |incarnation| Event::AgentAlive {
+        node: 0,
+        incarnation: Incarnation(incarnation),
+    };
+    let answered = |play: &Play| {
+        let known = |incarnation: &u64| play.state.advice_for_node(0, Incarnation(*incarnation)).is_some();
+        (1..=3).find(known)
+    };
+    assert_eq!(answered(&play), None);
+    for (incarnation, newest) in [(2, 2), (3, 3), (1, 3)] {
+        play.apply(alive(incarnation));
+        assert_eq!(answered(&play), Some(newest));
+    }
+    assert!(play.state.nodes().eq([0]));
+    let states = |play: &Play| play.state.overview().nodes.into_keys().collect::<Vec<_>>();
+    play.seconds(6, |play| drop(play.apply(alive(1))));
+    assert_eq!(
+        states(&play),
+        ["silent"],
+        "one that was replaced counts for nothing"
+    );
+    play.seconds(1, |play| drop(play.apply(alive(3))));
+    play.seconds(5, |_| ());
+    assert_eq!(states(&play), ["healthy"]);
+    play.seconds(1, |_| ());
+    assert_eq!(states(&play), ["silent"]);
+}
+
 #[test]
 fn a_given_up_process_is_ended_also_where_another_one_ended_before() {
     let mut play = training("", crew(1, 2));
@@ -396,6 +478,24 @@ fn nodes_count_with_all_their_workers() {
     assert_eq!(play.state.verdict(), None, "node 0 has two");
 }
 
+/// Before a run ends because too few are left, those who know more of the last loss are given a moment to say so.
+#[test]
+fn the_end_of_a_run_waits_for_the_reason() {
+    let mut play = training("elastic: {restarts_per_node: 0}", crew(2, 2));
+    let effects = play.apply(ended(1, 1));
+    assert_eq!(words(&effects), ["left out node 1"]);
+    play.wait(crate::state::diagnosis::BLAME_TIMEOUT);
+    assert_eq!(play.state.verdict(), None);
+    play.wait(Duration::from_millis(1));
+    assert!(
+        play.failure()
+            .contains("was ended by signal 9; at its last heartbeat")
+            && play.failure().contains("too few workers are left for the 2"),
+        "{}",
+        play.failure()
+    );
+}
+
 /// A survivor that lives and never comes back holds nobody up for longer than it may.
 #[test]
 fn a_survivor_that_does_not_come_back_is_given_up() {
@@ -406,12 +506,43 @@ fn a_survivor_that_does_not_come_back_is_given_up() {
     let both = |play: &mut Play| (0..2).for_each(|node| drop(play.sees(node, FIRST, 7)));
     play.seconds(timeout, both);
     assert_eq!(play.state.together(), None, "node 1 is awaited");
+    let told = words(&play.effects);
+    let awaited = "waiting: 1 of 3 workers are ready; `node1/0` has not come back yet";
+    assert!(told.iter().any(|told| told == awaited), "{told:?}");
     play.seconds(1, both);
     assert_eq!(
         play.state.standing(&worker(1), Incarnation(1), Some(FIRST)),
         Standing::GivenUp
     );
     assert!(play.state.together().is_some());
+}
+
+/// The wait for workers beyond those that are needed begins when the needed ones are there, and again when one of these was lost.
+#[test]
+fn the_wait_for_more_begins_again_with_enough_workers() {
+    let mut play = Play::new("elastic: {join_wait: 10s}", 5);
+    play.state.crew = crew(1, 2);
+    play.apply(agent(0, 1));
+    play.apply(Event::Joined(ready(0, 1)));
+    play.wait(Duration::from_secs(5));
+    play.apply(ended(0, 1));
+    play.wait(Duration::from_secs(1));
+    play.apply(Event::Joined(ready(0, 2)));
+    play.wait(Duration::from_secs(9));
+    assert_eq!(play.state.together(), None);
+    play.wait(Duration::from_secs(1));
+    assert_eq!(play.state.together(), Some(FIRST));
+}
+
+/// A run that is to stop and has nobody left waits for somebody who comes back.
+#[test]
+fn a_stop_without_workers_forms_no_generation() {
+    let mut play = training("", crew(1, 1));
+    play.apply(ended(0, 1));
+    play.apply(stop());
+    assert_eq!((play.state.together(), play.state.verdict()), (None, None));
+    play.apply(Event::Joined(ready(0, 2)));
+    assert_eq!(play.state.verdict(), Some(&stopped()));
 }
 
 /// With fewer than a run needs, what the survivors remember is stored nevertheless when it is to stop.
@@ -481,7 +612,7 @@ fn a_hang_is_found_by_the_lack_of_progress() {
         panic!("it is told: {effects:?}");
     };
     assert!(
-        reason.starts_with("no step was completed for 20s. worker `node1/0` (rank 1)"),
+        reason.starts_with("no step was completed for 20s. worker `node1/0` (rank 1) on host1 did not come"),
         "{reason}"
     );
 }
@@ -641,15 +772,16 @@ fn the_coordinators_own_sleep_is_nobodys_fault() {
 
 #[test]
 fn a_straggler_is_named_once_with_its_share_of_the_time() {
-    let mut play = training("elastic: {straggler_steps: 2}", crew(1, 3));
+    let mut play = training("elastic: {straggler_steps: 2}", crew(1, 5));
     play.now = Duration::from_secs(10);
     let mut effects = Vec::new();
-    for step in [6, 8] {
+    for step in [6, 7] {
         assert_eq!(effects, [], "one step is too few");
-        for node in 0..3 {
+        // Of two ranks nothing is known yet.
+        for (node, seconds) in (0..).zip([3.0, 4.0, 8.0, 0.0, 0.0]) {
             let mut sign = alive(node, FIRST, step);
-            sign.work = 100.0;
-            sign.compute_seconds = [3.0, 4.0, 8.0][node as usize];
+            sign.work = if seconds > 0.0 { 100.0 } else { 0.0 };
+            sign.compute_seconds = seconds;
             play.apply(Event::Heartbeat(sign));
         }
         effects = play.apply(Event::Tick);
@@ -677,6 +809,9 @@ fn an_outage_of_the_store_raises_an_alarm_and_ends_the_run_at_its_limit() {
         message: "no space left on device".to_owned(),
     };
     let mut sign = alive(1, FIRST, 6);
+    sign.trouble = Some(trouble(15));
+    play.apply(Event::Heartbeat(sign.clone()));
+    assert_eq!(play.apply(Event::Tick), [], "it may pass by itself");
     sign.trouble = Some(trouble(20));
     play.apply(Event::Heartbeat(sign.clone()));
     assert_eq!(words(&play.apply(Event::Tick)), ["alarm raised"]);
@@ -684,6 +819,8 @@ fn an_outage_of_the_store_raises_an_alarm_and_ends_the_run_at_its_limit() {
     sign.trouble = None;
     play.apply(Event::Heartbeat(sign));
     assert_eq!(words(&play.apply(Event::Tick)), ["alarm over"]);
+    play.apply(Event::StoreTrouble(Some(trouble(1800))));
+    assert_eq!(words(&play.apply(Event::Tick)), ["alarm raised"]);
     play.apply(Event::StoreTrouble(Some(trouble(1801))));
     play.apply(Event::Tick);
     let Some(Verdict::Stopped(reason)) = play.state.verdict() else {
@@ -762,6 +899,18 @@ fn the_next_coordinator_waits_for_the_last_checkpoint() {
     assert_eq!(play.state.verdict(), Some(&Verdict::Done));
 }
 
+/// Where all of them are there, none is awaited by the next coordinator.
+#[test]
+fn the_next_coordinator_awaits_no_checkpoint_that_is_there() {
+    let mut before = training("", crew(1, 2));
+    for rank in 0..2 {
+        before.complete(rank, Outcome::Trained { reached: Step(9) });
+    }
+    let mut play = adopting(&before, &[5, 6, 8, 9]);
+    play.work();
+    assert_eq!(play.state.verdict(), Some(&Verdict::Done));
+}
+
 /// Checkpoints that came and went before the coordinator was lost are not awaited by the next one, which does not know them.
 #[test]
 fn the_next_coordinator_does_not_wait_for_what_is_no_longer_kept() {
@@ -814,6 +963,20 @@ fn a_generation_is_adopted_by_the_next_coordinator() {
         [rank(0), rank(1)],
         [Standing::Member(Rank(0)), Standing::Member(Rank(1))]
     );
+    let place = play.state.assignment(&worker(1), Incarnation(1));
+    assert_eq!(
+        place.map(|place| place.store_address),
+        before
+            .state
+            .assignment(&worker(1), Incarnation(1))
+            .map(|place| place.store_address)
+    );
+    let seen = play.state.overview().members;
+    assert!(
+        seen.iter()
+            .all(|member| member.doing == "training" && member.step == Step(5)),
+        "{seen:?}"
+    );
     assert!(!play.state.knows_outcome(Rank(0), id), "it is asked for again");
     play.complete(0, Outcome::Trained { reached: Step(9) });
     let effects = play.complete(1, Outcome::Trained { reached: Step(9) });
@@ -832,6 +995,24 @@ fn a_generation_that_was_taken_over_without_a_task_gets_one() {
     let mut play = adopting(&before, &[5]);
     assert_eq!(words(&play.effects), ["train 5-9"]);
     assert_eq!(play.apply(Event::Tick), [], "once");
+}
+
+/// More numbers are reserved while some are left, so that no generation waits for the journal.
+#[test]
+fn numbers_are_reserved_in_time() {
+    for (reserved, more) in [(6, Some(14)), (7, None)] {
+        let mut play = Play::new("", 0);
+        play.state.reserved = Generation(reserved);
+        for local_rank in 0..WORKERS {
+            play.apply(Event::Joined(joining(local_rank, 1)));
+        }
+        assert_eq!(play.state.together(), Some(FIRST));
+        let found = play.effects.iter().find_map(|effect| match effect {
+            Effect::Reserve(number) => Some(number.0),
+            _ => None,
+        });
+        assert_eq!(found, more, "with {reserved} reserved");
+    }
 }
 
 /// GEN-2: what the journal has not reserved is not used.

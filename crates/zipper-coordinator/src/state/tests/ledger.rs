@@ -101,6 +101,8 @@ fn thread_1_a_crash_of_the_coordinator_does_not_renew_budgets() {
 fn accounts_go_on_after_a_crash() {
     let mut before = play(Past::default());
     before.wait(Duration::from_secs(30));
+    before.state.accounts.losses = 2;
+    before.state.accounts.repeated_steps = 3;
     let after = restarted(&before, Duration::from_secs(4));
     let accounts = after.state.accounts.until(Duration::from_secs(6));
     let spent: Vec<_> = accounts.spent().collect();
@@ -112,4 +114,5 @@ fn accounts_go_on_after_a_crash() {
             (Activity::Recovering, seconds(4))
         ]
     );
+    assert_eq!((accounts.losses, accounts.repeated_steps), (2, 3));
 }

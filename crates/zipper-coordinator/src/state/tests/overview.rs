@@ -6,6 +6,7 @@ use super::*;
 #[test]
 fn the_overview_counts_who_is_there() {
     let mut play = Play::new("", 0);
+    assert_eq!(play.state.overview().nodes, BTreeMap::from([("missing", 1)]));
     play.apply(Event::NodeRegistered(Agent {
         node: 0,
         incarnation: Incarnation(1),
@@ -36,4 +37,26 @@ fn the_overview_counts_who_is_there() {
     assert_eq!(heard, [Duration::ZERO, Duration::from_secs(7)]);
     assert_eq!(together.accounts.total(), play.now);
     assert_eq!(play.state.overview(), together);
+}
+
+/// Of very many workers those are named that are not at work and have been silent the longest; all are counted.
+#[test]
+fn of_very_many_workers_some_are_named() {
+    let mut play = Play::new("", 0);
+    for local_rank in 0..300 {
+        play.now += Duration::from_millis(1);
+        play.apply(Event::Heartbeat(Sign {
+            generation: None,
+            ..sign(local_rank, FIRST, 0)
+        }));
+    }
+    play.apply(Event::Tick);
+    let seen = play.state.overview();
+    assert_eq!(seen.workers, BTreeMap::from([("loading", 300)]));
+    assert_eq!(seen.members.len(), 256);
+    let named = |local_rank: u32| {
+        let worker = WorkerId::new(0, local_rank);
+        seen.members.iter().any(|member| member.worker == worker.0)
+    };
+    assert!(named(0) && named(255) && !named(256) && !named(299));
 }
