@@ -5,5 +5,5 @@ mod formats;
 mod journal;
 mod kills;
 mod lease;
-mod lost;
 mod random;
+mod requests;

@@ -57,8 +57,7 @@ impl State {
         });
         self.left.reverse();
         // A checkpoint that was due here and has not been finished.
-        if step > Step(0)
-            && schedule::is_checkpoint(&self.config, step)
+        if schedule::is_checkpoint(&self.config, step)
             && !self.was_published(step)
             && let Some(stage) = schedule::stages(&self.config).stage_of(step)
         {
@@ -105,7 +104,7 @@ impl State {
     /// What a run that stops still has to do: store what it has done since the last checkpoint.
     fn last_save(&mut self) -> Option<Planned> {
         let step = self.reached;
-        if step == Step(0) || self.was_published(step) || self.expected.contains(&step) {
+        if self.was_published(step) || self.expected.contains(&step) {
             return None;
         }
         let stage = schedule::stages(&self.config).stage_of(step)?;

@@ -134,6 +134,21 @@ fn a_stopped_worker_is_named_with_the_operation_in_which_others_wait_for_it() {
     );
 }
 
+/// Silence is a cause, and a failed operation its effect: nothing else is waited for.
+#[test]
+fn a_silent_worker_is_told_of_when_another_one_misses_it() {
+    let mut play = training();
+    let others = |play: &mut Play| {
+        for rank in [0, 1] {
+            play.apply(heartbeat(rank, 7, Some(collective("world", 5, false))));
+        }
+    };
+    play.seconds(22, others);
+    assert_eq!(play.state.together(), None);
+    let effects = play.apply(missed(0, "world", 5, &[0, 1], &[2]));
+    assert_eq!(words(&effects), ["broken at 7"]);
+}
+
 /// A training thread that hangs while its process lives: heartbeats go on, but the others' deadline passes.
 #[test]
 fn a_rank_that_does_not_come_is_named_although_it_lives() {

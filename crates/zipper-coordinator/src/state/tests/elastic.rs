@@ -424,11 +424,11 @@ fn an_agent_that_repeats_itself_has_lost_nothing() {
 fn agents_are_known_by_their_signs_of_life() {
     let mut play = Play::new("", 5);
     let alive = |incarnation| Event::AgentAlive {
-        node: 0,
+        node: 3,
         incarnation: Incarnation(incarnation),
     };
     let answered = |play: &Play| {
-        let known = |incarnation: &u64| play.state.advice_for_node(0, Incarnation(*incarnation)).is_some();
+        let known = |incarnation: &u64| play.state.advice_for_node(3, Incarnation(*incarnation)).is_some();
         (1..=3).find(known)
     };
     assert_eq!(answered(&play), None);
@@ -436,7 +436,7 @@ fn agents_are_known_by_their_signs_of_life() {
         play.apply(alive(incarnation));
         assert_eq!(answered(&play), Some(newest));
     }
-    assert!(play.state.nodes().eq([0]));
+    assert!(play.state.nodes().eq([3]));
     let states = |play: &Play| play.state.overview().nodes.into_keys().collect::<Vec<_>>();
     play.seconds(6, |play| drop(play.apply(alive(1))));
     assert_eq!(

@@ -1,12 +1,13 @@
-//! Goal: a single request that is lost, or an object that goes while it is read, is taken for what it is. Method: one request of a
-//! client fails and no other one; or the object of a request is gone before it, and back after it.
+//! Goal: what a client asks for is what it needs, and a single request that is lost, or an object that goes while it is read, is taken
+//! for what it is. Method: requests are counted by kind; one of them fails and no other one; the object of a request is gone before it,
+//! and back after it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use zipper_checkpoint::lease::{self, Holder, Lease, LeaseOptions, StopRequest};
-use zipper_checkpoint::{Collected, ErrorKind, Manifest, RunStore, layout};
+use zipper_checkpoint::{Collected, ErrorKind, Manifest, RunStore, StoreOptions, layout};
 use zipper_simstore::{Backing, Faults, FaultyStore, NoFaults, Request, RequestKind, faults};
 use zipper_tests::manifest;
 use zipper_types::{Generation, Step};
@@ -144,6 +145,40 @@ async fn a_part_whose_request_is_lost_is_no_damage() {
     assert_eq!(store.requests().len(), 1, "a small part is read at once");
 }
 
+/// Only what is larger than a piece is written in pieces.
+#[tokio::test]
+async fn large_parts_are_written_in_pieces() {
+    for (size, expected) in [
+        (32, vec![RequestKind::Put]),
+        (
+            80,
+            vec![
+                RequestKind::Begin,
+                RequestKind::Put,
+                RequestKind::Piece,
+                RequestKind::Piece,
+                RequestKind::Piece,
+                RequestKind::Complete,
+                RequestKind::Delete,
+            ],
+        ),
+    ] {
+        let store = Arc::new(FaultyStore::new(Backing::new(), Arc::new(NoFaults)));
+        let options = StoreOptions {
+            multipart_bytes: 32,
+            ..StoreOptions::default()
+        };
+        let run = RunStore::over_pieces(Arc::clone(&store), "memory://run", &options);
+        let part = run
+            .checkpoints()
+            .put_part(Step(10), "", layout::STATE, Bytes::from(vec![7; size]))
+            .await;
+        assert_eq!(part.unwrap().bytes, size as u64);
+        let kinds: Vec<RequestKind> = store.requests().iter().map(|request| request.kind).collect();
+        assert_eq!(kinds, expected, "{size} bytes");
+    }
+}
+
 /// A checkpoint whose manifest cannot be read just now is not listed as an unreadable one; one that was removed is not listed.
 #[tokio::test]
 async fn a_list_says_nothing_that_it_does_not_know() {
@@ -184,9 +219,8 @@ async fn the_newest_checkpoint_is_looked_for_a_few_times() {
 #[tokio::test]
 async fn what_a_manifest_does_not_say_is_not_collected() {
     let (backing, run, _) = with_checkpoint().await;
-    let other = run
-        .checkpoints()
-        .put_part(Step(10), "generation-4/", layout::STATE, Bytes::new());
+    let checkpoints = run.checkpoints();
+    let other = checkpoints.put_part(Step(10), "generation-4/", layout::STATE, Bytes::new());
     other.await.unwrap();
     let objects = run.list(layout::CHECKPOINTS).await.unwrap();
     let (collector, _) = client(&backing, Lost { number: 1 });
