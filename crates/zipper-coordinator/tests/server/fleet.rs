@@ -1,6 +1,7 @@
 //! A coordinator, its workers and its watchers, as the tests play them.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -71,10 +72,13 @@ pub(crate) struct Coordinator {
 
 impl Coordinator {
     pub(crate) async fn start(store: &RunStore, config: RunConfig) -> Self {
+        Self::of(job(store, config).await).await
+    }
+
+    pub(crate) async fn of(job: Job) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
         let (stop, stopped) = mpsc::channel(1);
-        let job = job(store, config).await;
         let authority = authority("tiny");
         let own = authority.issue(Role::Coordinator).expect("there is randomness");
         let serving = tokio::spawn(async move { serve(listener, &own, None, job, stopped).await });
@@ -142,11 +146,13 @@ pub(crate) fn endpoint(authority: &Authority, role: Role, address: SocketAddr) -
         .expect("an address")
 }
 
-/// The claim of a coordinator that nobody contests.
+/// The claim of a coordinator that nobody contests. Each is another process, as a claim of the same one would be taken for a request
+/// that was made twice.
 async fn claim(store: &RunStore) -> Lease {
+    static PROCESSES: AtomicU32 = AtomicU32::new(1);
     let holder = Holder {
         host: "host".to_owned(),
-        pid: 1,
+        pid: PROCESSES.fetch_add(1, Ordering::Relaxed),
         since: "2026-01-02T03:04:05Z".to_owned(),
         address: "http://127.0.0.1:1".to_owned(),
     };
@@ -384,7 +390,11 @@ pub(crate) fn word(event: &Event) -> String {
         Event::CheckpointCommitted(checkpoint) => format!("checkpoint {}", checkpoint.step),
         Event::Verdict(verdict) => format!("{:?}", verdict.outcome()),
         Event::Summary(_) => "summary".to_owned(),
-        Event::Resumed(resumed) => format!("resumed from {}", resumed.step),
+        Event::Resumed(resumed) => {
+            let steps = resumed.damaged.iter().map(|damage| damage.split(':').next());
+            let steps: Vec<&str> = steps.flatten().collect();
+            format!("resumed from {}, past {steps:?}", resumed.step)
+        }
         other => format!("{other:?}"),
     }
 }

@@ -4,6 +4,7 @@
 
 mod fleet;
 mod hostile;
+mod shown;
 mod strangers;
 
 use std::time::Duration;
@@ -158,15 +159,20 @@ async fn a_stopped_run_goes_on_from_an_earlier_checkpoint() {
     let store = run_in(&directory);
     let mut config = config();
     config.training.align.steps = 9;
-    for (resume, stopped_at, loss, generation) in [(0, 5, 1.0, 1), (4, 6, 2.0, 2)] {
+    let resumed = "resumed from 4, past [\"step 5\"]";
+    for (claim, first_word, resume, stopped_at, loss) in
+        [(1, "generation 1 of 2", 0, 5, 1.0), (2, resumed, 4, 6, 2.0)]
+    {
         let coordinator = Coordinator::start(&store, config.clone()).await;
+        let told = watch(&coordinator).await;
         let mut fleet = Fleet::join(&coordinator, &store).await;
-        assert_eq!(
-            fleet.generation(),
-            Some(generation),
-            "no generation is used twice"
-        );
+        assert_eq!(fleet.generation(), Some(claim), "no generation is used twice");
         let (id, task) = fleet.train_task().await;
+        assert_eq!(
+            id >> 32,
+            claim,
+            "no task has the number of one that was given out before"
+        );
         assert_eq!(task.from_step, resume);
         assert!(!fleet.heartbeat().await.stop_requested);
         let reason = "enough".to_owned();
@@ -185,6 +191,7 @@ async fn a_stopped_run_goes_on_from_an_earlier_checkpoint() {
         assert_eq!(verdict.outcome(), verdict::Outcome::Stopped);
         assert_eq!(verdict.reason, "enough");
         assert_eq!(coordinator.ended().await, ExitStatus::Stopped);
+        assert_eq!(told.await.expect("the watcher does not panic")[0], first_word);
         let latest = store
             .checkpoints()
             .latest()
