@@ -270,12 +270,260 @@ fn lost(lost: LeaseLost) -> Failure {
 }
 
 fn classify(error: CheckpointError) -> Failure {
-    let kind = error.kind();
+    let later = error.kind().is_retryable();
     let message = format!("{:#}", anyhow::Error::new(error));
-    match kind {
-        ErrorKind::Damaged | ErrorKind::NotFound | ErrorKind::AlreadyExists | ErrorKind::Config => {
-            Failure::Never(message)
+    if later {
+        Failure::Later(message)
+    } else {
+        Failure::Never(message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use async_trait::async_trait;
+    use zipper_checkpoint::FORMAT_VERSION;
+    use zipper_checkpoint::lease::{Holder, LeaseOptions};
+    use zipper_simstore::{Backing, Faults, FaultyStore, Request, RequestKind, Switch, faults};
+    use zipper_types::{Stage, WorldSize};
+
+    use super::*;
+
+    /// The first request to the journal is lost, with all others of the scribe untouched.
+    #[derive(Default)]
+    struct OneEntryLost(Mutex<bool>);
+
+    #[async_trait]
+    impl Faults for OneEntryLost {
+        async fn before(&self, request: &Request) -> object_store::Result<()> {
+            let mut lost = self.0.lock().expect("nobody panics");
+            if request.path.starts_with("journal/") && !std::mem::replace(&mut *lost, true) {
+                return Err(faults::lost("the connection broke"));
+            }
+            Ok(())
         }
-        _ => Failure::Later(message),
+    }
+
+    fn view(backing: &Arc<Backing>, faults: Arc<dyn Faults>) -> RunStore {
+        RunStore::over(
+            Arc::new(FaultyStore::new(Arc::clone(backing), faults)),
+            "test://run",
+        )
+    }
+
+    async fn claim(store: &RunStore, pid: u32, ttl: Duration, supersede: Option<u64>) -> Arc<Lease> {
+        let holder = Holder {
+            host: "host".to_owned(),
+            pid,
+            since: "2026-01-02T03:04:05Z".to_owned(),
+            address: "http://127.0.0.1:1".to_owned(),
+        };
+        let claimed = Lease::acquire(store, holder, LeaseOptions { ttl }, supersede).await;
+        let claimed = claimed.expect("the store answers");
+        Arc::new(claimed.expect("nobody has the run"))
+    }
+
+    fn note() -> Work {
+        Work::reserve(Generation(8), 1, &Clock::system())
+    }
+
+    fn metrics(text: &'static str) -> Work {
+        Work::Metrics(Bytes::from_static(text.as_bytes()))
+    }
+
+    struct Desk {
+        works: mpsc::UnboundedSender<Work>,
+        telling: mpsc::UnboundedReceiver<Told>,
+        scribe: Scribe,
+    }
+
+    fn desk(store: &RunStore, lease: &Arc<Lease>) -> Desk {
+        let (works, inbox) = mpsc::unbounded_channel();
+        let (told, telling) = mpsc::unbounded_channel();
+        let scribe = Scribe::new(store.clone(), Arc::clone(lease), 0, inbox, told);
+        Desk {
+            works,
+            telling,
+            scribe,
+        }
+    }
+
+    impl Desk {
+        fn with(self, works: impl IntoIterator<Item = Work>) -> Self {
+            for work in works {
+                assert!(self.works.send(work).is_ok(), "the scribe listens");
+            }
+            self
+        }
+
+        /// Writes everything; what was told.
+        async fn done(self) -> Vec<Told> {
+            let Self {
+                works,
+                mut telling,
+                scribe,
+            } = self;
+            drop(works);
+            scribe.run().await;
+            let mut told = Vec::new();
+            while let Some(word) = telling.recv().await {
+                told.push(word);
+            }
+            told
+        }
+    }
+
+    /// Goal: metrics that were overtaken while they waited are not written, and nothing else is left out.
+    #[tokio::test]
+    async fn of_waiting_metrics_only_the_newest_are_written() {
+        let backing = Backing::new();
+        let faulty = Arc::new(FaultyStore::new(
+            Arc::clone(&backing),
+            Arc::new(Switch::default()),
+        ));
+        let store = RunStore::over(faulty.clone(), "test://run");
+        let lease = claim(&store, 1, Duration::from_hours(1), None).await;
+        let works = [metrics("1"), note(), metrics("1, 2"), note(), metrics("1, 2, 3")];
+        desk(&store, &lease).with(works).done().await;
+        let requests = faulty.requests();
+        let written = requests
+            .iter()
+            .filter(|request| request.kind == RequestKind::Put && request.path == layout::TRAIN_METRICS);
+        assert_eq!(written.count(), 1);
+        let text = store.get(layout::TRAIN_METRICS).await.expect("it was written");
+        assert_eq!(text, "1, 2, 3");
+        let entries = store.journal().read_all::<JournalEntry>().await;
+        assert_eq!(entries.expect("they are readable").len(), 2);
+    }
+
+    /// Goal: a store that is away is asked ever more rarely, up to every ten seconds; how long that lasts is told, and when it is over.
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_is_away_is_asked_ever_more_rarely() {
+        let backing = Backing::new();
+        let switch = Arc::new(Switch::default());
+        let store = view(&backing, switch.clone());
+        let lease = claim(&store, 1, Duration::from_hours(24), None).await;
+        switch.set_away(true);
+        let mut desk = desk(&store, &lease).with([metrics("1")]);
+        let writing = tokio::spawn(desk.scribe.run());
+        let mut times = Vec::new();
+        while times.len() < 9 {
+            match desk.telling.recv().await {
+                Some(Told::Event(event)) => match *event {
+                    Event::StoreTrouble(Some(trouble)) => times.push(trouble.lasting),
+                    other => panic!("it tells {other:?}"),
+                },
+                _ => panic!("it tells of nothing else"),
+            }
+        }
+        let pauses: Vec<u128> = times
+            .windows(2)
+            .map(|pair| (pair[1] - pair[0]).as_millis() / 10 * 10)
+            .collect();
+        assert_eq!(pauses, [250, 500, 1000, 2000, 4000, 8000, 10_000, 10_000]);
+        switch.set_away(false);
+        drop(desk.works);
+        writing.await.expect("the scribe does not panic");
+        let Some(Told::Event(event)) = desk.telling.recv().await else {
+            panic!("it tells that it is over");
+        };
+        assert!(matches!(*event, Event::StoreTrouble(None)), "{event:?}");
+        assert!(desk.telling.recv().await.is_none(), "and nothing more");
+        assert_eq!(
+            store.get(layout::TRAIN_METRICS).await.expect("it was written"),
+            "1"
+        );
+    }
+
+    /// Goal: who has lost the run, and has not heard of it yet, writes nothing; who only waits for the end of what was written
+    /// before gets an answer all the same.
+    #[tokio::test(start_paused = true)]
+    async fn who_has_lost_the_run_writes_nothing() {
+        let store = RunStore::in_memory();
+        let ttl = Duration::from_secs(15);
+        let lease = claim(&store, 1, ttl, None).await;
+        claim(&store, 2, ttl, Some(1)).await;
+        sleep(ttl).await;
+        let (done, answer) = oneshot::channel();
+        let works = [Work::Flush(done), metrics("1"), note()];
+        let told = desk(&store, &lease).with(works).done().await;
+        answer.await.expect("it is answered");
+        assert!(
+            matches!(told.as_slice(), [Told::Fenced(_)]),
+            "{} words",
+            told.len()
+        );
+        let written = store.get_if_there(layout::TRAIN_METRICS).await;
+        assert_eq!(written.expect("the store answers"), None);
+    }
+
+    /// Goal: an entry that was lost on its way is written again, and is no sign of another coordinator.
+    #[tokio::test(start_paused = true)]
+    async fn a_lost_entry_is_written_again() {
+        let store = view(&Backing::new(), Arc::new(OneEntryLost::default()));
+        let lease = claim(&store, 1, Duration::from_hours(1), None).await;
+        let told = desk(&store, &lease).with([note(), note()]).done().await;
+        let told: Vec<String> = told
+            .into_iter()
+            .map(|told| match told {
+                Told::Event(event) => match *event {
+                    Event::StoreTrouble(trouble) => format!("trouble: {}", trouble.is_some()),
+                    Event::Reserved(reserved) => format!("reserved {reserved}"),
+                    other => format!("{other:?}"),
+                },
+                Told::Fenced(message) | Told::Behind(message) => message,
+            })
+            .collect();
+        assert_eq!(
+            told,
+            ["trouble: true", "trouble: false", "reserved 8", "reserved 8"]
+        );
+        let entries = store.journal().read_all::<JournalEntry>().await;
+        let numbers: Vec<u64> = entries
+            .expect("they are readable")
+            .iter()
+            .map(|(number, _)| *number)
+            .collect();
+        assert_eq!(numbers, [0, 1]);
+    }
+
+    /// Goal: a step that another generation has published is published; one without its parts never will be.
+    #[tokio::test]
+    async fn a_step_is_published_once() {
+        let store = RunStore::in_memory();
+        let lease = claim(&store, 1, Duration::from_hours(1), None).await;
+        let checkpoints = store.checkpoints();
+        let part = checkpoints
+            .put_part(Step(2), "", "part0", Bytes::from_static(b"weights"))
+            .await
+            .expect("the store answers");
+        let manifest = |generation, step| Manifest {
+            format_version: FORMAT_VERSION,
+            step,
+            stage: Stage::Align,
+            created: "2026-01-02T03:04:05Z".to_owned(),
+            world_size: WorldSize(1),
+            generation,
+            parts: vec![part.clone()],
+        };
+        let works = [
+            Work::Publish(manifest(Generation(1), Step(2))),
+            Work::Publish(manifest(Generation(2), Step(2))),
+            Work::Publish(manifest(Generation(2), Step(3))),
+        ];
+        let told = desk(&store, &lease).with(works).done().await;
+        let published: Vec<(Step, bool)> = told
+            .into_iter()
+            .map(|told| match told {
+                Told::Event(event) => match *event {
+                    Event::Published { step, error } => (step, error.is_none()),
+                    other => panic!("it tells {other:?}"),
+                },
+                Told::Fenced(message) | Told::Behind(message) => panic!("{message}"),
+            })
+            .collect();
+        assert_eq!(published, [(Step(2), true), (Step(2), true), (Step(3), false)]);
     }
 }
