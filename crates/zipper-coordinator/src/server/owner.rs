@@ -481,3 +481,34 @@ fn summary(accounts: &Accounts) -> v1::Summary {
         repeated_steps: accounts.repeated_steps,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use zipper_types::WorldSize;
+
+    use super::*;
+
+    /// Goal: watchers are told the whole of a recovery.
+    #[test]
+    fn a_recovery_is_told_whole() {
+        let told = recovered(&Recovery {
+            generation: Generation(3),
+            world_size: WorldSize(4),
+            from: Step(20),
+            from_checkpoint: true,
+            repeated_steps: 5,
+            took: Duration::from_secs(6),
+            store_reads: 7,
+        });
+        let expected = v1::Recovered {
+            generation: 3,
+            world_size: 4,
+            from_step: 20,
+            from_checkpoint: true,
+            repeated_steps: 5,
+            took: Some(zipper_proto::wire_duration(Duration::from_secs(6))),
+            store_reads: 7,
+        };
+        assert_eq!(told, expected);
+    }
+}

@@ -389,7 +389,12 @@ pub(crate) fn word(event: &Event) -> String {
         Event::EvaluationDone(done) => format!("{}@{}: wer {}", done.name, done.step, done.wer),
         Event::CheckpointCommitted(checkpoint) => format!("checkpoint {}", checkpoint.step),
         Event::Verdict(verdict) => format!("{:?}", verdict.outcome()),
-        Event::Summary(_) => "summary".to_owned(),
+        Event::Summary(summary) => {
+            let (total, productive) = (summary.total, summary.productive);
+            let times = [total, productive].map(|time| zipper_proto::duration(time).expect("a time"));
+            assert!(times[0] > Duration::ZERO && times[1] <= times[0], "{summary:?}");
+            "summary".to_owned()
+        }
         Event::Resumed(resumed) => {
             let steps = resumed.damaged.iter().map(|damage| damage.split(':').next());
             let steps: Vec<&str> = steps.flatten().collect();

@@ -294,7 +294,18 @@ async fn a_worker_with_a_bad_configuration_ends_the_run_with_exit_code_2() {
     let reported = fleet.client.report_failure(request).await;
     reported.expect("anybody may report");
     let heard = fleet.heartbeat().await.verdict;
+    let outside = v1::NextTaskRequest {
+        member: Some(member(1)),
+        completed_task: None,
+    };
+    let told = fleet.client.next_task(outside).await;
+    let told = told.expect("whoever asks learns how the run ended").into_inner();
+    let told = match told.task.and_then(|task| task.kind) {
+        Some(Kind::Finish(finish)) => finish.verdict,
+        other => panic!("{other:?} is no verdict"),
+    };
     let verdict = fleet.verdict().await;
+    assert_eq!(told.as_ref(), Some(&verdict));
     assert_eq!(
         heard.as_ref(),
         Some(&verdict),
@@ -461,6 +472,9 @@ async fn agents_do_as_they_are_told() {
         .expect("agents may")
         .into_inner();
     assert_eq!(heard.kill, [], "it has ended already");
+    let status = coordinator.workers().join(join_request(1)).await;
+    let status = status.expect_err("another process may take its place");
+    assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
     let status = coordinator
         .workers()
         .heartbeat(v1::HeartbeatRequest {
@@ -474,6 +488,40 @@ async fn agents_do_as_they_are_told() {
         .await
         .expect_err("it was given up");
     assert_eq!(status.code(), Code::FailedPrecondition);
+}
+
+/// Who is done with a task waits for those who are not, and is not told to do it again.
+#[tokio::test]
+async fn who_is_done_waits_for_the_others() {
+    let directory = TempDir::new().expect("a folder");
+    let store = run_in(&directory);
+    let coordinator = Coordinator::start(&store, config()).await;
+    let mut fleet = Fleet::join(&coordinator, &store).await;
+    let (id, _) = fleet.next().await;
+    let members = fleet.members.clone();
+    let done = |rank: usize| v1::CompleteTaskRequest {
+        member: Some(members[rank].clone()),
+        task_id: id,
+        outcome: Some(fleet::evaluated(rank)),
+    };
+    let mut client = coordinator.workers();
+    client.complete_task(done(0)).await.expect("members may complete");
+    let asks = v1::NextTaskRequest {
+        member: Some(members[0].clone()),
+        completed_task: Some(id),
+    };
+    let next = tokio::spawn({
+        let mut client = coordinator.workers();
+        async move { client.next_task(asks).await }
+    });
+    // On the same connection: by then it has asked.
+    for _ in 0..8 {
+        fleet.heartbeat().await;
+    }
+    client.complete_task(done(1)).await.expect("members may complete");
+    let next = next.await.expect("it does not panic").expect("members may ask");
+    let task = next.into_inner().task.expect("there is another one");
+    assert!(task.id > id, "{task:?}");
 }
 
 /// A worker that has done more tasks than the coordinator knows was given them by one that had no time to note it. It would wait
