@@ -387,6 +387,20 @@ async fn only_members_of_the_generation_are_heard() {
             assert!(status.message().contains(words), "{status}");
         }
     }
+    let sign = |member| v1::HeartbeatRequest {
+        member,
+        local_rank: 1,
+        ..v1::HeartbeatRequest::default()
+    };
+    for (member, over) in [
+        (Some(good.clone()), false),
+        (with(&|member| member.generation = Some(0)), true),
+        (with(&|member| member.generation = None), false),
+    ] {
+        let heard = client.heartbeat(sign(member.clone())).await;
+        let heard = heard.expect("all may say that they live").into_inner();
+        assert_eq!(heard.generation_over, over, "{member:?}");
+    }
     // Nothing of that did anything: the run goes on, and the same process may ask for its place again.
     let joined = client.join(join_request(1)).await.expect("joining is idempotent");
     let assignment = joined.into_inner().assignment.expect("it has a place");
