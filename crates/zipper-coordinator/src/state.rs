@@ -83,6 +83,13 @@ pub struct Crew {
     pub workers_per_node: u32,
 }
 
+impl Crew {
+    /// Processes that may talk to the coordinator: each node's agent and its workers.
+    pub(crate) fn processes(self) -> usize {
+        self.nodes as usize * (1 + self.workers_per_node as usize)
+    }
+}
+
 /// What happens to a run.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {

@@ -89,10 +89,14 @@ mod tests {
     #[test]
     fn nothing_is_told_after_the_verdict() {
         let history = History::default();
-        history.add(step(1));
-        history.add(Watched::Verdict(v1::Verdict::default()));
-        history.add(step(2));
-        let told = history.subscribe();
-        assert_eq!(told.borrow().count(), 2);
+        let mut told = history.subscribe();
+        let mut tell = |event| {
+            history.add(event);
+            let woken = told.has_changed().expect("the history is there");
+            (woken, told.borrow_and_update().count())
+        };
+        assert_eq!(tell(step(1)), (true, 1));
+        assert_eq!(tell(Watched::Verdict(v1::Verdict::default())), (true, 2));
+        assert_eq!(tell(step(2)), (false, 2));
     }
 }

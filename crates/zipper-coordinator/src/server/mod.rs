@@ -38,6 +38,8 @@ use crate::state::{Crew, Event, Past, RESERVED_AT_A_TIME, State, Verdict};
 use crate::watching::{Assignment, Page, Watching};
 
 pub(crate) use history::Recent;
+#[cfg(test)]
+pub(crate) use scribe::tests::claim;
 pub(crate) use watcher::Watcher;
 
 use bounds::Bounds;

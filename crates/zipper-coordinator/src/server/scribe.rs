@@ -280,7 +280,7 @@ fn classify(error: CheckpointError) -> Failure {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::Mutex;
 
     use async_trait::async_trait;
@@ -313,7 +313,13 @@ mod tests {
         )
     }
 
-    async fn claim(store: &RunStore, pid: u32, ttl: Duration, supersede: Option<u64>) -> Arc<Lease> {
+    /// The claim of process `pid`; `supersede` is that of one that is known to have ended.
+    pub(crate) async fn claim(
+        store: &RunStore,
+        pid: u32,
+        ttl: Duration,
+        supersede: Option<u64>,
+    ) -> Arc<Lease> {
         let holder = Holder {
             host: "host".to_owned(),
             pid,

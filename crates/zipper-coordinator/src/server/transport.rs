@@ -41,9 +41,12 @@ pub(super) fn incoming(
     crew: Crew,
     refusals: Refusals,
 ) -> Result<Incoming, TlsError> {
-    let nodes = crew.nodes as usize;
-    let processes = nodes + nodes * crew.workers_per_node as usize;
-    Incoming::new(listener, credentials, Limits::of_processes(processes), refusals)
+    Incoming::new(
+        listener,
+        credentials,
+        Limits::of_processes(crew.processes()),
+        refusals,
+    )
 }
 
 /// All services, with limits.

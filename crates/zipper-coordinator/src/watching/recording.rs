@@ -141,3 +141,42 @@ impl Recording {
         Ok(written?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+    use zipper_watch::Series;
+
+    use super::*;
+    use crate::server::claim;
+
+    /// Goal: what happens is in the store at once, steps every ten seconds, and the end in any case.
+    #[tokio::test(start_paused = true)]
+    async fn a_picture_is_written_when_there_is_news() {
+        let store = RunStore::in_memory();
+        let lease = claim(&store, 1, Duration::from_hours(1), None).await;
+        let shown = Shown::new(store.clone(), Picture::default(), Series::new(&[]));
+        let mut recording = Recording::new(&store, lease);
+        let mut written = async |step: u64, change: fn(&mut Picture), over| {
+            shown.paint(|picture| {
+                picture.step = step;
+                change(picture);
+            });
+            let result = recording.write_picture(&shown, over).await;
+            result.expect("the store answers");
+            let picture = store.get(layout::STATUS).await.expect("the first is written");
+            let picture: Picture = serde_json::from_slice(&picture).expect("a picture");
+            picture.step
+        };
+        assert_eq!(written(1, |_| {}, false).await, 1, "the first one");
+        assert_eq!(written(2, |_| {}, false).await, 1, "only a step");
+        advance(PICTURE_EVERY - Duration::from_millis(1)).await;
+        assert_eq!(written(3, |_| {}, false).await, 1);
+        advance(Duration::from_millis(1)).await;
+        assert_eq!(written(4, |_| {}, false).await, 4, "ten seconds are over");
+        let joined = |picture: &mut Picture| drop(picture.workers.insert("training".to_owned(), 1));
+        assert_eq!(written(5, joined, false).await, 5, "a worker is there");
+        assert_eq!(written(6, |picture| picture.published(6, ""), false).await, 6);
+        assert_eq!(written(7, |_| {}, true).await, 7, "the end");
+    }
+}

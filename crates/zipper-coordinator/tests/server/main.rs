@@ -10,19 +10,22 @@ mod strangers;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use tonic::Code;
+use tokio::sync::mpsc;
 use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
 use zipper_checkpoint::layout;
 use zipper_cli::{ExitStatus, status_of};
 use zipper_coordinator::journal::JournalEntry;
+use zipper_coordinator::server::start;
 use zipper_coordinator::state::Event;
 use zipper_proto::v1::agent_service_client::AgentServiceClient;
+use zipper_proto::v1::agent_service_server::AgentService;
 use zipper_proto::v1::complete_task_request::Outcome;
 use zipper_proto::v1::task::Kind;
 use zipper_proto::v1::{self, verdict};
 use zipper_types::{Generation, Step};
 
-use fleet::{Coordinator, Fleet, config, join_request, member, metric_lines, run_in, watch, watch_from};
+use fleet::{Coordinator, Fleet, config, job, join_request, member, metric_lines, run_in, watch, watch_from};
 
 #[tokio::test]
 async fn a_whole_run_leaves_everything_and_tells_everybody() {
@@ -420,7 +423,7 @@ async fn a_checkpoint_is_claimed_once() {
     let coordinator = Coordinator::start(&store, config()).await;
     let fleet = Fleet::join(&coordinator, &store).await;
     let mut client = coordinator.workers();
-    for (step, prefix) in [(2, ""), (4, "generation-1/")] {
+    for (step, prefix) in [(2, ""), (4, "generation-1/"), (2, "")] {
         for member in &fleet.members {
             let request = v1::BeginCheckpointRequest {
                 member: Some(member.clone()),
@@ -538,6 +541,58 @@ async fn who_is_done_waits_for_the_others() {
     assert!(task.id > id, "{task:?}");
 }
 
+/// Goal: a coordinator that is dropped is gone as if its process had ended: nobody goes on for it.
+#[tokio::test]
+async fn a_coordinator_that_is_dropped_answers_no_more() {
+    let directory = TempDir::new().expect("a folder");
+    let store = run_in(&directory);
+    let (_stop, stopped) = mpsc::channel(1);
+    let running = start(job(&store, config()).await, stopped).await;
+    let running = running.expect("it starts");
+    let services = running.services();
+    let ask = || {
+        let agent = Some(v1::AgentContext {
+            run: "tiny".to_owned(),
+            node_rank: 0,
+            incarnation: 1,
+        });
+        services.agent_heartbeat(Request::new(v1::AgentHeartbeatRequest { agent }))
+    };
+    ask().await.expect("agents may");
+    drop(running);
+    let status = ask().await.expect_err("nobody is there");
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+}
+
+/// A node has one agent: the newest, and of this run.
+#[tokio::test]
+async fn an_agent_whose_place_another_one_has_is_told_to_leave() {
+    let directory = TempDir::new().expect("a folder");
+    let store = run_in(&directory);
+    let coordinator = Coordinator::start(&store, config()).await;
+    let mut agents = coordinator.agents();
+    let mut ask = async |run: &str, incarnation| {
+        let request = v1::RegisterNodeRequest {
+            agent: Some(v1::AgentContext {
+                run: run.to_owned(),
+                node_rank: 0,
+                incarnation,
+            }),
+            hostname: "host".to_owned(),
+        };
+        let answer = agents.register_node(request).await?.into_inner();
+        Ok::<_, Status>(answer.advice.and_then(|advice| advice.what))
+    };
+    let newest = ask("tiny", 2).await.expect("agents may");
+    assert!(matches!(newest, Some(v1::advice::What::Start(_))), "{newest:?}");
+    let Ok(Some(v1::advice::What::Leave(leave))) = ask("tiny", 1).await else {
+        panic!("it is an earlier one");
+    };
+    assert_eq!(leave.reason, "another agent serves this node");
+    let status = ask("other", 3).await.expect_err("it is of another run");
+    assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
+}
+
 /// A worker that has done more tasks than the coordinator knows was given them by one that had no time to note it. It would wait
 /// for ever for the next one, so it has to join again.
 #[tokio::test]
@@ -649,7 +704,8 @@ async fn a_run_whose_launcher_is_gone_before_all_joined_is_stopped() {
         (verdict::Outcome::Stopped, "zipper-launch is gone")
     );
     let request = v1::AgentHeartbeatRequest { agent: Some(agent) };
-    agents.agent_heartbeat(request).await.expect("agents may");
+    let heard = agents.agent_heartbeat(request).await.expect("agents may");
+    assert_eq!(heard.into_inner().verdict, Some(verdict));
     let ended = coordinator.serving.await.expect("the coordinator does not panic");
     assert_eq!(ended.expect("the store can be written"), ExitStatus::Stopped);
 }

@@ -130,6 +130,7 @@ async fn what_an_earlier_coordinator_left_is_shown() {
     let store = run_in(&directory);
     let mut config = config();
     config.training.align.steps = 9;
+    config.watching.tensorboard = false;
     let coordinator = Coordinator::start(&store, config.clone()).await;
     let mut fleet = Fleet::join(&coordinator, &store).await;
     let before = picture_with(&store, |picture| picture.times.total_seconds > 0.0).await;
@@ -166,6 +167,12 @@ async fn what_an_earlier_coordinator_left_is_shown() {
     let stop = v1::StopRequest::default();
     coordinator.run().stop(stop).await.expect("anybody may stop it");
     assert_eq!(coordinator.ended().await, ExitStatus::Stopped);
+    let curves = store.list(layout::TENSORBOARD).await;
+    assert_eq!(
+        curves.expect("the folder can be read"),
+        [""; 0],
+        "nobody wants them"
+    );
 }
 
 /// Who cannot reach the coordinator may still stop the run: it looks into the store while it renews its claim.

@@ -111,6 +111,17 @@ impl Play {
     }
 }
 
+/// Goal: the network's limits are of as many processes as there are: those of two nodes with an agent and three workers each.
+#[test]
+fn agents_and_workers_are_the_processes_of_a_run() {
+    let crew = Crew {
+        nodes: 2,
+        workers_per_node: 3,
+        ..crew(1, 4)
+    };
+    assert_eq!(crew.processes(), 8);
+}
+
 /// Four workers, of which one is killed; the others go on with what they remember, and nothing is made twice.
 #[test]
 fn survivors_go_on_from_memory() {
