@@ -426,7 +426,7 @@ pub(super) mod tests {
         }
         let pauses: Vec<u128> = times
             .windows(2)
-            .map(|pair| (pair[1] - pair[0]).as_millis() / 10 * 10)
+            .map(|pair| pair[1].saturating_sub(pair[0]).as_millis() / 10 * 10)
             .collect();
         assert_eq!(pauses, [250, 500, 1000, 2000, 4000, 8000, 10_000, 10_000]);
         switch.set_away(false);

@@ -170,11 +170,13 @@ mod tests {
         };
         assert_eq!(written(1, |_| {}, false).await, 1, "the first one");
         assert_eq!(written(2, |_| {}, false).await, 1, "only a step");
-        advance(PICTURE_EVERY - Duration::from_millis(1)).await;
+        advance(Duration::from_millis(9999)).await;
         assert_eq!(written(3, |_| {}, false).await, 1);
         advance(Duration::from_millis(1)).await;
         assert_eq!(written(4, |_| {}, false).await, 4, "ten seconds are over");
-        let joined = |picture: &mut Picture| drop(picture.workers.insert("training".to_owned(), 1));
+        let joined = |picture: &mut Picture| {
+            picture.workers.insert("training".to_owned(), 1);
+        };
         assert_eq!(written(5, joined, false).await, 5, "a worker is there");
         assert_eq!(written(6, |picture| picture.published(6, ""), false).await, 6);
         assert_eq!(written(7, |_| {}, true).await, 7, "the end");

@@ -155,10 +155,6 @@ fn after<T: Bounded + Clone>(request: &T, change: impl FnOnce(&mut T)) -> Result
     request.check(&bounds())
 }
 
-fn some_agent() -> Option<v1::AgentContext> {
-    Some(v1::AgentContext::default())
-}
-
 fn join() -> v1::JoinRequest {
     v1::JoinRequest {
         member: Some(member("node0/0")),
@@ -198,6 +194,14 @@ fn failure() -> v1::ReportFailureRequest {
         failed_collective: Some(v1::CollectiveState::default()),
         ..v1::ReportFailureRequest::default()
     }
+}
+
+fn split(metrics: &mut v1::StepMetrics) -> &mut v1::StepParts {
+    metrics.parts.get_or_insert_default()
+}
+
+fn english(metrics: &mut v1::StepMetrics) -> &mut v1::LanguageMetrics {
+    metrics.by_language.entry("en".to_owned()).or_default()
 }
 
 /// The report of a step after `change`.
@@ -289,7 +293,7 @@ fn every_step_is_one_of_the_run() {
     let at = |reached_step: u64| {
         [
             after(&join(), |request| {
-                request.held = vec![held(0), held(reached_step)]
+                request.held = vec![held(0), held(reached_step)];
             }),
             after(&completed(Outcome::Trained(v1::Trained { reached_step })), |_| {}),
             after(&completed(Outcome::Stopped(v1::Stopped { reached_step })), |_| {}),
@@ -345,7 +349,7 @@ fn every_rank_is_one_of_the_run() {
     let of = |missing: Vec<u32>, arrived: Vec<u32>| {
         let state = Some(collective(missing, arrived));
         let beat = after(&heartbeat(), |request| {
-            request.latest_collective.clone_from(&state)
+            request.latest_collective.clone_from(&state);
         });
         let failed = after(&failure(), |request| request.failed_collective = state);
         assert_eq!(beat, failed);
@@ -362,65 +366,42 @@ fn every_rank_is_one_of_the_run() {
 
 #[test]
 fn amounts_can_be_computed_with() {
-    type Change = fn(&mut v1::StepMetrics);
-    let amounts: [(&str, Change); 12] = [
-        ("audio_seconds", |metrics| metrics.audio_seconds = -1.0),
-        ("seconds", |metrics| metrics.seconds = -1.0),
+    type Field<N> = fn(&mut v1::StepMetrics) -> &mut N;
+    let amounts: [(&str, Field<f64>); 12] = [
+        ("audio_seconds", |metrics| &mut metrics.audio_seconds),
+        ("seconds", |metrics| &mut metrics.seconds),
         ("comm_exposed_seconds", |metrics| {
-            metrics.comm_exposed_seconds = -1.0
+            &mut metrics.comm_exposed_seconds
         }),
-        ("compute_seconds", |metrics| metrics.compute_seconds = -1.0),
-        ("checkpoint_seconds", |metrics| metrics.checkpoint_seconds = -1.0),
-        ("memory_seconds", |metrics| metrics.memory_seconds = -1.0),
-        ("parts.data", |metrics| {
-            metrics.parts.get_or_insert_default().data = -1.0
-        }),
-        ("parts.encoder", |metrics| {
-            metrics.parts.get_or_insert_default().encoder = -1.0
-        }),
-        ("parts.forward", |metrics| {
-            metrics.parts.get_or_insert_default().forward = -1.0
-        }),
-        ("parts.backward", |metrics| {
-            metrics.parts.get_or_insert_default().backward = -1.0
-        }),
-        ("parts.exchange", |metrics| {
-            metrics.parts.get_or_insert_default().exchange = -1.0
-        }),
-        ("parts.update", |metrics| {
-            metrics.parts.get_or_insert_default().update = -1.0
-        }),
+        ("compute_seconds", |metrics| &mut metrics.compute_seconds),
+        ("checkpoint_seconds", |metrics| &mut metrics.checkpoint_seconds),
+        ("memory_seconds", |metrics| &mut metrics.memory_seconds),
+        ("parts.data", |metrics| &mut split(metrics).data),
+        ("parts.encoder", |metrics| &mut split(metrics).encoder),
+        ("parts.forward", |metrics| &mut split(metrics).forward),
+        ("parts.backward", |metrics| &mut split(metrics).backward),
+        ("parts.exchange", |metrics| &mut split(metrics).exchange),
+        ("parts.update", |metrics| &mut split(metrics).update),
     ];
-    for (name, change) in amounts {
-        let expected = refused(&format!("`{name}` = -1 is no amount"));
-        assert_eq!(after(&step(change), |_| {}), expected);
+    for (name, field) in amounts {
+        let checked = after(&step(|metrics| *field(metrics) = -1.0), |_| {});
+        assert_eq!(checked, refused(&format!("`{name}` = -1 is no amount")));
     }
     let beat = |change: fn(&mut v1::HeartbeatRequest)| after(&heartbeat(), change);
     let endless = beat(|request| request.compute_seconds = f64::INFINITY);
     assert_eq!(endless, refused("`compute_seconds` = inf is no amount"));
 
-    let counts: [(&str, Change); 5] = [
-        ("tokens", |metrics| metrics.tokens = MOST + 1),
-        ("comm_bytes_shared", |metrics| {
-            metrics.comm_bytes_shared = MOST + 1
-        }),
-        ("comm_bytes_banks", |metrics| metrics.comm_bytes_banks = MOST + 1),
-        ("tokens", |metrics| {
-            metrics
-                .by_language
-                .values_mut()
-                .for_each(|language| language.tokens = MOST + 1);
-        }),
-        ("utterances", |metrics| {
-            metrics
-                .by_language
-                .values_mut()
-                .for_each(|language| language.utterances = MOST + 1);
-        }),
+    let counts: [(&str, Field<u64>); 5] = [
+        ("tokens", |metrics| &mut metrics.tokens),
+        ("comm_bytes_shared", |metrics| &mut metrics.comm_bytes_shared),
+        ("comm_bytes_banks", |metrics| &mut metrics.comm_bytes_banks),
+        ("tokens", |metrics| &mut english(metrics).tokens),
+        ("utterances", |metrics| &mut english(metrics).utterances),
     ];
     let too_many = |name: &str| refused(&format!("`{name}` = 1099511627777 is too many"));
-    for (name, change) in counts {
-        assert_eq!(after(&step(change), |_| {}), too_many(name));
+    for (name, field) in counts {
+        let checked = after(&step(|metrics| *field(metrics) = MOST + 1), |_| {});
+        assert_eq!(checked, too_many(name));
     }
     assert_eq!(
         beat(|request| request.store_reads = MOST + 1),
@@ -565,21 +546,21 @@ fn every_text_is_cut() {
     );
 
     let mut registers = v1::RegisterNodeRequest {
-        agent: some_agent(),
+        agent: Some(v1::AgentContext::default()),
         hostname: long(),
     };
     registers.check(&bounds()).expect("it makes sense");
     assert_eq!(registers.hostname, name);
 
     let mut exit = v1::ReportWorkerExitRequest {
-        agent: some_agent(),
+        agent: Some(v1::AgentContext::default()),
         last_lines: vec![long(); LINES + 1],
         ..v1::ReportWorkerExitRequest::default()
     };
     exit.check(&bounds()).expect("it makes sense");
     assert_eq!(exit.last_lines, vec![text; LINES]);
 
-    let mut stop = v1::StopRequest { reason: long() };
-    stop.check(&bounds()).expect("it makes sense");
-    assert_eq!(stop.reason, name);
+    let mut request = v1::StopRequest { reason: long() };
+    request.check(&bounds()).expect("it makes sense");
+    assert_eq!(request.reason, name);
 }
