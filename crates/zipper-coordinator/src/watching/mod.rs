@@ -325,8 +325,10 @@ fn times(accounts: &Accounts) -> Times {
 
 #[cfg(test)]
 mod tests {
-    use zipper_types::{Generation, Stage, Step};
+    use zipper_tls::Reason;
+    use zipper_types::{Generation, Rank, Stage, Step};
     use zipper_watch::journal::Note;
+    use zipper_watch::picture::Checkpoint;
 
     use super::*;
     use crate::journal::JournalEntry;
@@ -392,5 +394,61 @@ mod tests {
             let note: Note = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
             assert_eq!(note.at(), Some(at().as_str()), "{text}");
         }
+    }
+
+    fn overview() -> Overview {
+        Overview {
+            generation: Generation(3),
+            world_size: Some(2),
+            step: Step(7),
+            workers: BTreeMap::from([("training", 2)]),
+            nodes: BTreeMap::from([("healthy", 1)]),
+            members: Vec::new(),
+            banks: vec![(Rank(0), Rank(1))],
+            kept: vec![Step(4), Step(6)],
+            accounts: Accounts::default(),
+        }
+    }
+
+    /// Goal: a coordinator that took a run over shows what it finds, and nothing that the picture knows better goes back.
+    #[test]
+    fn what_the_state_knows_is_shown() {
+        let shown = |phase, step, overview: &Overview| {
+            let checkpoints = [4, 5, 6].map(|step| Checkpoint {
+                step,
+                ..Checkpoint::default()
+            });
+            let mut picture = Picture {
+                phase,
+                step,
+                checkpoints: checkpoints.into(),
+                ..Picture::default()
+            };
+            picture.run.languages = vec!["en".to_owned()];
+            look(&mut picture, overview);
+            picture
+        };
+        let picture = shown(Phase::Starting, 5, &overview());
+        assert_eq!((picture.phase, picture.step), (Phase::Training, 7));
+        assert_eq!((picture.generation, picture.world_size), (3, 2));
+        assert_eq!((picture.workers["training"], picture.nodes["healthy"]), (2, 1));
+        assert_eq!(picture.banks[0].last_rank, 1);
+        let kept: Vec<u64> = picture.checkpoints.iter().map(|one| one.step).collect();
+        assert_eq!(kept, [4, 6]);
+
+        let picture = shown(Phase::Evaluating, 8, &overview());
+        assert_eq!((picture.phase, picture.step), (Phase::Evaluating, 8));
+        let gathering = Overview {
+            world_size: None,
+            ..overview()
+        };
+        assert_eq!(shown(Phase::Starting, 5, &gathering).phase, Phase::Starting);
+    }
+
+    /// Goal: each reason has its name, those that nobody was refused for included.
+    #[test]
+    fn refusals_are_shown_by_their_reasons() {
+        let expected = Reason::ALL.map(|reason| (reason.name().to_owned(), 0));
+        assert_eq!(refused(&Refusals::default()), BTreeMap::from(expected));
     }
 }
