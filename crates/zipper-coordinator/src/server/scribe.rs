@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use zipper_checkpoint::lease::{Lease, LeaseLost};
 use zipper_checkpoint::{CheckpointError, ErrorKind, Manifest, RunStore, layout};
 use zipper_config::RunConfig;
-use zipper_types::{Generation, Step};
+use zipper_types::{Advised, Generation, Step};
 
 use crate::clock::Clock;
 use crate::evaluation::{self, Scored};
@@ -270,7 +270,7 @@ fn lost(lost: LeaseLost) -> Failure {
 }
 
 fn classify(error: CheckpointError) -> Failure {
-    let later = error.kind().is_retryable();
+    let later = error.is_retryable();
     let message = format!("{:#}", anyhow::Error::new(error));
     if later {
         Failure::Later(message)
@@ -281,7 +281,7 @@ fn classify(error: CheckpointError) -> Failure {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use async_trait::async_trait;
     use zipper_checkpoint::FORMAT_VERSION;
@@ -291,15 +291,14 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// The first request to the journal is lost, with all others of the scribe untouched.
+    /// The first request to the journal is lost, and no other one.
     #[derive(Default)]
-    struct OneEntryLost(Mutex<bool>);
+    struct OneEntryLost(AtomicBool);
 
     #[async_trait]
     impl Faults for OneEntryLost {
         async fn before(&self, request: &Request) -> object_store::Result<()> {
-            let mut lost = self.0.lock().expect("nobody panics");
-            if request.path.starts_with("journal/") && !std::mem::replace(&mut *lost, true) {
+            if request.path.starts_with("journal/") && !self.0.swap(true, Ordering::Relaxed) {
                 return Err(faults::lost("the connection broke"));
             }
             Ok(())

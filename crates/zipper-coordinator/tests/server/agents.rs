@@ -9,17 +9,13 @@ use tonic::{Code, Status};
 use zipper_proto::v1;
 use zipper_proto::v1::agent_service_client::AgentServiceClient;
 
-use crate::fleet::{Coordinator, Fleet, config, join_request, member, run_in};
+use crate::fleet::{Coordinator, Fleet, agent, config, join_request, member, run_in};
 
 /// The agent of the first node says that it is there.
 pub(crate) async fn register(
     agents: &mut AgentServiceClient<Channel>,
 ) -> (v1::AgentContext, v1::RegisterNodeResponse) {
-    let agent = v1::AgentContext {
-        run: "tiny".to_owned(),
-        node_rank: 0,
-        incarnation: 1,
-    };
+    let agent = agent(1);
     let request = v1::RegisterNodeRequest {
         agent: Some(agent.clone()),
         hostname: "host".to_owned(),
@@ -92,11 +88,7 @@ async fn an_agent_of_which_nothing_was_heard_is_told_to_start_its_worker_again()
     let store = run_in(&directory);
     let coordinator = Coordinator::start(&store, config()).await;
     let request = v1::ReportWorkerExitRequest {
-        agent: Some(v1::AgentContext {
-            run: "tiny".to_owned(),
-            node_rank: 0,
-            incarnation: 1,
-        }),
+        agent: Some(agent(1)),
         worker: Some(v1::WorkerProcess {
             worker_id: "node0/1".to_owned(),
             incarnation: 1,
@@ -121,8 +113,7 @@ async fn an_agent_whose_place_another_one_has_is_told_to_leave() {
         let request = v1::RegisterNodeRequest {
             agent: Some(v1::AgentContext {
                 run: run.to_owned(),
-                node_rank: 0,
-                incarnation,
+                ..agent(incarnation)
             }),
             hostname: "host".to_owned(),
         };

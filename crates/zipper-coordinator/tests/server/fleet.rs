@@ -107,6 +107,13 @@ impl Coordinator {
         AgentServiceClient::new(self.channel.clone())
     }
 
+    /// Asks for the end of the run.
+    pub(crate) async fn ask_to_stop(&self, reason: &str) {
+        let reason = reason.to_owned();
+        let asked = self.run().stop(v1::StopRequest { reason }).await;
+        asked.expect("anybody may stop it");
+    }
+
     pub(crate) async fn ended(self) -> ExitStatus {
         self.serving
             .await
@@ -171,6 +178,15 @@ pub(crate) fn member(local_rank: u32) -> v1::MemberContext {
         worker_id: WorkerId::new(0, local_rank).to_string(),
         incarnation: 1,
         generation: None,
+    }
+}
+
+/// The agent of the first node.
+pub(crate) fn agent(incarnation: u64) -> v1::AgentContext {
+    v1::AgentContext {
+        run: "tiny".to_owned(),
+        node_rank: 0,
+        incarnation,
     }
 }
 
@@ -286,6 +302,14 @@ impl Fleet {
                 self.checkpoint(step, task.stage).await;
             }
         }
+    }
+
+    /// Makes steps of task `id` up to `reached`, where the workers were asked to stop.
+    pub(crate) async fn stop_at(&mut self, id: u64, task: &v1::TrainTask, reached: u64, loss: f64) {
+        self.train(task, reached, loss).await;
+        let reached_step = reached;
+        self.complete(id, |_| Outcome::Stopped(v1::Stopped { reached_step }))
+            .await;
     }
 
     pub(crate) async fn checkpoint(&mut self, step: u64, stage: i32) {

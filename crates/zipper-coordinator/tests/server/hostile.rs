@@ -21,7 +21,7 @@ use zipper_proto::v1::agent_service_server::AgentService;
 use zipper_proto::v1::run_service_server::RunService;
 use zipper_proto::v1::worker_service_server::WorkerService;
 
-use crate::fleet::{config, evaluated, job, join_request, member, run_in};
+use crate::fleet::{agent, config, evaluated, job, join_request, member, run_in};
 
 /// Coordinators, each with requests from a seed of its own.
 const CASES: u64 = 48;
@@ -37,11 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Sensible requests, by their number below.
 fn sensible(kind: u8, member: &v1::MemberContext) -> Vec<u8> {
     let member = Some(member.clone());
-    let agent = Some(v1::AgentContext {
-        run: "tiny".to_owned(),
-        node_rank: 0,
-        incarnation: 1,
-    });
+    let agent = Some(agent(1));
     let collective = v1::CollectiveState {
         group: "world".to_owned(),
         sequence: 7,
@@ -260,11 +256,7 @@ async fn one_case(seed: u64) {
     }
     assert!(understood > 10, "seed {seed}: most requests can be read");
     let sensible = Request::new(v1::AgentHeartbeatRequest {
-        agent: Some(v1::AgentContext {
-            run: "tiny".to_owned(),
-            node_rank: 0,
-            incarnation: u64::MAX,
-        }),
+        agent: Some(agent(u64::MAX)),
     });
     let answer = timeout(PATIENCE, services.agent_heartbeat(sensible)).await;
     assert!(answer.is_ok(), "seed {seed}: the coordinator does not answer");

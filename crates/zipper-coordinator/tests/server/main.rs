@@ -25,7 +25,9 @@ use zipper_proto::v1::{self, verdict};
 use zipper_types::{Generation, Step};
 
 use agents::register;
-use fleet::{Coordinator, Fleet, config, job, join_request, member, metric_lines, run_in, watch, watch_from};
+use fleet::{
+    Coordinator, Fleet, agent, config, job, join_request, member, metric_lines, run_in, watch, watch_from,
+};
 
 #[tokio::test]
 async fn a_whole_run_leaves_everything_and_tells_everybody() {
@@ -178,18 +180,9 @@ async fn a_stopped_run_goes_on_from_an_earlier_checkpoint() {
         );
         assert_eq!(task.from_step, resume);
         assert!(!fleet.heartbeat().await.stop_requested);
-        let reason = "enough".to_owned();
-        coordinator
-            .run()
-            .stop(v1::StopRequest { reason })
-            .await
-            .expect("anybody may stop it");
+        coordinator.ask_to_stop("enough").await;
         assert!(fleet.heartbeat().await.stop_requested);
-        fleet.train(&task, stopped_at, loss).await;
-        let reached_step = stopped_at;
-        fleet
-            .complete(id, |_| Outcome::Stopped(v1::Stopped { reached_step }))
-            .await;
+        fleet.stop_at(id, &task, stopped_at, loss).await;
         let verdict = fleet.verdict().await;
         assert_eq!(verdict.outcome(), verdict::Outcome::Stopped);
         assert_eq!(verdict.reason, "enough");
@@ -480,11 +473,7 @@ async fn a_coordinator_that_is_dropped_answers_no_more() {
     let running = running.expect("it starts");
     let services = running.services();
     let ask = || {
-        let agent = Some(v1::AgentContext {
-            run: "tiny".to_owned(),
-            node_rank: 0,
-            incarnation: 1,
-        });
+        let agent = Some(agent(1));
         services.agent_heartbeat(Request::new(v1::AgentHeartbeatRequest { agent }))
     };
     ask().await.expect("agents may");

@@ -7,7 +7,6 @@ use tempfile::TempDir;
 use zipper_checkpoint::lease::{StopRequest, ask_to_stop};
 use zipper_checkpoint::{RunStore, layout};
 use zipper_cli::ExitStatus;
-use zipper_proto::v1::complete_task_request::Outcome;
 use zipper_proto::v1::task::Kind;
 use zipper_proto::v1::{self, verdict};
 use zipper_watch::Picture;
@@ -45,19 +44,6 @@ async fn picture_with(store: &RunStore, wanted: impl Fn(&Picture) -> bool) -> Pi
 fn steps(picture: &Picture) -> Vec<u64> {
     let checkpoints = picture.checkpoints.iter();
     checkpoints.map(|checkpoint| checkpoint.step).collect()
-}
-
-/// Trains up to `reached` of the task that the workers have, and stops there.
-async fn stop_at(coordinator: &Coordinator, fleet: &mut Fleet, reached: u64) {
-    let (id, task) = fleet.train_task().await;
-    let reason = "enough".to_owned();
-    let stopped = coordinator.run().stop(v1::StopRequest { reason }).await;
-    stopped.expect("anybody may stop it");
-    fleet.train(&task, reached, 1.0).await;
-    let reached_step = reached;
-    fleet
-        .complete(id, |_| Outcome::Stopped(v1::Stopped { reached_step }))
-        .await;
 }
 
 #[tokio::test]
@@ -131,7 +117,9 @@ async fn what_an_earlier_coordinator_left_is_shown() {
     let coordinator = Coordinator::start(&store, config.clone()).await;
     let mut fleet = Fleet::join(&coordinator, &store).await;
     let before = picture_with(&store, |picture| picture.times.total_seconds > 0.0).await;
-    stop_at(&coordinator, &mut fleet, 5).await;
+    let (id, task) = fleet.train_task().await;
+    coordinator.ask_to_stop("enough").await;
+    fleet.stop_at(id, &task, 5, 1.0).await;
     assert_eq!(fleet.verdict().await.outcome(), verdict::Outcome::Stopped);
     assert_eq!(coordinator.ended().await, ExitStatus::Stopped);
     let end = picture(&store).await.expect("the last picture");
@@ -161,8 +149,7 @@ async fn what_an_earlier_coordinator_left_is_shown() {
     for kind in ["generation", "evaluation", "resumed"] {
         assert!(kinds.contains(&kind), "{kind} is not among {kinds:?}");
     }
-    let stop = v1::StopRequest::default();
-    coordinator.run().stop(stop).await.expect("anybody may stop it");
+    coordinator.ask_to_stop("").await;
     assert_eq!(coordinator.ended().await, ExitStatus::Stopped);
     let curves = store.list(layout::TENSORBOARD).await;
     assert_eq!(

@@ -22,6 +22,13 @@ fn member(worker: &str) -> v1::MemberContext {
     }
 }
 
+fn agent(node_rank: u32) -> v1::AgentContext {
+    v1::AgentContext {
+        node_rank,
+        ..v1::AgentContext::default()
+    }
+}
+
 fn refused<T>(words: &str) -> Result<T, String> {
     Err(words.to_owned())
 }
@@ -29,14 +36,8 @@ fn refused<T>(words: &str) -> Result<T, String> {
 #[test]
 fn agents_speak_of_their_own_node() {
     let bounds = bounds();
-    let agent = |node_rank| {
-        Some(v1::AgentContext {
-            node_rank,
-            ..v1::AgentContext::default()
-        })
-    };
     let mut exit = v1::ReportWorkerExitRequest {
-        agent: agent(1),
+        agent: Some(agent(1)),
         worker: Some(v1::WorkerProcess {
             worker_id: "node1/0".to_owned(),
             incarnation: 1,
@@ -44,12 +45,14 @@ fn agents_speak_of_their_own_node() {
         ..v1::ReportWorkerExitRequest::default()
     };
     assert_eq!(exit.check(&bounds), Ok(()));
-    exit.agent = agent(0);
+    exit.agent = Some(agent(0));
     assert_eq!(
         exit.check(&bounds),
         refused("the agent of node 0 reports of worker `node1/0`")
     );
-    let mut beyond = v1::AgentHeartbeatRequest { agent: agent(2) };
+    let mut beyond = v1::AgentHeartbeatRequest {
+        agent: Some(agent(2)),
+    };
     assert_eq!(
         beyond.check(&bounds),
         refused("there is no node 2 in a run of 2 nodes")
@@ -100,9 +103,8 @@ fn only_slots_of_the_run_are_workers() {
 fn steps_and_amounts_are_those_of_the_run() {
     let bounds = bounds();
     let mut heartbeat = v1::HeartbeatRequest {
-        member: Some(member("node0/0")),
         last_completed_step: bounds.last_step,
-        ..v1::HeartbeatRequest::default()
+        ..heartbeat()
     };
     assert_eq!(heartbeat.check(&bounds), Ok(()));
     heartbeat.last_completed_step += 1;
@@ -261,18 +263,12 @@ fn whoever_asks_is_of_the_run() {
     ] {
         assert_eq!(checked, refused("`node9/9` is no worker of this run"));
     }
-    let agent = || {
-        Some(v1::AgentContext {
-            node_rank: 2,
-            ..v1::AgentContext::default()
-        })
-    };
     let registers = v1::RegisterNodeRequest {
-        agent: agent(),
+        agent: Some(agent(2)),
         ..v1::RegisterNodeRequest::default()
     };
     let exits = v1::ReportWorkerExitRequest {
-        agent: agent(),
+        agent: Some(agent(2)),
         ..v1::ReportWorkerExitRequest::default()
     };
     for checked in [after(&registers, |_| {}), after(&exits, |_| {})] {
@@ -546,14 +542,14 @@ fn every_text_is_cut() {
     );
 
     let mut registers = v1::RegisterNodeRequest {
-        agent: Some(v1::AgentContext::default()),
+        agent: Some(agent(0)),
         hostname: long(),
     };
     registers.check(&bounds()).expect("it makes sense");
     assert_eq!(registers.hostname, name);
 
     let mut exit = v1::ReportWorkerExitRequest {
-        agent: Some(v1::AgentContext::default()),
+        agent: Some(agent(0)),
         last_lines: vec![long(); LINES + 1],
         ..v1::ReportWorkerExitRequest::default()
     };
